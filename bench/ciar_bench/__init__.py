@@ -1,0 +1,1 @@
+"""Measurements of CIAR: latency, quality, tables."""

@@ -1,0 +1,1 @@
+"""The cloud process: serves the target model to many edges."""

@@ -1,0 +1,1 @@
+"""The edge process: drafts, routes, asks the cloud, and decodes the picture."""

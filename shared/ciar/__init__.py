@@ -1,0 +1,3 @@
+"""CIAR: interval-based edge-cloud collaborative decoding for autoregressive image generation."""
+
+__version__ = "0.1.0"

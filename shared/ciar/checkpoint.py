@@ -1,0 +1,141 @@
+"""Model folders: `config.json` beside `model.safetensors`, strict both ways; a bundle of four makes a model.
+
+    NAME/cloud/  target transformer, and `injection.weight` [D, F], the cloud's half of phi
+    NAME/edge/   draft model, with the cloud's fingerprint it was trained for, and the calibration of its scores
+    NAME/vq/     tokenizer
+    NAME/text/   text encoder (see `models.text_encoder`)
+
+Matrices may be stored as int8 with a scale a row, other tensors as float16; they are loaded as float32. The fingerprint of
+a folder is a SHA-256 over its configuration and tensor bytes, so it changes when any weight does.
+"""
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ciar.errors import CheckpointError
+from ciar.int8 import unpack_state_dict
+
+T = TypeVar("T")
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+DEFAULT_MODEL = "ciar-mini"
+
+
+def from_dict(kind: type[T], values: Mapping[str, Any], *, where: str) -> T:
+    """A dataclass from JSON or TOML values, nested ones included; unknown or missing names are errors naming the place."""
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise CheckpointError(f"{where}: unknown {', '.join(unknown)}; known: {', '.join(fields)}")
+    hints = typing.get_type_hints(kind)
+    try:
+        return kind(**{n: coerce(hints[n], v, where=f"{where}.{n}") for n, v in values.items()})
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{where}: {error}") from error
+
+
+def coerce(hint: Any, value: Any, *, where: str) -> Any:
+    """JSON lists to the tuples, and JSON objects to the dataclasses, that a field declares."""
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return from_dict(typing.cast(type[Any], hint), value, where=where)
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if isinstance(value, list) and any(typing.get_origin(o) is tuple for o in options):
+        return tuple(value)
+    return value
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.json` of a model folder."""
+    path = folder / CONFIG_FILE
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder}: no {CONFIG_FILE}; is this a model folder?") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: holds {type(config).__name__}, expected an object")
+    return config
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a model folder, unpacked to float32."""
+    path = folder / WEIGHTS_FILE
+    try:
+        return unpack_state_dict(load_file(path))
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder}: no {WEIGHTS_FILE}") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: damaged or truncated ({error}); download or export it again"
+        ) from error
+
+
+def load_into(module: nn.Module, state: Mapping[str, Tensor], *, where: Path) -> None:
+    """Strict load: every key and shape must match, with the differences named."""
+    expected = {n: tuple(t.shape) for n, t in module.state_dict().items()}
+    found = {n: tuple(t.shape) for n, t in state.items()}
+    wrong = [
+        *(f"missing {n}" for n in sorted(expected.keys() - found.keys())),
+        *(f"unexpected {n}" for n in sorted(found.keys() - expected.keys())),
+        *(
+            f"{n} is {found[n]}, expected {expected[n]}"
+            for n in sorted(expected.keys() & found.keys())
+            if found[n] != expected[n]
+        ),
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+        raise CheckpointError(f"{where}: {'; '.join(wrong[:4])}{more}")
+    module.load_state_dict(dict(state), strict=True, assign=True)
+
+
+def save_folder(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write a model folder. Tensors are stored as given (see `int8.pack_state_dict`)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({n: t.contiguous() for n, t in tensors.items()}, folder / WEIGHTS_FILE)
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def fingerprint(folder: Path) -> str:
+    """First 16 hex digits of the SHA-256 over a folder's configuration (without calibration) and weights file."""
+    config = {k: v for k, v in read_config(folder).items() if k != "calibration"}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    try:
+        with (folder / WEIGHTS_FILE).open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    except OSError as error:
+        raise CheckpointError(f"{folder / WEIGHTS_FILE}: cannot be read: {error}") from error
+    return digest.hexdigest()[:16]
+
+
+def find_model(model: str | Path) -> Path:
+    """A bundle by folder, or by name among the embedded ones (in the wheel, or in the source tree)."""
+    path = Path(model)
+    package = Path(str(files("ciar")))
+    for candidate in (path, package / "_models" / path, package.parents[1] / "models" / path):
+        if (candidate / "vq").is_dir() or (candidate / "cloud").is_dir():
+            return candidate
+    raise CheckpointError(
+        f"model: {str(model)!r}: no such model folder; give a folder that holds cloud/, edge/ and vq/, "
+        f"or the embedded {DEFAULT_MODEL!r}"
+    )
+
+
+def to_device(module: nn.Module, *, device: str, dtype: torch.dtype) -> nn.Module:
+    """Ready for inference: eval mode, no gradients, on the device."""
+    return module.to(device=device, dtype=dtype).eval().requires_grad_(False)

@@ -1,0 +1,1 @@
+"""Model families: transformers, tokenizers and heads, in plain torch."""

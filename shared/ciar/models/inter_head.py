@@ -1,0 +1,93 @@
+"""The draft model: one layer of the target's own architecture, the Inter-Head, and the interval features.
+
+    c_t = W_c h_t                          centre logits
+    r_t = softplus(W_r h_t + b_r)          radii, W_r of low rank, capped
+    f_t = phi(concat(h_t, p^l_t, p^u_t))   the code of a token the edge kept; its last linear layer runs in the cloud
+
+The draft is distilled from the *guided* target, so it runs one conditional branch. Its condition rows are the target's
+projected ones, which come with the prefix; a frozen copy of that projection serves when there is no cloud at all.
+
+    D width   V codebook size   F feature width   R radius rank
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ciar.interval import Interval, interfuse
+from ciar.models.transformer import CaptionMLP, TransformerConfig, Trunk
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterHeadConfig:
+    radius_rank: int = 64  # 0: a full matrix, as published
+    max_radius: float = 6.0
+    initial_radius: float = 0.5
+    feature_dim: int = 64
+
+    def __post_init__(self) -> None:
+        if not 0 < self.initial_radius < self.max_radius:
+            raise ValueError(
+                f"initial_radius: {self.initial_radius}: give a value between 0 and max_radius"
+            )
+
+
+class InterHead(nn.Module):
+    """Hidden states to centre logits and radii."""
+
+    def __init__(self, dim: int, vocab_size: int, config: InterHeadConfig) -> None:
+        super().__init__()
+        self.max_radius = config.max_radius
+        self.centre = nn.Linear(dim, vocab_size, bias=False)
+        rank = config.radius_rank
+        self.radius_down = nn.Linear(dim, rank, bias=False) if rank else nn.Identity()
+        self.radius_up = nn.Linear(rank or dim, vocab_size)
+        nn.init.zeros_(self.radius_up.weight)
+        nn.init.constant_(self.radius_up.bias, math.log(math.expm1(config.initial_radius)))
+
+    def radius(self, hidden: Tensor) -> Tensor:
+        """[..., D] -> [..., V], from 0 to `max_radius`."""
+        raw = self.radius_up(self.radius_down(hidden))
+        return F.softplus(raw).clamp(max=self.max_radius)
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        return self.centre(hidden), self.radius(hidden)
+
+
+class IntervalFeatures(nn.Module):
+    """The edge's part of phi: `gelu(W concat(h, p^l, p^u) + b)`, a code of F numbers a kept token."""
+
+    def __init__(self, dim: int, vocab_size: int, config: InterHeadConfig) -> None:
+        super().__init__()
+        self.dim = dim
+        self.mix = nn.Linear(dim + 2 * vocab_size, config.feature_dim)
+
+    def forward(self, hidden: Tensor, interval: Interval) -> Tensor:
+        """hidden [..., D], interval [..., V] -> [..., F]."""
+        return F.gelu(self.mix(torch.cat([hidden, interval.lower, interval.upper], dim=-1)))
+
+
+class DraftModel(Trunk):
+    """The edge model."""
+
+    def __init__(self, config: TransformerConfig, head: InterHeadConfig) -> None:
+        super().__init__(config)
+        self.head_config = head
+        self.cap_proj = CaptionMLP(config)  # the target's, for drawing offline
+        self.inter_head = InterHead(config.dim, config.vocab_size, head)
+        self.phi = IntervalFeatures(config.dim, config.vocab_size, head)
+
+    def forward(self, rows: Tensor, mask: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Teacher-forced, for training: rows [B, L, D] projected condition, mask [B, L], tokens [B, n].
+
+        Returns hidden states [B, n + 1, D], centres and radii [B, n + 1, V].
+        """
+        hidden = self.masked_hidden(rows, tokens, mask)
+        return hidden, *self.inter_head(hidden)
+
+    def features(self, hidden: Tensor, centre: Tensor, radius: Tensor) -> Tensor:
+        """Interval-feature codes [..., F]."""
+        return self.phi(hidden, interfuse(centre, radius))  # type: ignore[no-any-return]

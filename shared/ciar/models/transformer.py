@@ -1,0 +1,247 @@
+"""The LlamaGen text-to-image transformer, target and draft alike.
+
+    B batch   L condition rows   n image tokens fed   N = rows packed over sessions   D width   H heads   d = D / H   V codebook
+
+Facts of the public model that are kept exactly:
+- condition rows come first and have *zero* rotary rows, so their queries and keys vanish: every condition key scores 0;
+- image token n sits in grid cell (n // grid, n % grid); its rotary angles are `[row * f, col * f]` on adjacent pairs;
+- the last condition row predicts token 0, and token n, when fed, predicts token n + 1; the last token is never fed;
+- conditions are left-padded, padding is seen by nobody, and the unconditional branch sees as many rows as the prompt.
+  Padding can therefore be left out: the cached path stores valid rows only, the training path masks it.
+
+Attention is handed in (`Attend`), so one forward serves training (a mask) and serving (a cache).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""(layer, q, k, v), each [..., n, H, d] -> [..., n, H, d]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """Sizes. Defaults are LlamaGen-XL text-to-image, stage I."""
+
+    vocab_size: int = 16384
+    grid_size: int = 16
+    num_layers: int = 36
+    dim: int = 1280
+    num_heads: int = 20
+    ffn_multiple_of: int = 256
+    num_condition: int = 120  # most condition rows
+    condition_dim: int = 2048  # width of the text features
+    norm_eps: float = 1e-5
+    rope_base: float = 10000.0
+
+    def __post_init__(self) -> None:
+        if self.dim % (4 * self.num_heads):
+            raise ValueError(
+                f"dim: {self.dim}: give a multiple of 4 x num_heads ({self.num_heads}), "
+                "as the 2-D rotary embedding needs"
+            )
+
+    @property
+    def num_tokens(self) -> int:
+        return self.grid_size**2
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.num_heads
+
+    @property
+    def ffn_dim(self) -> int:
+        step = self.ffn_multiple_of
+        return -(-int(2 * 4 * self.dim / 3) // step) * step
+
+    @property
+    def max_rows(self) -> int:
+        """Most positions a sequence can hold: condition, then every image token but the last."""
+        return self.num_condition + self.num_tokens - 1
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.num_heads = config.num_heads
+        self.head_dim = config.head_dim
+        self.wqkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
+        self.wo = nn.Linear(config.dim, config.dim, bias=False)
+
+    def forward(self, x: Tensor, rope: Tensor, attend: Attend) -> Tensor:
+        shape = x.shape[:-1]
+        qkv = self.wqkv(x).view(*shape, 3 * self.num_heads, self.head_dim)
+        qk, v = qkv.split((2 * self.num_heads, self.num_heads), dim=-2)
+        q, k = rotate(qk, rope).chunk(2, dim=-2)  # [..., n, H, d]
+        return self.wo(attend(self.layer, q, k, v).reshape(x.shape))  # type: ignore[no-any-return]
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: `w2(silu(w1 x) * w3 x)`."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.w3 = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.w2 = nn.Linear(config.ffn_dim, config.dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__()
+        self.attention = Attention(config, layer)
+        self.feed_forward = FeedForward(config)
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
+
+    def forward(self, x: Tensor, rope: Tensor, attend: Attend) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), rope, attend)
+        return x + self.feed_forward(self.ffn_norm(x))  # type: ignore[no-any-return]
+
+
+class Trunk(nn.Module):
+    """Token embedding, blocks and final norm: what target and draft have in common."""
+
+    rope: Tensor
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.register_buffer("rope", rope_table(config), persistent=False)
+
+    def rebuild_tables(self, device: torch.device | str) -> None:
+        """The rotary table is not in the weights and stays float32 whatever the model's dtype is."""
+        with torch.device("cpu"):
+            self.rope = rope_table(self.config).to(device)
+
+    def hidden(self, x: Tensor, rope: Tensor, attend: Attend) -> Tensor:
+        """Inputs [..., n, D] and their rotary rows [n, d/2, 2] -> normed hidden states [..., n, D]."""
+        for block in self.layers:
+            x = block(x, rope, attend)
+        return self.norm(x)  # type: ignore[no-any-return]
+
+    def image_rope(self, position: int, count: int) -> Tensor:
+        """Rotary rows [count, d/2, 2] of the image tokens `position`, `position + 1`, ..."""
+        return self.rope[position + 1 : position + 1 + count]
+
+    def condition_rope(self, count: int) -> Tensor:
+        """Rotary rows [count, d/2, 2] of condition rows: all zero."""
+        return self.rope[:1].expand(count, -1, -1)
+
+    def masked_hidden(self, rows: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        """One causal pass over whole sequences, for training.
+
+        rows [B, L, D] left-padded projected condition, mask [B, L] true where valid, tokens [B, n] ids.
+        Returns hidden states [B, n + 1, D], the i-th predicting token i.
+        """
+        x = torch.cat([rows, self.tok_embeddings(tokens)], dim=1)
+        return self.embedded_hidden(x, mask)[:, rows.shape[1] - 1 :]
+
+    def embedded_hidden(self, x: Tensor, mask: Tensor) -> Tensor:
+        """As `masked_hidden`, from embedded inputs [B, L + n, D] to hidden states [B, L + n, D]."""
+        num_rows = mask.shape[1]
+        num_tokens = x.shape[1] - num_rows
+        rope = torch.cat([self.condition_rope(num_rows), self.image_rope(0, num_tokens)])
+        allowed = sequence_mask(mask, num_tokens)[:, None]  # [B, 1, S, S]
+
+        def attend(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            q, k, v = (t.transpose(-2, -3) for t in (q, k, v))  # [B, H, S, d]
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+            return y.transpose(-2, -3)
+
+        return self.hidden(x, rope, attend)
+
+
+class CaptionMLP(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.condition_dim, config.dim, bias=False)
+        self.fc2 = nn.Linear(config.dim, config.dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))  # type: ignore[no-any-return]
+
+
+class CaptionEmbedder(nn.Module):
+    """Text features to condition rows; the unconditional branch has learned features of its own."""
+
+    uncond_embedding: Tensor
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.cap_proj = CaptionMLP(config)
+        uncond = torch.randn(config.num_condition, config.condition_dim)
+        self.register_buffer("uncond_embedding", uncond / config.condition_dim**0.5)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[..., L, condition_dim] -> [..., L, D]; zero rows stay zero."""
+        return self.cap_proj(features)  # type: ignore[no-any-return]
+
+    def uncond(self, count: int) -> Tensor:
+        """The unconditional features [count, condition_dim] that stand in for `count` prompt rows."""
+        return self.uncond_embedding[-count:]
+
+
+class Transformer(Trunk):
+    """The target model: a trunk with a caption embedder and an output head."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config)
+        self.cls_embedding = CaptionEmbedder(config)
+        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+
+    def forward(self, features: Tensor, mask: Tensor, tokens: Tensor) -> Tensor:
+        """Teacher-forced logits, for training.
+
+        features [B, L, condition_dim] left-padded text features, mask [B, L] true where valid, tokens [B, n] ids.
+        Returns [B, n + 1, V], the i-th predicting token i.
+        """
+        return self.output(self.masked_hidden(self.cls_embedding(features), tokens, mask))  # type: ignore[no-any-return]
+
+
+def rope_table(config: TransformerConfig) -> Tensor:
+    """[1 + T, d/2, 2] as (cos, sin): a zero row for every condition position, then one row per grid cell."""
+    half = config.head_dim // 2
+    freqs = config.rope_base ** (-torch.arange(0, half, 2, dtype=torch.float64) / half)
+    cells = torch.arange(config.num_tokens, dtype=torch.float64)
+    row, col = cells // config.grid_size, cells % config.grid_size
+    angles = torch.cat([row[:, None] * freqs, col[:, None] * freqs], dim=1)  # [T, d/2]
+    table = torch.stack([angles.cos(), angles.sin()], dim=-1).float()
+    return torch.cat([torch.zeros(1, half, 2), table])
+
+
+def rotate(x: Tensor, rope: Tensor) -> Tensor:
+    """Rotary embedding on adjacent pairs: x [..., n, H, d], rope [n, d/2, 2]; computed in float32."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))  # [..., n, H, d/2]
+    turned = pairs * torch.view_as_complex(rope)[..., None, :]
+    return torch.view_as_real(turned).flatten(-2).type_as(x)
+
+
+def sequence_mask(valid: Tensor, num_tokens: int) -> Tensor:
+    """Who sees whom: valid [B, L] -> [B, S, S] bool, S = L + num_tokens. Causal, padding hidden, the diagonal open."""
+    size = valid.shape[1] + num_tokens
+    columns = F.pad(valid, (0, num_tokens), value=True)  # [B, S]
+    eye = torch.eye(size, dtype=torch.bool, device=valid.device)
+    causal = torch.ones_like(eye).tril()
+    return (causal & columns[:, None]) | eye

@@ -1,0 +1,135 @@
+"""Float arrays as few bytes: float32, float16, or int8 with one float32 scale a row.
+
+Invariant: what is read back survives a second trip unchanged, bit for bit:
+`round_features(round_features(t)) == round_features(t)`. So an edge that rounds once and keeps the
+result can send the same values again after a lost session. For int8 this needs scales of at most
+17 significant bits: then 127 * scale is exact in float32, and the scale found in the rounded row
+(its largest magnitude / 127) is the one it was made with.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ciar.errors import InvalidInput
+
+PackedDtype = Literal["fp32", "fp16", "int8"]
+PACKED_DTYPES: tuple[PackedDtype, ...] = get_args(PackedDtype)
+MAX_DIM = 2**20  # entries along one axis
+MAX_MAGNITUDE = 65504.0  # largest finite float16; fp16 and int8 saturate there
+
+_NUMPY: dict[PackedDtype, np.dtype[Any]] = {
+    "fp32": np.dtype("<f4"),
+    "fp16": np.dtype("<f2"),
+    "int8": np.dtype("i1"),
+}
+_SPARE_SCALE_BITS = 0x7F  # 24 - 17 low bits of a float32 significand
+_MIN_SCALE = 2.0**-100  # rows smaller than this are zero
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedTensor:
+    """data: row-major, little-endian.
+
+    scales: for int8 one a row (value = integer * scale), else empty.
+    """
+
+    dtype: PackedDtype
+    shape: tuple[int, ...]
+    data: bytes
+    scales: tuple[float, ...] = ()
+
+
+def pack(tensor: Tensor, dtype: PackedDtype) -> PackedTensor:
+    """Pack a finite float tensor of one or two axes; fp16 and int8 saturate at +-65504."""
+    assert 1 <= tensor.ndim <= 2, f"one or two axes, not {tensor.ndim}"
+    values = tensor.detach().to("cpu", torch.float32).contiguous()
+    assert bool(torch.isfinite(values).all()), "only finite numbers can be packed"
+    shape = tuple(values.shape)
+    if dtype != "fp32":
+        values = values.clamp(-MAX_MAGNITUDE, MAX_MAGNITUDE)
+    if dtype != "int8":
+        return PackedTensor(dtype=dtype, shape=shape, data=_to_bytes(values, dtype))
+    rows = values.reshape(_num_rows(shape), shape[-1])  # [rows, columns]
+    scales = _row_scales(rows)  # [rows, 1]
+    steps = torch.where(scales > 0, rows / scales, 0.0).round().clamp(-127, 127)
+    return PackedTensor(
+        dtype=dtype, shape=shape, data=_to_bytes(steps, dtype), scales=tuple(scales[:, 0].tolist())
+    )
+
+
+def unpack(packed: PackedTensor, *, field: str = "tensor") -> Tensor:
+    """The float32 tensor of `packed.shape`.
+
+    Checks everything before it allocates. Raises `InvalidInput` that names `field`, or the
+    part of it that is wrong.
+    """
+    _check_layout(packed, field)
+    values = torch.from_numpy(
+        np.frombuffer(packed.data, _NUMPY[packed.dtype]).astype(np.float32).reshape(packed.shape)
+    )
+    if packed.dtype == "int8":
+        scales = torch.tensor(packed.scales, dtype=torch.float32)  # [rows]
+        rows = values.reshape(_num_rows(packed.shape), packed.shape[-1])
+        values = (rows * scales[:, None]).reshape(packed.shape)
+    if not bool(torch.isfinite(values).all()):
+        raise InvalidInput(field, "NaN or infinity", "give finite numbers only")
+    return values
+
+
+def round_features(tensor: Tensor, dtype: PackedDtype) -> Tensor:
+    """What the other side reads when `tensor` is sent as `dtype`: float32, on the CPU."""
+    return unpack(pack(tensor, dtype))
+
+
+def _row_scales(rows: Tensor) -> Tensor:
+    """Largest magnitude / 127 of each row, rounded up to 17 significant bits. [rows, 1]"""
+    if not rows.numel():
+        return rows.new_zeros(rows.shape[0], 1)
+    exact = rows.abs().amax(dim=1, keepdim=True) / 127
+    bits = exact.view(torch.int32)
+    rounded = ((bits + _SPARE_SCALE_BITS) & ~_SPARE_SCALE_BITS).view(torch.float32)
+    return torch.where(exact < _MIN_SCALE, 0.0, rounded)
+
+
+def _to_bytes(values: Tensor, dtype: PackedDtype) -> bytes:
+    array: np.ndarray[Any, Any] = values.numpy()
+    return array.astype(_NUMPY[dtype]).tobytes()
+
+
+def _num_rows(shape: tuple[int, ...]) -> int:
+    return shape[0] if len(shape) == 2 else 1
+
+
+def _check_layout(packed: PackedTensor, field: str) -> None:
+    shape = packed.shape
+    if packed.dtype not in PACKED_DTYPES:
+        raise InvalidInput(
+            f"{field}.dtype", packed.dtype, f"give one of {', '.join(PACKED_DTYPES)}"
+        )
+    if not 1 <= len(shape) <= 2:
+        raise InvalidInput(f"{field}.shape", shape, "give one or two sizes")
+    if any(not 0 <= size <= MAX_DIM for size in shape):
+        raise InvalidInput(f"{field}.shape", shape, f"give sizes from 0 to {MAX_DIM}")
+    num_bytes = math.prod(shape) * _NUMPY[packed.dtype].itemsize
+    if len(packed.data) != num_bytes:
+        raise InvalidInput(
+            f"{field}.data",
+            f"{len(packed.data)} bytes",
+            f"give {num_bytes} bytes for {packed.dtype} {shape}",
+        )
+    num_scales = _num_rows(shape) if packed.dtype == "int8" else 0
+    if len(packed.scales) != num_scales:
+        raise InvalidInput(
+            f"{field}.scales",
+            f"{len(packed.scales)} scales",
+            f"give {num_scales} for {packed.dtype} {shape}",
+        )
+    if any(not (math.isfinite(scale) and scale >= 0) for scale in packed.scales):
+        raise InvalidInput(
+            f"{field}.scales", "negative, NaN or infinite", "give finite scales from 0"
+        )

@@ -1,0 +1,86 @@
+"""Coupled sampling: edge and cloud draw with the same noise, so a drafted token is right exactly when the draws are equal.
+
+    x_t = argmax_v( logit_v / temperature + G(seed, t, v) ),    G = -log(-log u)
+
+u comes from Philox, keyed by the image's seed, with the absolute token position as counter: never from a shared
+generator, so batch neighbours, retries and replicas change nothing. Tokens filtered out are -inf.
+
+    V codebook size
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ciar.types import SamplingParams
+
+
+def guide(cond: Tensor, uncond: Tensor, cfg_scale: float) -> Tensor:
+    """Classifier-free guidance, [..., V] float32: `uncond + cfg_scale (cond - uncond)`. The *model view* of the cloud."""
+    cond, uncond = cond.float(), uncond.float()
+    return torch.lerp(uncond, cond, cfg_scale)
+
+
+def filter_logits(logits: Tensor, *, temperature: float, top_k: int, top_p: float) -> Tensor:
+    """The *sampling view*: temperature, then top-k (ties with the k-th stay), then top-p (the crossing token stays).
+
+    logits [..., V] -> [..., V] float32 with -inf for tokens that cannot be drawn. Temperature 0 leaves logits unscaled.
+    """
+    logits = logits.float()
+    if temperature not in (0.0, 1.0):
+        logits = logits / temperature
+    if 0 < top_k < logits.shape[-1]:
+        least = logits.topk(top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if top_p < 1:
+        ordered, order = logits.sort(dim=-1, descending=True)
+        mass = ordered.softmax(-1)
+        is_beyond = mass.cumsum(-1) - mass >= top_p  # the mass before this token already reaches top_p
+        logits = logits.masked_fill(is_beyond.scatter(-1, order, is_beyond), -torch.inf)
+    return logits
+
+
+def gumbel_noise(seed: int, position: int, vocab_size: int) -> Tensor:
+    """G(seed, position, 0..V-1), [V] float32.
+
+    u has 53 random bits and is never 0 or 1: a float32 u would clip G near 17, which a codebook of 16384 reaches.
+    """
+    bits = np.random.Philox(counter=[0, 0, 0, position], key=[seed, 0]).random_raw(vocab_size)
+    u = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    return torch.from_numpy((-np.log(-np.log(u))).astype(np.float32))
+
+
+def noise_rows(seeds: Sequence[int], positions: Sequence[int], vocab_size: int) -> Tensor:
+    """Noise of several (seed, position) pairs, [len, V] float32."""
+    rows = [gumbel_noise(s, p, vocab_size) for s, p in zip(seeds, positions, strict=True)]
+    return torch.stack(rows)
+
+
+def coupled_draw(logits: Tensor, position: int, params: SamplingParams) -> int:
+    """The token at `position` from model-view logits [V]: distributed as their sampling view, fixed by the seed."""
+    view = filter_logits(
+        logits, temperature=params.temperature, top_k=params.top_k, top_p=params.top_p
+    )
+    if params.temperature:
+        view = view + gumbel_noise(params.seed, position, view.shape[-1]).to(view.device)
+    return int(view.argmax())
+
+
+def draw_span(logits: Tensor, position: int, params: SamplingParams) -> list[int]:
+    """Coupled draws at `position`, `position + 1`, ... from logits [n, V]."""
+    return [coupled_draw(row, position + i, params) for i, row in enumerate(logits)]
+
+
+def coupled_agreement(p: Tensor, q: Tensor) -> Tensor:
+    """The probability that coupled draws from p and q are equal, [...]: `sum_j 1 / sum_i max(p_i / p_j, q_i / q_j)`.
+
+    p, q are distributions [..., V]. O(V log V) by sorting the ratios `R = p / q` (Daliri, Musco, Suresh, 2024).
+    """
+    order = (p.log() - q.log()).nan_to_num(0.0).argsort(dim=-1)  # ascending p/q
+    p, q = p.gather(-1, order).double(), q.gather(-1, order).double()
+    p_at_least = p.flip(-1).cumsum(-1).flip(-1)  # P(R >= R_j): there p_i / p_j is the larger
+    q_below = q.cumsum(-1) - q  # Q(R < R_j)
+    terms = 1 / (p_at_least / p + q_below / q)
+    return terms.nan_to_num(0.0).sum(-1)

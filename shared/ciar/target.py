@@ -1,0 +1,140 @@
+"""The target model at work: slots, guidance and one operation, `extend`.
+
+Prefill, catch-up and verify differ only in length. A feed hands over tokens the cache has not seen, starting at the last
+known one (which is never cached), and gets the guided logits that follow each of them:
+
+    feed(position p, tokens x_p .. x_{p+k-1})  ->  logits for positions p+1 .. p+k       [k, V]
+    with a condition (prefill)                 ->  logits for positions 0 .. k           [1 + k, V]
+
+A token the edge kept enters as `E(x) + W f`, with the code f of its interval (zero for all others).
+
+    L condition rows of this prompt   k tokens fed   D width   V codebook size   F feature width
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ciar.checkpoint import from_dict, load_into, read_config, read_weights, to_device
+from ciar.errors import CheckpointError
+from ciar.models.kv_cache import KVCache, Segment
+from ciar.models.transformer import Transformer, TransformerConfig
+from ciar.sampling import guide
+
+
+class TargetModel(nn.Module):
+    """A transformer and the cloud's half of phi, as one model folder."""
+
+    def __init__(self, config: TransformerConfig, *, feature_dim: int) -> None:
+        super().__init__()
+        self.transformer = Transformer(config)
+        self.injection = nn.Linear(feature_dim, config.dim, bias=False)
+        nn.init.zeros_(self.injection.weight)
+
+    @property
+    def config(self) -> TransformerConfig:
+        return self.transformer.config
+
+    @property
+    def feature_dim(self) -> int:
+        return self.injection.in_features
+
+    @classmethod
+    def load(cls, folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> "TargetModel":
+        """Load `NAME/cloud`; raises `CheckpointError`."""
+        config = read_config(folder)
+        if config.get("family") != "llamagen":
+            raise CheckpointError(f"{folder}: family {config.get('family')!r}, expected 'llamagen'")
+        sizes = from_dict(TransformerConfig, config["transformer"], where=f"{folder}: transformer")
+        with torch.device("meta"):
+            model = cls(sizes, feature_dim=int(config["feature_dim"]))
+        load_into(model, read_weights(folder), where=folder)
+        to_device(model, device=device, dtype=dtype)
+        model.transformer.rebuild_tables(device)
+        return model
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Feed:
+    """One session's share of a step.
+
+    condition: [L, condition_dim] text features to prefill first; None when the slot holds them already.
+    num_condition: L, in both cases.
+    position: of the first fed token.  tokens: [k] ids, may be empty only in a prefill.
+    features: [k, F] codes, zero rows for tokens the edge did not decide; None when all are zero.
+    """
+
+    slot: int
+    num_condition: int
+    position: int
+    tokens: Tensor
+    cfg_scale: float
+    condition: Tensor | None = None
+    features: Tensor | None = None
+
+    @property
+    def num_new_rows(self) -> int:
+        return len(self.tokens) + (self.num_condition if self.condition is not None else 0)
+
+
+class Target:
+    """A target model with KV slots. Each slot holds the conditional and the unconditional sequence of one session."""
+
+    ROWS = 2
+
+    def __init__(self, model: TargetModel, *, num_slots: int) -> None:
+        self.model = model
+        self.config = model.config
+        weight = model.transformer.output.weight
+        self.cache = KVCache(
+            self.config, num_slots=num_slots, num_rows=self.ROWS, device=weight.device, dtype=weight.dtype
+        )
+
+    @torch.inference_mode()
+    def extend(self, feeds: Sequence[Feed]) -> list[Tensor]:
+        """One forward pass for all feeds; returns each one's guided logits, float32 [k or 1 + k, V]."""
+        transformer = self.model.transformer
+        inputs, ropes, segments = zip(*(self._pack(feed) for feed in feeds), strict=True)
+        hidden = transformer.hidden(torch.cat(inputs), torch.cat(ropes), self.cache.attend(segments))
+        wanted = []
+        for feed, block in zip(feeds, hidden.split([len(x) for x in inputs]), strict=True):
+            rows = block.view(self.ROWS, feed.num_new_rows, -1)  # [2, new, D]
+            wanted.append(rows[:, self._first_output(feed) :])
+        sizes = [w.shape[1] for w in wanted]
+        logits = transformer.output(torch.cat(wanted, dim=1))  # [2, sum k, V]
+        return [
+            guide(cond, uncond, feed.cfg_scale)
+            for feed, cond, uncond in zip(
+                feeds, logits[0].split(sizes), logits[1].split(sizes), strict=True
+            )
+        ]
+
+    def condition_rows(self, condition: Tensor) -> Tensor:
+        """Text features [L, condition_dim] -> the projected rows [L, D] the edge layer starts from."""
+        return self.model.transformer.cls_embedding(condition)  # type: ignore[no-any-return]
+
+    def _first_output(self, feed: Feed) -> int:
+        return feed.num_condition - 1 if feed.condition is not None else 0
+
+    def _pack(self, feed: Feed) -> tuple[Tensor, Tensor, Segment]:
+        """Inputs [2 * new, D] (conditional, then unconditional), their rotary rows, and where they go."""
+        transformer, rows = self.model.transformer, feed.num_condition
+        tokens = feed.tokens.to(transformer.rope.device)
+        x = transformer.tok_embeddings(tokens)  # [k, D]
+        if feed.features is not None:
+            x = x + self.model.injection(feed.features.to(x))
+        rope = transformer.image_rope(feed.position, len(feed.tokens))
+        both = x.expand(self.ROWS, -1, -1)
+        start = rows + feed.position
+        if feed.condition is not None:
+            assert feed.position == 0, "a prefill starts at the first token"
+            embed = transformer.cls_embedding
+            prompt = torch.stack([feed.condition.to(x), embed.uncond(rows)])
+            both = torch.cat([embed(prompt), both], dim=1)  # [2, L + k, D]
+            rope = torch.cat([transformer.condition_rope(rows), rope])
+            start = 0
+        segment = Segment(slot=feed.slot, start=start, count=feed.num_new_rows)
+        return both.flatten(0, 1), rope.repeat(self.ROWS, 1, 1), segment

@@ -1,0 +1,175 @@
+"""The values that pass between rooms: requests, batches, verdicts. Plain data that knows no gRPC and no model.
+
+Positions are absolute raster indices 0..T-1 of the token grid. A token is *known* once both sides hold it.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ciar.errors import InvalidInput
+
+MAX_SEED = 2**64 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """The sampling view of a distribution: guidance, then temperature, then top-k, then top-p, the same on both sides.
+
+    seed: keys the noise together with the absolute token position (0..2^64-1).
+    temperature: 0 is greedy, a test mode.
+    top_k: keep the k largest logits, 0 keeps all.  top_p: keep the smallest nucleus of this mass, 1 keeps all.
+    cfg_scale: guidance; 1 turns it off.
+    """
+
+    seed: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    cfg_scale: float = 3.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed <= MAX_SEED:
+            raise InvalidInput("seed", self.seed, "give an integer from 0 to 2^64-1")
+        if not (math.isfinite(self.temperature) and 0 <= self.temperature <= 100):
+            raise InvalidInput("temperature", self.temperature, "give a number from 0 (greedy) to 100")
+        if self.top_k < 0:
+            raise InvalidInput("top_k", self.top_k, "give 0 (off) or a positive count")
+        if not 0 < self.top_p <= 1:
+            raise InvalidInput("top_p", self.top_p, "give a probability above 0 and at most 1")
+        if not (math.isfinite(self.cfg_scale) and 1 <= self.cfg_scale <= 100):
+            raise InvalidInput("cfg_scale", self.cfg_scale, "give a number from 1 (off) to 100")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRequest:
+    """One image to be: what the cloud must know to open, or to rebuild, its session.
+
+    num_prefix: tokens the cloud draws before the edge starts (`floor(rho * T)`).
+    fingerprint: of the checkpoint pair the edge holds; the cloud refuses another one. Empty: do not check.
+    """
+
+    prompt: str
+    sampling: SamplingParams
+    num_prefix: int = 0
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """What a cloud serves, and its limits."""
+
+    name: str
+    family: str
+    fingerprint: str
+    grid_size: int  # tokens a side; T = grid_size ** 2
+    vocab_size: int
+    condition_dim: int  # width of the condition rows sent to the edge
+    feature_dim: int  # width of the interval-feature code
+    max_prompt_chars: int
+    max_batch_tokens: int
+    sampling: SamplingParams = field(default_factory=SamplingParams)  # the checkpoint's defaults
+
+    @property
+    def num_tokens(self) -> int:
+        return self.grid_size**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timings:
+    """What a call cost in the cloud."""
+
+    queue_seconds: float = 0.0  # accepted until its step began
+    compute_seconds: float = 0.0  # the model steps it took part in
+    num_forwards: int = 0  # sequential cloud forward passes
+    num_positions: int = 0  # token positions fed, summed over forwards (each runs cond and uncond rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefix:
+    """The answer to PrefixInject: an open session, its first tokens, and what the edge layer needs to know of the prompt."""
+
+    session_id: str
+    tokens: tuple[int, ...]
+    condition: Tensor  # [num_valid, condition_dim] float32, projected, padding left out
+    lease_seconds: float  # the stream must attach within this time
+    unknown_words: tuple[str, ...] = ()  # words of the prompt that the text encoder has never seen
+    timings: Timings = field(default_factory=Timings)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TokenSpan:
+    """Consecutive tokens from `position` on, some of them decided by the edge alone (kept, not `uncertain`).
+
+    features: [num_kept, feature_dim] float32, one interval-feature code per kept token, in order.
+    """
+
+    position: int
+    tokens: tuple[int, ...]
+    uncertain: tuple[bool, ...]
+    features: Tensor
+
+    def __post_init__(self) -> None:
+        if len(self.tokens) != len(self.uncertain):
+            raise InvalidInput(
+                "uncertain", len(self.uncertain), f"give one flag for each of the {len(self.tokens)} tokens"
+            )
+        num_kept = self.num_kept
+        if self.features.ndim != 2 or (num_kept and self.features.shape[0] != num_kept):
+            raise InvalidInput(
+                "features", tuple(self.features.shape), f"give one row for each of the {num_kept} kept tokens"
+            )
+
+    @property
+    def num_kept(self) -> int:
+        return sum(not flag for flag in self.uncertain)
+
+    @property
+    def end(self) -> int:
+        """Position after the last token."""
+        return self.position + len(self.tokens)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class VerifyBatch(TokenSpan):
+    """Drafted tokens for the cloud: kept ones extend its cache, uncertain ones are compared with its own draw.
+
+    epoch: grows each time the edge rolls back; answers to older epochs are void.
+    """
+
+    epoch: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The cloud's answer to a batch.
+
+    num_agreed: leading tokens of the batch that stand (kept ones before the first difference included).
+    token: the cloud's own token at `position + num_agreed`, the first difference or the next position; None after the
+        last position of the image.
+    """
+
+    epoch: int
+    position: int
+    num_agreed: int
+    token: int | None
+    timings: Timings = field(default_factory=Timings)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Resume:
+    """All a replica needs to continue a session it has never seen, token for token.
+
+    history: every known token from position 0, prefix and cloud-decided ones marked `uncertain` (they carry no features).
+    """
+
+    request: ImageRequest
+    history: TokenSpan
+    epoch: int = 0
+
+
+def no_features(feature_dim: int) -> Tensor:
+    """[0, feature_dim]: the features of a span without kept tokens."""
+    return torch.zeros(0, feature_dim)

@@ -1,0 +1,1 @@
+"""Generated from `proto/ciar/v1` by `make proto`; edit the `.proto` files instead."""

@@ -1,0 +1,41 @@
+"""Fixtures for every test.
+
+grpc.aio is bound to the first event loop of a process that uses it, so all coroutines of a test run
+share one loop: tests are plain functions that call `run(coroutine)`, never `asyncio.run`.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, TypeVar
+
+import pytest
+import torch
+import uvloop
+
+T = TypeVar("T")
+Run = Callable[[Coroutine[Any, Any, T]], T]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_torch_thread() -> None:
+    """Tiny models are slower on several threads, and sums then depend on how many there are."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def event_loop_for_session() -> Iterator[asyncio.AbstractEventLoop]:
+    loop = uvloop.new_event_loop()
+    yield loop
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()
+
+
+@pytest.fixture(scope="session")
+def run(event_loop_for_session: asyncio.AbstractEventLoop) -> Run[Any]:
+    """Run a coroutine to its end on the loop of the session: `result = run(f(x))`."""
+
+    def run_until_complete(coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return event_loop_for_session.run_until_complete(coroutine)
+
+    return run_until_complete

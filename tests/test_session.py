@@ -1,0 +1,156 @@
+"""Verification equals the cloud's own image, whatever the batches; rollback, resume and repetition change nothing."""
+
+import random
+
+import pytest
+import torch
+from torch import Tensor
+
+from ciar.errors import InvalidInput
+from ciar.models.transformer import TransformerConfig
+from ciar.session import PrefixWork, SessionState, VerifyWork
+from ciar.target import Target, TargetModel
+from ciar.types import ImageRequest, SamplingParams, TokenSpan, Verdict, VerifyBatch, no_features
+
+CONFIG = TransformerConfig(
+    vocab_size=24, grid_size=4, num_layers=2, dim=32, num_heads=2, ffn_multiple_of=8, num_condition=6, condition_dim=8
+)
+T = CONFIG.num_tokens
+
+
+@pytest.fixture(scope="module")
+def target() -> Target:
+    torch.manual_seed(0)
+    model = TargetModel(CONFIG, feature_dim=4).eval()
+    torch.nn.init.normal_(model.injection.weight, std=0.5)
+    torch.nn.init.normal_(model.transformer.output.weight, std=0.5)
+    return Target(model, num_slots=2)
+
+
+def new_session(seed: int = 3) -> SessionState:
+    request = ImageRequest(prompt="x", sampling=SamplingParams(seed=seed, cfg_scale=2.0))
+    condition = torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
+    return SessionState(request, condition, num_tokens=T, vocab_size=24, feature_dim=4)
+
+
+def run(target: Target, work: PrefixWork | VerifyWork, slot: int = 0) -> None:
+    while not work.receive(target.extend([work.feed(slot)])[0]):
+        pass
+
+
+def image(target: Target, seed: int = 3) -> list[int]:
+    session = new_session(seed)
+    run(target, PrefixWork(session, T))
+    return session.tokens
+
+
+def verify(target: Target, session: SessionState, batch: VerifyBatch, slot: int = 0) -> Verdict:
+    work = VerifyWork(session, batch)
+    run(target, work, slot)
+    return work.verdict
+
+
+def all_uncertain(session: SessionState, tokens: list[int], position: int) -> VerifyBatch:
+    return VerifyBatch(
+        position=position,
+        tokens=tuple(tokens),
+        uncertain=(True,) * len(tokens),
+        features=no_features(4),
+        epoch=session.epoch,
+    )
+
+
+@pytest.mark.parametrize("num_prefix", [0, 1, 5])
+@pytest.mark.parametrize("seed", [3, 4])
+def test_everything_verified_is_the_clouds_own_image(target: Target, num_prefix: int, seed: int) -> None:
+    """Wrong drafts of random lengths: the committed tokens are the base's."""
+    truth, rng = image(target, seed), random.Random(seed)
+    session = new_session(seed)
+    if num_prefix:
+        run(target, PrefixWork(session, num_prefix))
+    while not session.is_complete:
+        position = len(session.tokens) - rng.choice([0, 0, 1]) * bool(session.tokens)  # sometimes ask again
+        length = rng.randint(1, min(5, T - position))
+        draft = [t if rng.random() < 0.7 else rng.randrange(24) for t in truth[position : position + length]]
+        verdict = verify(target, session, all_uncertain(session, draft, position))
+        assert draft[: verdict.num_agreed] == truth[position : position + verdict.num_agreed]
+        end = position + verdict.num_agreed
+        assert verdict.token == (truth[end] if end < T else None)
+    assert session.tokens == truth
+
+
+def mixed_batch(position: int, length: int, seed: int) -> VerifyBatch:
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(24, (length,), generator=generator).tolist()
+    uncertain = tuple((torch.rand(length, generator=generator) < 0.4).tolist())
+    features = torch.randn(uncertain.count(False), 4, generator=generator)
+    return VerifyBatch(position=position, tokens=tuple(tokens), uncertain=uncertain, features=features, epoch=99)
+
+
+def history(session: SessionState) -> TokenSpan:
+    uncertain = tuple(not bool(row.any()) for row in session.features[: len(session.tokens)])
+    kept = [i for i, flag in enumerate(uncertain) if not flag]
+    return TokenSpan(
+        position=0, tokens=tuple(session.tokens), uncertain=uncertain, features=session.features[kept].clone()
+    )
+
+
+def test_a_rebuilt_session_goes_on_identically(target: Target) -> None:
+    session = new_session()
+    run(target, PrefixWork(session, 2))
+    verify(target, session, mixed_batch(2, 5, seed=7))
+    other = new_session()
+    other.restore(history(session))
+    position = len(session.tokens)
+    batch = mixed_batch(position, 4, seed=8)
+    assert verify(target, other, batch, slot=1) == verify(target, session, batch)
+    assert other.tokens == session.tokens
+    assert torch.equal(other.features, session.features)
+
+
+def test_repeating_a_batch_repeats_the_verdict(target: Target) -> None:
+    session = new_session()
+    run(target, PrefixWork(session, 3))
+    batch = mixed_batch(3, 6, seed=11)
+    first = verify(target, session, batch)
+    tokens = list(session.tokens)
+    assert verify(target, session, batch) == first
+    session.forget_cache()
+    assert verify(target, session, batch) == first
+    assert session.tokens == tokens
+
+
+def test_features_change_what_the_cloud_draws(target: Target) -> None:
+    def logits(scale: float) -> Tensor:
+        session = new_session()
+        batch = VerifyBatch(
+            position=0, tokens=(1, 2, 3), uncertain=(False,) * 3, features=torch.ones(3, 4) * scale
+        )
+        return target.extend([VerifyWork(session, batch).feed(0)])[0]
+
+    assert not torch.allclose(logits(0.0), logits(1.0), atol=1e-3)
+
+
+def test_older_epochs_are_void(target: Target) -> None:
+    session, truth = new_session(), image(target)
+    wrong = all_uncertain(session, [(truth[0] + 1) % 24], 0)
+    assert verify(target, session, wrong).num_agreed == 0
+    assert session.is_void(wrong)
+    assert not session.is_void(all_uncertain(session, [truth[1]], 1))
+
+
+@pytest.mark.parametrize(
+    ("batch", "field"),
+    [
+        (dict(position=1, tokens=(1,), uncertain=(True,)), "position"),
+        (dict(position=0, tokens=(), uncertain=()), "tokens"),
+        (dict(position=0, tokens=(24,), uncertain=(True,)), "tokens"),
+        (dict(position=0, tokens=(1,) * 17, uncertain=(True,) * 17), "position"),
+        (dict(position=0, tokens=(1,), uncertain=(False,), features=torch.zeros(1, 3)), "features"),
+        (dict(position=0, tokens=(1,), uncertain=(False,), features=torch.full((1, 4), torch.nan)), "features"),
+    ],
+)
+def test_bad_batches_name_the_field(batch: dict[str, object], field: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        VerifyWork(new_session(), VerifyBatch(**{"features": no_features(4), **batch}))  # type: ignore[arg-type]
+    assert field in caught.value.field

@@ -1,0 +1,1 @@
+"""Training: captioned scenes, tokenizer, target, draft, export."""

@@ -1,0 +1,124 @@
+"""Scenes as a transformer sees them: token grids beside text features, stored once and read through memory maps.
+
+    tokens.npy     uint16 [N, T]      raster token ids
+    features.npy   float16 [rows, C]  text features of all captions, one caption after another
+    starts.npy     int64 [N * K + 1]  where caption k of picture n begins: entry n * K + k
+
+A picture is 512 bytes at T = 256, so a million fit where thousands of pixels would.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ciar.models.text_encoder import TextEncoder
+from ciar.models.vq import VQModel
+from ciar_train.images import SceneFolder
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Conditions:
+    """Left-padded text features of a batch: [B, L, C] float32, and which rows are real: [B, L]."""
+
+    features: Tensor
+    mask: Tensor
+
+
+class CodeFolder:
+    """Reads what `write_codes` wrote."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tokens = np.load(folder / "tokens.npy", mmap_mode="r")
+        self.features = np.load(folder / "features.npy", mmap_mode="r")
+        self.starts = np.load(folder / "starts.npy")
+        self.num_captions = (len(self.starts) - 1) // len(self.tokens)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def token_batch(self, indices: Tensor) -> Tensor:
+        """[B, T] int64."""
+        return torch.from_numpy(self.tokens[indices.numpy()].astype(np.int64))
+
+    def condition_batch(self, indices: Tensor, captions: Tensor) -> Conditions:
+        """Features of caption `captions[i]` of picture `indices[i]`."""
+        entries = (indices * self.num_captions + captions).tolist()
+        return pad_left(
+            [
+                torch.from_numpy(self.features[self.starts[e] : self.starts[e + 1]].astype(np.float32))
+                for e in entries
+            ]
+        )
+
+
+def pad_left(rows: list[Tensor]) -> Conditions:
+    """Ragged feature rows [L_i, C] to one left-padded batch."""
+    longest = max(len(r) for r in rows)
+    features = torch.stack([F.pad(r, (0, 0, longest - len(r), 0)) for r in rows])
+    lengths = torch.tensor([len(r) for r in rows])
+    return Conditions(features, torch.arange(longest) >= longest - lengths[:, None])
+
+
+def write_codes(
+    scenes: SceneFolder,
+    vq: VQModel,
+    text: TextEncoder,
+    folder: Path,
+    *,
+    batch_size: int = 64,
+    progress: Progress = lambda done, total, what: None,
+) -> CodeFolder:
+    """Tokenize pictures and encode captions, unless the folder is complete already."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "tokens.npy").exists():
+        save(folder / "tokens.npy", picture_tokens(scenes, vq, batch_size, progress))
+    if not (folder / "starts.npy").exists():
+        features, starts = caption_features(scenes, text, batch_size, progress)
+        save(folder / "features.npy", features)
+        save(folder / "starts.npy", starts)
+    return CodeFolder(folder)
+
+
+def save(path: Path, array: np.ndarray) -> None:
+    """Write and rename: a file that exists is whole."""
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        np.save(file, array)
+    part.replace(path)
+
+
+@torch.inference_mode()
+def picture_tokens(
+    scenes: SceneFolder, vq: VQModel, batch_size: int, progress: Progress
+) -> np.ndarray:
+    device = vq.quantize.embedding.weight.device
+    out = []
+    for first in range(0, len(scenes), batch_size):
+        indices = torch.arange(first, min(first + batch_size, len(scenes)))
+        pixels = scenes.images(indices).to(device, memory_format=torch.channels_last)
+        out.append(vq.encode(pixels).flatten(1).cpu().numpy().astype(np.uint16))
+        progress(int(indices[-1]) + 1, len(scenes), "tokens")
+    return np.concatenate(out)
+
+
+def caption_features(
+    scenes: SceneFolder, text: TextEncoder, batch_size: int, progress: Progress
+) -> tuple[np.ndarray, np.ndarray]:
+    """Equal captions are encoded once; prompts of like length go together, so that little is padding."""
+    captions = [c for alternatives in scenes.captions() for c in alternatives]
+    unique = sorted(set(captions), key=lambda c: (len(c.split()), c))
+    encoded: dict[str, np.ndarray] = {}
+    for first in range(0, len(unique), batch_size):
+        batch = unique[first : first + batch_size]
+        for caption, rows in zip(batch, text.encode(batch), strict=True):
+            encoded[caption] = rows.cpu().numpy().astype(np.float16)
+        progress(first + len(batch), len(unique), "captions")
+    starts = np.cumsum([0] + [len(encoded[c]) for c in captions])
+    return np.concatenate([encoded[c] for c in captions]), starts

@@ -1,0 +1,44 @@
+"""Drawn pictures on disk, as `ciar-train scenes` leaves them: shards of uint8 images beside their captions."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ciar.errors import InvalidInput
+
+
+class SceneFolder:
+    """All shards of a folder, read through memory maps.
+
+    Images come out as float32 [B, 3, H, W] in [-1, 1], captions as lists of alternatives.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        paths = sorted(folder.glob("images-*.npy"))
+        if not paths:
+            raise InvalidInput("data", str(folder), "draw pictures first: ciar-train scenes")
+        self.folder = folder
+        self.shards = [np.load(path, mmap_mode="r") for path in paths]
+        self.starts = np.cumsum([0] + [len(shard) for shard in self.shards])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def images(self, indices: Tensor) -> Tensor:
+        shard_of = np.searchsorted(self.starts, indices.numpy(), side="right") - 1
+        picks = [
+            self.shards[shard][index - self.starts[shard]]
+            for shard, index in zip(shard_of, indices.tolist(), strict=True)
+        ]
+        pixels = torch.from_numpy(np.stack(picks))  # [B, H, W, 3] uint8
+        return pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+    def captions(self) -> list[list[str]]:
+        """All captions, image after image."""
+        lines = []
+        for path in sorted(self.folder.glob("captions-*.jsonl")):
+            lines += [json.loads(line) for line in path.read_text().splitlines()]
+        return [line["captions"] for line in lines]

@@ -1,0 +1,252 @@
+"""One training loop for every step: resumable, logged, distributed when torchrun started it.
+
+The loop owns time (schedule, checkpoints, log); the step owns the mathematics: it gets the step number and returns a loss
+and what to log. Data order must depend on the step number alone, so that a resumed run continues as if never stopped.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+Metrics = dict[str, float]
+Step = Callable[[int], tuple[Tensor, Metrics]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPlan:
+    """How long and how fast. Learning rate: linear warm-up, constant, then linear cool-down to zero."""
+
+    steps: int
+    batch_size: int  # over all processes
+    lr: float
+    warmup_steps: int = 100
+    cooldown: float = 0.3  # last share of the steps
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    grad_clip: float = 1.0
+    ema: float = 0.0  # decay of the averaged weights; 0 keeps the last weights
+    log_every: int = 20
+    eval_every: int = 500
+    save_every: int = 500
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "eval_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)}: give a positive count")
+
+    def lr_at(self, step: int) -> float:
+        warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        left = (self.steps - step) / max(1.0, self.cooldown * self.steps)
+        return self.lr * min(warm, left, 1.0)
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those of torchrun."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @classmethod
+    def start(cls, device: str = "") -> "World":
+        """Join torchrun's process group when there is one. Device: cuda when present, unless named."""
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        rank = int(os.environ.get("RANK", "0"))
+        kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if kind == "cuda":
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        if size > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+        return cls(rank, size, torch.device(kind))
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def share(self, batch_size: int) -> int:
+        if batch_size % self.size:
+            raise ValueError(f"batch_size: {batch_size}: give a multiple of {self.size} processes")
+        return batch_size // self.size
+
+
+def batch_indices(step: int, *, count: int, batch_size: int, world: World, seed: int) -> Tensor:
+    """This process's example indices [batch_size / world.size] at `step`: epochs of seeded permutations of `count`."""
+    first = step * batch_size
+    wanted = torch.arange(first + world.rank, first + batch_size, world.size)
+    out = torch.empty_like(wanted)
+    for epoch in wanted.div(count, rounding_mode="floor").unique().tolist():
+        here = wanted.div(count, rounding_mode="floor") == epoch
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 100_003 + epoch))
+        out[here] = order[wanted[here] % count]
+    return out
+
+
+def optimizer_for(model: nn.Module, plan: TrainingPlan, *, device: torch.device) -> torch.optim.Optimizer:
+    """AdamW; weight decay on matrices only."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": plan.weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=plan.lr, betas=plan.betas, fused=device.type == "cuda" or None)
+
+
+class Run:
+    """A folder that holds one step's state: `state.pt` (last checkpoint) and `metrics.jsonl`."""
+
+    def __init__(self, folder: Path, *, world: World, show: Callable[[str], None] = print) -> None:
+        self.folder = folder
+        self.world = world
+        self.show = show
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def state_path(self) -> Path:
+        return self.folder / "state.pt"
+
+    def load(self) -> dict[str, Any] | None:
+        if not self.state_path.exists():
+            return None
+        state: dict[str, Any] = torch.load(self.state_path, map_location="cpu", weights_only=True)
+        return state
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write and rename, so that an interrupted save leaves the previous state."""
+        if self.world.is_main:
+            part = self.state_path.with_suffix(".part")
+            torch.save(state, part)
+            part.replace(self.state_path)
+
+    def log(self, step: int, metrics: Metrics, *, steps: int, kind: str = "train") -> None:
+        if not self.world.is_main:
+            return
+        row = {"step": step, "kind": kind, "time": round(time.time(), 1)}
+        row |= {name: round(value, 6) for name, value in metrics.items()}
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        words = " ".join(f"{name}={value:.4g}" for name, value in metrics.items())
+        self.show(f"{self.folder.name} {kind} {step}/{steps} {words}")
+
+
+class Ema:
+    """Exponential moving average of a model's trainable parameters, corrected for its start."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.shadow = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        weight = 1 - min(self.decay, (step + 1) / (step + 10))
+        for name, parameter in model.named_parameters():
+            if name in self.shadow:
+                self.shadow[name].lerp_(parameter, weight)
+
+    @torch.no_grad()
+    def copy_to(self, model: nn.Module) -> None:
+        for name, parameter in model.named_parameters():
+            if name in self.shadow:
+                parameter.copy_(self.shadow[name])
+
+
+def average_gradients(parameters: Iterable[nn.Parameter], world: World) -> None:
+    """Mean over processes of every gradient (what DDP does, without its wrapper around custom forwards)."""
+    if world.size == 1:
+        return
+    grads = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in grads])
+    dist.all_reduce(flat)
+    flat /= world.size
+    for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+        grad.copy_(part.view_as(grad))
+
+
+def train(
+    model: nn.Module,
+    step_fn: Step,
+    *,
+    plan: TrainingPlan,
+    run: Run,
+    evaluate: Callable[[], Metrics] | None = None,
+    after_step: Callable[[int], None] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> None:
+    """Run or resume the plan. On return the model holds the averaged weights when the plan asks for an average."""
+    world = run.world
+    optimizer = optimizer or optimizer_for(model, plan, device=world.device)
+    ema = Ema(model, plan.ema) if plan.ema else None
+    first = restore(run, model, optimizer, ema)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    started, seen = time.monotonic(), 0
+    for step in range(first, plan.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = plan.lr_at(step) * group.get("lr_scale", 1.0)
+        loss, metrics = step_fn(step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        average_gradients(parameters, world)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, plan.grad_clip)
+        optimizer.step()
+        if after_step:
+            after_step(step)
+        if ema:
+            ema.update(model, step)
+        done, seen = step + 1, seen + plan.batch_size
+        if done % plan.log_every == 0 or done == plan.steps:
+            rate = seen / (time.monotonic() - started)
+            extra = {"loss": float(loss.detach()), "grad_norm": float(norm), "examples_per_second": rate}
+            run.log(done, extra | metrics, steps=plan.steps)
+        if evaluate and (done % plan.eval_every == 0 or done == plan.steps):
+            run.log(done, evaluate_averaged(model, ema, evaluate), steps=plan.steps, kind="eval")
+        if done % plan.save_every == 0 or done == plan.steps:
+            run.save(snapshot(done, model, optimizer, ema))
+    if ema:
+        ema.copy_to(model)
+
+
+def snapshot(
+    step: int, model: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None
+) -> dict[str, Any]:
+    state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    return state | ({"ema": ema.shadow} if ema else {})
+
+
+def restore(
+    run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None
+) -> int:
+    """Load the last checkpoint, if any; returns the step to go on from."""
+    state = run.load()
+    if state is None:
+        return 0
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    if ema:
+        ema.shadow = {n: t.to(run.world.device) for n, t in state["ema"].items()}
+    step: int = state["step"]
+    run.show(f"{run.folder.name}: resuming at step {step}")
+    return step
+
+
+@torch.no_grad()
+def evaluate_averaged(model: nn.Module, ema: Ema | None, evaluate: Callable[[], Metrics]) -> Metrics:
+    """Evaluate with the averaged weights in place, then put the live ones back."""
+    if ema is None:
+        return evaluate()
+    live = {n: p.detach().clone() for n, p in model.named_parameters() if n in ema.shadow}
+    ema.copy_to(model)
+    try:
+        return evaluate()
+    finally:
+        for name, parameter in model.named_parameters():
+            if name in live:
+                parameter.copy_(live[name])

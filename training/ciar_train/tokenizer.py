@@ -1,0 +1,113 @@
+"""`ciar-train tokenizer`: the VQ model, trained for sharp reconstructions.
+
+loss = |x - y|_1 + edge * |grad x - grad y|_1 + commitment * |z - sg(e)|^2
+
+Codes follow their latents by exponential averages (van den Oord et al., 2017, appendix A) on the unit sphere, and codes
+nobody uses move to latents of the current batch, so that the whole codebook stays in use.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ciar.models.vq import VQConfig, VQModel
+from ciar_train.images import SceneFolder
+from ciar_train.loop import Metrics, Run, TrainingPlan, World, batch_indices, train
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerLoss:
+    edge: float = 0.5
+    commitment: float = 0.25
+    code_decay: float = 0.99
+    dead_below: float = 0.1  # a code used less than this often a batch (averaged) is moved
+
+
+class CodeTracker(nn.Module):
+    """Averaged counts and sums of the latents assigned to each code."""
+
+    counts: Tensor
+    sums: Tensor
+
+    def __init__(self, vq: VQModel, loss: TokenizerLoss) -> None:
+        super().__init__()
+        self.loss = loss
+        self.codebook = vq.quantize
+        self.codebook.embedding.weight.requires_grad_(False)
+        codes = self.codebook.codes()
+        self.register_buffer("counts", torch.zeros(codes.shape[0]))  # so that the first batch places all
+        self.register_buffer("sums", codes.detach().clone())
+
+    @torch.no_grad()
+    def update(self, z: Tensor, ids: Tensor, *, can_move: bool) -> None:
+        """z [B, C, h, w] latents as compared, ids [B, h, w]."""
+        flat = z.detach().permute(0, 2, 3, 1).reshape(-1, z.shape[1])
+        hot = torch.zeros_like(self.counts).index_add_(0, ids.flatten(), torch.ones(len(flat), device=z.device))
+        sums = torch.zeros_like(self.sums).index_add_(0, ids.flatten(), flat)
+        self.counts.lerp_(hot, 1 - self.loss.code_decay)
+        self.sums.lerp_(sums, 1 - self.loss.code_decay)
+        if can_move:
+            dead = (self.counts < self.loss.dead_below).nonzero().flatten()
+            picks = flat[torch.randint(len(flat), (len(dead),), device=z.device)]
+            self.sums[dead], self.counts[dead] = picks, 1.0
+        self.codebook.embedding.weight.copy_(self.sums / self.counts[:, None].clamp(min=1e-3))
+
+
+def edges(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x[..., 1:, :] - x[..., :-1, :], x[..., :, 1:] - x[..., :, :-1]
+
+
+def reconstruction_loss(x: Tensor, y: Tensor, *, edge: float) -> Tensor:
+    sharp = sum((F.l1_loss(a, b) for a, b in zip(edges(x), edges(y), strict=True)), x.new_zeros(()))
+    return F.l1_loss(x, y) + edge * sharp
+
+
+def psnr(x: Tensor, y: Tensor) -> float:
+    """dB, for pixels in [-1, 1]."""
+    return float(10 * torch.log10(4 / F.mse_loss(x, y.clamp(-1, 1))))
+
+
+def train_tokenizer(
+    config: VQConfig,
+    plan: TrainingPlan,
+    loss: TokenizerLoss,
+    *,
+    data: SceneFolder,
+    held_out: SceneFolder,
+    run_folder: Path,
+    world: World,
+) -> VQModel:
+    """Train or resume; returns the model in eval mode."""
+    torch.manual_seed(plan.seed)
+    vq = VQModel(config).to(world.device, memory_format=torch.channels_last)
+    model = nn.ModuleDict({"vq": vq, "tracker": CodeTracker(vq, loss)})
+    tracker: CodeTracker = model["tracker"]  # type: ignore[assignment]
+
+    def load(folder: SceneFolder, indices: Tensor) -> Tensor:
+        return folder.images(indices).to(world.device, memory_format=torch.channels_last)
+
+    def step(number: int) -> tuple[Tensor, Metrics]:
+        indices = batch_indices(
+            number, count=len(data), batch_size=plan.batch_size, world=world, seed=plan.seed
+        )
+        x = load(data, indices)
+        z = vq.quantize.on_sphere(vq.latents(x))
+        ids = vq.quantize.nearest(z)
+        codes = vq.quantize.lookup(ids)
+        y = vq.decode_latents(z + (codes - z).detach())  # straight through
+        commitment = F.mse_loss(z, codes.detach()) * z.shape[1]
+        total = reconstruction_loss(x, y, edge=loss.edge) + loss.commitment * commitment
+        tracker.update(z, ids, can_move=number < plan.steps * (1 - plan.cooldown))
+        return total, {"psnr": psnr(x, y.detach()), "codes": float(ids.unique().numel())}
+
+    def evaluate() -> Metrics:
+        x = load(held_out, torch.arange(min(256, len(held_out))))
+        with torch.inference_mode():
+            ids = vq.encode(x)
+            return {"psnr": psnr(x, vq.decode(ids)), "codes": float(ids.unique().numel())}
+
+    train(model, step, plan=plan, run=Run(run_folder, world=world), evaluate=evaluate)
+    return vq.eval()
