@@ -32,6 +32,7 @@ T = TypeVar("T")
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 DEFAULT_MODEL = "ciar-mini"
+PARTS = ("cloud", "edge", "vq", "text")
 
 
 def from_dict(kind: type[T], values: Mapping[str, Any], *, where: str) -> T:
@@ -128,10 +129,10 @@ def find_model(model: str | Path) -> Path:
     path = Path(model)
     package = Path(str(files("ciar")))
     for candidate in (path, package / "_models" / path, package.parents[1] / "models" / path):
-        if (candidate / "vq").is_dir() or (candidate / "cloud").is_dir():
+        if any((candidate / part).is_dir() for part in PARTS):
             return candidate
     raise CheckpointError(
-        f"model: {str(model)!r}: no such model folder; give a folder that holds cloud/, edge/ and vq/, "
+        f"model: {str(model)!r}: no such model folder; give a folder that holds {', '.join(PARTS)}, "
         f"or the embedded {DEFAULT_MODEL!r}"
     )
 

@@ -73,6 +73,11 @@ class World:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.size > 1:
+            dist.barrier()
+
     def share(self, batch_size: int) -> int:
         if batch_size % self.size:
             raise ValueError(f"batch_size: {batch_size}: give a multiple of {self.size} processes")

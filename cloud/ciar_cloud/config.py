@@ -1,0 +1,65 @@
+"""The settings of `ciar-cloud serve`: flag, else CIAR_CLOUD_... in the environment, else the default here."""
+
+import ipaddress
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from ciar.checkpoint import DEFAULT_MODEL
+from ciar.errors import InvalidInput
+
+from ciar_cloud.bundle import DTYPES
+
+MAX_PORT = 65535
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """Every setting. Counts and seconds; 0 slots, threads or batch tokens: chosen from machine and model."""
+
+    model: str = DEFAULT_MODEL
+    host: str = "127.0.0.1"
+    port: int = 50051  # 0: a free one
+    insecure: bool = False  # listen beyond this machine without encryption
+    slots: int = 0
+    min_idle_seconds: float = 0.25  # how long a session without work keeps its slot
+    max_queue: int = 64
+    max_sessions: int = 256
+    max_step_positions: int = 512
+    max_batch_tokens: int = 0
+    threads: int = 0
+    device: str = "cpu"
+    dtype: str = "float32"
+    lease_seconds: float = 30.0
+    drain_seconds: float = 30.0
+    metrics_port: int = 9464  # 0: none
+    ready_file: Path | None = None
+    exit_with_parent: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("port", "metrics_port"):
+            if not 0 <= getattr(self, name) <= MAX_PORT:
+                raise InvalidInput(name, getattr(self, name), f"give a port from 0 to {MAX_PORT}")
+        for name in ("slots", "threads", "max_batch_tokens"):
+            if getattr(self, name) < 0:
+                raise InvalidInput(name, getattr(self, name), "give 0 (automatic) or a count")
+        for name in ("max_queue", "max_sessions", "max_step_positions"):
+            if getattr(self, name) < 1:
+                raise InvalidInput(name, getattr(self, name), "give at least 1")
+        for name in (f.name for f in fields(self) if f.name.endswith("_seconds")):
+            if not 0 <= getattr(self, name) <= 86400:
+                raise InvalidInput(name, getattr(self, name), "give 0 to 86400 seconds")
+        if self.dtype not in DTYPES:
+            raise InvalidInput("dtype", self.dtype, f"give one of {', '.join(DTYPES)}")
+        if not self.insecure and not is_loopback(self.host):
+            raise InvalidInput(
+                "host", self.host, "give 127.0.0.1, or add --insecure to listen without encryption"
+            )
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

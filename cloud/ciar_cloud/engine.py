@@ -1,0 +1,253 @@
+"""The engine: one thread, one operation. Each step is one `Target.extend` over a feed of every session that has work.
+
+    event loop  --submit-->  scheduler (under a lock)  --next_step-->  model thread  --outcomes-->  event loop
+
+Sessions come and go between steps (continuous batching). What a session gets does not depend on who shares its steps:
+noise comes from (seed, position), and every feed attends to its own slot alone. The thread sleeps on a condition while
+there is nothing to do. A step that fails fails the works in it, a feed with logits that are no numbers its own work.
+"""
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ciar.errors import CiarError, CloudUnavailable, EngineError
+from ciar.session import PrefixWork, SessionState, VerifyWork
+from ciar.target import Feed, Target
+from ciar.types import VerifyBatch
+
+from ciar_cloud.observer import Observer
+from ciar_cloud.scheduler import Job, Outcome, Scheduler, Seat
+
+log = logging.getLogger(__name__)
+
+Work = PrefixWork | VerifyWork
+Running = tuple[Job, Work, Feed]
+
+
+class Engine:
+    """Owns the target's slots. All methods are called from the event loop it was started in."""
+
+    def __init__(self, target: Target, scheduler: Scheduler, observer: Observer) -> None:
+        self._target = target
+        self._scheduler = scheduler
+        self._observer = observer
+        self._wake = threading.Condition(threading.Lock())
+        self._is_stopping = False
+        self._has_died = False
+        self._current: list[Job] = []
+        self.died = asyncio.Event()  # set when the model thread ended by itself
+        self._thread = threading.Thread(target=self._run, name="ciar-model", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def num_waiting(self) -> int:
+        return self._scheduler.num_waiting
+
+    @property
+    def num_slots(self) -> int:
+        return self._scheduler.slots.num_slots
+
+    @property
+    def num_slots_in_use(self) -> int:
+        return self._scheduler.slots.num_in_use
+
+    def start(self) -> None:
+        """Start the model thread; outcomes go to the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """End the model thread after the step it is in. Works that wait fail with `CloudUnavailable`."""
+        with self._wake:
+            self._is_stopping = True
+            self._wake.notify()
+        while self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join, 1.0)
+
+    def check_room(self) -> None:
+        """Raise `Overloaded` when the work of a new session would have to wait behind too many."""
+        with self._wake:
+            self._scheduler.check_room()
+
+    def open(self, state: SessionState) -> Seat:
+        """A place for a session; it gets a slot with its first work."""
+        return Seat(state=state, idle_since=time.monotonic())
+
+    def close(self, seat: Seat) -> None:
+        """Give up the session: its works are dropped, its slot is free at once or when its step has ended."""
+        with self._wake:
+            self._scheduler.close(seat)
+            self._wake.notify()
+
+    def draw(
+        self,
+        seat: Seat,
+        until: int,
+        deliver: Callable[[Outcome], None],
+        *,
+        deadline: float = math.inf,
+    ) -> None:
+        """Draw tokens until `until` are known, more than there are; delivers the `Timings`."""
+        assert until > len(seat.state.tokens), "nothing to draw"
+        now = time.monotonic()
+        self._submit(
+            Job(seat=seat, deliver=deliver, accepted=now, until=until, deadline=deadline)
+        )
+
+    def verify(
+        self,
+        seat: Seat,
+        batch: VerifyBatch,
+        deliver: Callable[[Outcome], None],
+        *,
+        deadline: float = math.inf,
+    ) -> None:
+        """Verify a batch after the seat's earlier ones; delivers the `Verdict`, or None for a void batch."""
+        now = time.monotonic()
+        self._submit(
+            Job(seat=seat, deliver=deliver, accepted=now, batch=batch, deadline=deadline)
+        )
+
+    def _submit(self, job: Job) -> None:
+        with self._wake:
+            if self._is_stopping or not self._thread.is_alive():
+                raise CloudUnavailable("the engine has stopped")
+            self._scheduler.add(job)
+            self._wake.notify()
+
+    # ------------------------------------------------------------------------------ model thread
+
+    @torch.inference_mode()
+    def _run(self) -> None:
+        try:
+            while jobs := self._next_jobs():
+                self._current = jobs
+                self._run_step(jobs)
+        except Exception:
+            log.exception("the model thread died")
+            self._has_died = True
+        finally:
+            self._abandon()
+
+    def _next_jobs(self) -> list[Job]:
+        """Sleep until there is a step to run; empty to stop."""
+        with self._wake:
+            slots = self._scheduler.slots
+            while not self._is_stopping:
+                now, num_evictions = time.monotonic(), slots.num_evictions
+                step = self._scheduler.next_step(now)
+                for _ in range(slots.num_evictions - num_evictions):
+                    self._observer.slot_evicted()
+                if step.dropped:
+                    self._deliver(list(step.dropped))
+                if step.jobs:
+                    return step.jobs
+                wake_at = self._scheduler.wake_at()
+                self._wake.wait(None if wake_at == math.inf else max(0.0, wake_at - now))
+        return []
+
+    def _run_step(self, jobs: list[Job]) -> None:
+        started = time.monotonic()
+        running, outcomes = self._begin(jobs)
+        results = self._extend(running) if running else []
+        seconds = time.monotonic() - started
+        num_positions = 0
+        for (job, work, feed), result in zip(running, results, strict=True):
+            job.num_forwards += 1
+            job.num_positions += feed.num_new_rows
+            job.compute_seconds += seconds
+            num_positions += feed.num_new_rows
+            if isinstance(result, CiarError):
+                outcomes.append((job, result))
+            elif result:
+                outcomes.append((job, self._success(job, work)))
+        self._deliver(outcomes)
+        done = {id(job) for job, _ in outcomes}
+        with self._wake:
+            self._scheduler.end_step([(job, id(job) in done) for job in jobs], time.monotonic())
+        if running:
+            self._observer.step_ended(
+                num_works=len(running), num_positions=num_positions, seconds=seconds
+            )
+
+    def _begin(self, jobs: list[Job]) -> tuple[list[Running], list[tuple[Job, Outcome]]]:
+        """The works of a step with their feeds; jobs that turn out to be wrong end here."""
+        running: list[Running] = []
+        outcomes: list[tuple[Job, Outcome]] = []
+        for job in jobs:
+            slot = job.seat.slot
+            assert slot is not None, "a job of a step has a slot"
+            try:
+                work = job.work = job.work or new_work(job)
+                running.append((job, work, work.feed(slot)))
+            except CiarError as error:
+                outcomes.append((job, error))
+        return running, outcomes
+
+    def _extend(self, running: list[Running]) -> list[bool | CiarError]:
+        """One forward pass: whether each work is done, or what went wrong with it."""
+        try:
+            logits = self._target.extend([feed for _, _, feed in running])
+        except Exception as error:  # whatever a device can raise concerns this step alone
+            log.exception("a step over %d sessions failed", len(running))
+            for job, _, _ in running:
+                job.seat.state.forget_cache()
+            return [EngineError(f"the model step failed: {error}") for _ in running]
+        return [self._receive(job, work, own) for (job, work, _), own in zip(running, logits, strict=True)]
+
+    def _receive(self, job: Job, work: Work, logits: Tensor) -> bool | CiarError:
+        if bool(logits.isfinite().all()):
+            return work.receive(logits)
+        job.seat.state.forget_cache()
+        return EngineError("the model gave logits that are not finite numbers")
+
+    def _success(self, job: Job, work: Work) -> Outcome:
+        timings = job.timings
+        self._observer.work_ended(kind=job.kind, timings=timings)
+        if isinstance(work, PrefixWork):
+            return timings
+        verdict, batch = work.verdict, work.batch
+        is_rejected = verdict.num_agreed < len(batch.tokens)
+        self._observer.tokens_verified(
+            num_accepted=sum(batch.uncertain[: verdict.num_agreed]), num_rejected=int(is_rejected)
+        )
+        return replace(verdict, timings=timings)
+
+    def _deliver(self, outcomes: list[tuple[Job, Outcome]]) -> None:
+        if outcomes:
+            assert self._loop is not None, "the thread runs after start()"
+            self._loop.call_soon_threadsafe(hand_out, outcomes)
+
+    def _abandon(self) -> None:
+        """The thread ends: nobody shall wait for it."""
+        with self._wake:
+            self._is_stopping = True
+            seats = {id(job.seat): job.seat for job in [*self._current, *self._scheduler.waiting()]}
+            jobs = [job for seat in seats.values() for job in seat.jobs]
+        self._deliver([(job, CloudUnavailable("the engine has stopped")) for job in jobs])
+        if self._has_died and self._loop is not None:
+            self._loop.call_soon_threadsafe(self.died.set)
+
+
+def new_work(job: Job) -> Work:
+    """The work of a job whose first step begins: a batch rolls its session back here and not earlier."""
+    state = job.seat.state
+    return PrefixWork(state, job.until) if job.batch is None else VerifyWork(state, job.batch)
+
+
+def hand_out(outcomes: list[tuple[Job, Outcome]]) -> None:
+    """In the event loop: every outcome to who asked for it."""
+    for job, outcome in outcomes:
+        job.deliver(outcome)

@@ -1,0 +1,153 @@
+"""The process: engine, sessions and services wired together, listening, and leaving in good order.
+
+Going away: readiness turns NOT_SERVING first, sessions that are open may finish, new ones are refused, then the server
+stops. Liveness (service name "") stays SERVING until then, so that nobody kills a cloud that is finishing images.
+"""
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+
+import torch
+from grpc import aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from ciar.errors import CloudUnavailable, EngineError, InvalidInput
+from ciar.target import Target
+from ciar.v1 import collaboration_pb2_grpc as pb_grpc
+from ciar.wire import MESSAGE_LIMIT_BYTES, SERVICE_NAME
+
+from ciar_cloud.bundle import CloudModel
+from ciar_cloud.config import ServeConfig
+from ciar_cloud.engine import Engine
+from ciar_cloud.metrics import CloudMetrics, serve_metrics
+from ciar_cloud.scheduler import Scheduler, Seat
+from ciar_cloud.servicer import Servicer
+from ciar_cloud.sessions import SessionRegistry
+from ciar_cloud.slots import SlotPool
+from ciar_cloud.text import PromptEncoder
+
+CPU_SLOTS, GPU_SLOTS = 16, 64  # most slots chosen by themselves
+MEMORY_SHARE = 0.25  # of what is free, for the slots
+STOP_SECONDS = 0.5  # for answers on their way when the server stops
+
+OPTIONS: list[tuple[str, int]] = [
+    ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
+    ("grpc.max_send_message_length", MESSAGE_LIMIT_BYTES),
+    ("grpc.so_reuseport", 0),  # a port that is taken is an error, not shared
+    # Finds edges whose network vanished without a word.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    # How often edges may ping; of the two names in use this is the one that gRPC reads.
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+]
+
+
+class CloudServer:
+    """A cloud that can be started, drained and stopped once, all in one event loop."""
+
+    def __init__(self, model: CloudModel, config: ServeConfig) -> None:
+        self.config = config
+        self.metrics = CloudMetrics(model.info)
+        target = Target(model.target, num_slots=config.slots or choose_slots(model))
+        slots: SlotPool[Seat] = SlotPool(
+            target.num_slots, min_idle_seconds=config.min_idle_seconds
+        )
+        scheduler = Scheduler(
+            slots, max_queue=config.max_queue, max_step_positions=config.max_step_positions
+        )
+        self.engine = Engine(target, scheduler, self.metrics)
+        self.sessions = SessionRegistry(
+            self.engine, max_sessions=config.max_sessions, lease_seconds=config.lease_seconds
+        )
+        self._prompts = PromptEncoder(model.encoder, target)
+        self._servicer = Servicer(
+            info=model.info,
+            engine=self.engine,
+            sessions=self.sessions,
+            prompts=self._prompts,
+            observer=self.metrics,
+        )
+        self._health = health.aio.HealthServicer()
+        self._stop_metrics: Callable[[], None] | None = None
+        self._server: aio.Server | None = None
+        self.metrics.watch(
+            queued=lambda: self.engine.num_waiting,
+            slots=lambda: self.engine.num_slots,
+            slots_in_use=lambda: self.engine.num_slots_in_use,
+            sessions=lambda: len(self.sessions),
+        )
+
+    async def start(self) -> int:
+        """Listen and serve; returns the port. Raises `InvalidInput` for an address that cannot be had."""
+        config = self.config
+        server = self._server = aio.server(options=OPTIONS)
+        pb_grpc.add_CollaborationServicer_to_server(self._servicer, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        try:
+            port = server.add_insecure_port(f"{host}:{config.port}")
+        except RuntimeError:
+            raise InvalidInput(
+                "port", f"{host}:{config.port}", "cannot listen there; choose another, or 0 for a free one"
+            ) from None
+        if config.metrics_port:
+            _, self._stop_metrics = serve_metrics(
+                self.metrics, host=config.host, port=config.metrics_port
+            )
+        self.engine.start()
+        await server.start()
+        await self._health.set(SERVICE_NAME, health_pb2.HealthCheckResponse.SERVING)
+        return port
+
+    async def drain(self) -> None:
+        """Turn not ready, and let open sessions finish within `drain_seconds`."""
+        await self._health.set(SERVICE_NAME, health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self.sessions.drain(grace_seconds=self.config.drain_seconds)
+
+    async def stop(self) -> None:
+        """Stop at once: calls that still run are cancelled, every thread ends."""
+        if self._server is not None:
+            await self._server.stop(STOP_SECONDS)
+        await self.engine.stop()
+        self._prompts.close()
+        if self._stop_metrics is not None:
+            await asyncio.to_thread(self._stop_metrics)
+
+
+async def run_server(server: CloudServer, on_ready: Callable[[int], None]) -> None:
+    """Serve until SIGTERM or SIGINT, drain, stop; a second signal stops at once. Raises `EngineError` if the engine dies."""
+    loop = asyncio.get_running_loop()
+    signals: asyncio.Queue[None] = asyncio.Queue()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signals.put_nowait, None)
+    try:
+        on_ready(await server.start())
+        died = asyncio.create_task(server.engine.died.wait())
+        first = asyncio.create_task(signals.get())
+        await asyncio.wait({first, died}, return_when=asyncio.FIRST_COMPLETED)
+        if not died.done():
+            drained = asyncio.create_task(server.drain())
+            second = asyncio.create_task(signals.get())
+            await asyncio.wait({drained, second, died}, return_when=asyncio.FIRST_COMPLETED)
+        if died.done():
+            raise EngineError("the model thread died; the log says why")
+    finally:
+        await server.stop()
+
+
+def choose_slots(model: CloudModel) -> int:
+    """As many as fit a quarter of the free memory, up to a limit."""
+    weight = model.target.transformer.output.weight
+    slot_bytes = Target.slot_bytes(model.target)
+    if weight.device.type == "cuda":
+        free, most = torch.cuda.mem_get_info(weight.device)[0], GPU_SLOTS
+    else:
+        free, most = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), CPU_SLOTS
+    return max(1, min(most, int(free * MEMORY_SHARE) // slot_bytes))

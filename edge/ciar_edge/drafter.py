@@ -1,0 +1,259 @@
+"""The drafter: the edge's draft model at work on one image, a token at a time.
+
+    draft() at position p:  known tokens that the cache lacks -> h_p -> c_p -> argmax(view(c_p) +
+    G_p)
+
+**The last known token is never cached**: it is the first input of the next draft. So `commit` costs
+nothing, a verdict that corrects a draft is just another `commit`, and a rollback forgets tokens
+without touching memory.
+
+One layer of one row is bound by memory traffic and by the number of torch calls. `PreparedDraft`
+holds the weights transposed (a row times a matrix streams faster than a matrix times a column) and
+side by side where they share an input.
+
+    T image tokens   L condition rows   n rows fed   D width   H heads   d = D / H
+    V codebook   F feature width   R radius rank
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ciar.models.inter_head import DraftModel
+from ciar.models.kv_cache import causal_mask
+from ciar.models.transformer import Block
+from ciar.sampling import filter_logits, gumbel_noise
+from ciar.types import SamplingParams
+from ciar.uncertainty import HeadOutput
+
+NOT_PREFILLED = -1
+MAX_NOISE_VALUES = 2**23  # kept in memory ahead of use: 32 MiB
+
+
+class PreparedLayer(NamedTuple):
+    """One block; matrices are [in, out]."""
+
+    attention_norm: Tensor
+    wqkv: Tensor  # [D, 3 D]
+    wo: Tensor
+    ffn_norm: Tensor
+    w13: Tensor  # [D, 2 ffn_dim]
+    w2: Tensor
+
+
+class PreparedDraft:
+    """A draft model's weights laid out for drafting.
+
+    Equal to `DraftModel.forward` up to rounding; shared by images.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, model: DraftModel) -> None:
+        head = model.inter_head
+        self.model = model
+        self.config = model.config
+        self.feature_dim = model.head_config.feature_dim
+        self.embedding = model.tok_embeddings.weight
+        self.layers = [_prepare_layer(block) for block in model.layers]  # type: ignore[arg-type]
+        self.norm = model.norm.weight
+        self.centre = _transposed(head.centre.weight)  # [D, V]
+        self.radius_down = (
+            _transposed(head.radius_down.weight)
+            if isinstance(head.radius_down, nn.Linear)
+            else None
+        )
+        self.radius_up = _transposed(head.radius_up.weight)  # [R or D, V]
+        self.radius_bias = head.radius_up.bias
+        self.max_radius = head.max_radius
+        self.turns = torch.view_as_complex(model.rope)[:, None]  # [1 + T, 1, d/2]
+
+    def hidden(self, x: Tensor, turns: Tensor, memory: Tensor, start: int) -> Tensor:
+        """Feed n rows to `memory` from row `start` on; the hidden state of the last one, [D].
+
+        x: [n, D] inputs.  turns: [n, 1, d/2] complex rotations.
+        """
+        eps = self.config.norm_eps
+        mask = causal_mask(len(x), start + len(x), x.device)
+        for layer, rows in zip(self.layers, memory, strict=True):
+            x = x + self._attention(layer, rows, x, turns, start, mask)
+            y = F.rms_norm(x, layer.ffn_norm.shape, layer.ffn_norm, eps)
+            gate, up = (y @ layer.w13).chunk(2, dim=-1)
+            x = torch.addmm(x, F.silu(gate).mul_(up), layer.w2)
+        return F.rms_norm(x[-1], self.norm.shape, self.norm, eps)
+
+    def _attention(
+        self,
+        layer: PreparedLayer,
+        rows: Tensor,
+        x: Tensor,
+        turns: Tensor,
+        start: int,
+        mask: Tensor | None,
+    ) -> Tensor:
+        heads, count, end = self.config.num_heads, len(x), start + len(x)
+        y = F.rms_norm(x, layer.attention_norm.shape, layer.attention_norm, self.config.norm_eps)
+        qkv = (y @ layer.wqkv).view(count, 3, heads, -1)
+        qk = qkv[:, :2].reshape(count, 2 * heads, -1, 2)
+        turned = torch.view_as_real(torch.view_as_complex(qk) * turns).view(count, 2, heads, -1)
+        rows[0, :, start:end] = turned[:, 1].transpose(0, 1)
+        rows[1, :, start:end] = qkv[:, 2].transpose(0, 1)
+        z = F.scaled_dot_product_attention(
+            turned[:, 0].transpose(0, 1)[None], rows[0, None, :, :end], rows[1, None, :, :end], mask
+        )  # [1, H, n, d]
+        return z[0].transpose(0, 1).reshape(count, -1) @ layer.wo
+
+    def radius(self, hidden: Tensor) -> Tensor:
+        """h [..., D] -> radii [..., V]."""
+        if self.radius_down is not None:
+            hidden = hidden @ self.radius_down
+        raw = (hidden @ self.radius_up).add_(self.radius_bias)
+        return F.softplus(raw).clamp_(max=self.max_radius)
+
+    def memory(self) -> Tensor:
+        """Keys and values of one image: [num_layers, 2, H, max_rows, d]."""
+        c = self.config
+        return torch.zeros(
+            len(self.layers), 2, c.num_heads, c.max_rows, c.head_dim, device=self.embedding.device
+        )
+
+
+def _prepare_layer(block: Block) -> PreparedLayer:
+    ffn = block.feed_forward
+    return PreparedLayer(
+        attention_norm=block.attention_norm.weight,
+        wqkv=_transposed(block.attention.wqkv.weight),
+        wo=_transposed(block.attention.wo.weight),
+        ffn_norm=block.ffn_norm.weight,
+        w13=_transposed(torch.cat([ffn.w1.weight, ffn.w3.weight])),
+        w2=_transposed(ffn.w2.weight),
+    )
+
+
+def _transposed(weight: Tensor) -> Tensor:
+    return weight.t().contiguous()
+
+
+class Noise:
+    """The rows G(seed, position, .) of one image, drawn ahead of need or on demand."""
+
+    def __init__(self, seed: int, *, vocab_size: int) -> None:
+        self._seed = seed
+        self._vocab_size = vocab_size
+        self._rows: dict[int, Tensor] = {}
+        self.max_rows = MAX_NOISE_VALUES // vocab_size
+
+    def prepare(self, position: int) -> None:
+        """Draw the row of `position` now, if there is room for it."""
+        if position not in self._rows and len(self._rows) < self.max_rows:
+            self._rows[position] = gumbel_noise(self._seed, position, self._vocab_size)
+
+    def row(self, position: int) -> Tensor:
+        """[V]"""
+        row = self._rows.get(position)
+        return gumbel_noise(self._seed, position, self._vocab_size) if row is None else row
+
+
+class Draft:
+    """A drafted token, and the prediction it was drawn from."""
+
+    def __init__(self, position: int, token: int, hidden: Tensor, head: HeadOutput) -> None:
+        self.position = position
+        self.token = token
+        self.hidden = hidden  # [D]
+        self.head = head
+
+
+class Drafter:
+    """One image at the edge.
+
+    condition: [L, D] projected condition rows, as they come with the prefix.
+    """
+
+    @torch.inference_mode()
+    def __init__(
+        self,
+        model: PreparedDraft,
+        condition: Tensor,
+        sampling: SamplingParams,
+        *,
+        noise: Noise | None = None,
+    ) -> None:
+        self.model = model
+        self._condition = condition.to(model.embedding)
+        self._sampling = sampling
+        self._noise = noise or Noise(sampling.seed, vocab_size=model.config.vocab_size)
+        self._memory = model.memory()
+        self._tokens: list[int] = []
+        self._num_cached = NOT_PREFILLED
+        self._draft: Draft | None = None
+
+    @property
+    def position(self) -> int:
+        """Of the next token: as many are known."""
+        return len(self._tokens)
+
+    @torch.inference_mode()
+    def draft(self) -> Draft:
+        """The edge's own token at `position`, drawn with the noise that the cloud draws with.
+
+        Commits nothing.
+        """
+        if self._draft is None:
+            hidden = self._extend()
+            centre = hidden @ self.model.centre  # [V]
+            head = HeadOutput(centre, lambda: self.model.radius(hidden))
+            self._draft = Draft(self.position, self._draw(centre), hidden, head)
+        return self._draft
+
+    def commit(self, *tokens: int) -> None:
+        """The next tokens are known, whoever decided them."""
+        assert self.position + len(tokens) <= self.model.config.num_tokens, "the image is full"
+        self._tokens += tokens
+        self._draft = None
+
+    def rollback(self, position: int) -> None:
+        """Forget all tokens from `position` on."""
+        assert 0 <= position <= self.position, "a rollback goes back"
+        del self._tokens[position:]
+        self._num_cached = min(self._num_cached, position)
+        self._draft = None
+
+    @torch.inference_mode()
+    def features(self, drafts: Sequence[Draft]) -> Tensor:
+        """Interval-feature codes of kept tokens, [n, F] float32, in one call."""
+        parts = [torch.cat([d.hidden, d.head.lower, d.head.upper]) for d in drafts]
+        mix = self.model.model.phi.mix
+        return F.gelu(F.linear(torch.stack(parts), mix.weight, mix.bias))
+
+    def _extend(self) -> Tensor:
+        """Cache every known token, and get the hidden state [D] that predicts the next."""
+        model, position = self.model, self.position
+        assert position < model.config.num_tokens, "the image is full"
+        start = min(self._num_cached, position - 1)
+        first = max(start, 0)
+        if position - first == 1:
+            token = self._tokens[first]
+            x = model.embedding[token : token + 1]
+        else:
+            x = model.embedding[self._tokens[first:]]
+        turns = model.turns[first + 1 : position + 1]
+        row = len(self._condition) + first
+        if start == NOT_PREFILLED:
+            row = 0
+            x = torch.cat([self._condition, x])
+            turns = torch.cat([model.turns[:1].expand(len(self._condition), -1, -1), turns])
+        self._num_cached = position
+        return model.hidden(x, turns, self._memory, row)
+
+    def _draw(self, centre: Tensor) -> int:
+        """`sampling.coupled_draw`, with noise that may have been drawn before."""
+        params = self._sampling
+        view = filter_logits(
+            centre, temperature=params.temperature, top_k=params.top_k, top_p=params.top_p
+        )
+        if params.temperature:
+            view = view + self._noise.row(self.position).to(view.device)
+        return int(view.argmax())

@@ -1,0 +1,99 @@
+"""What the edge knows that the cloud knows of one image: enough to rebuild its session anywhere.
+
+    known tokens x_0 .. x_{n-1}, each decided by the cloud, or kept by the edge with its code
+
+Only verdicts change it. What was drafted since the last verdict, or decided alone because a verdict
+was late, is not in it: the next batch carries that again.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ciar.types import TokenSpan, Verdict, VerifyBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origins:
+    """How many tokens of an image came about in each way; all but `num_corrected` sum to T."""
+
+    num_prefix: int
+    num_kept: int
+    num_agreed: int
+    num_drawn: int
+    num_corrected: int  # those of num_drawn that replaced a token of the edge
+    num_fallback: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Known:
+    token: int
+    origin: str  # a field of Origins without its "num_"
+    code: Tensor | None = None  # [feature_dim] of a token the edge kept
+
+
+class History:
+    """The known tokens of one session."""
+
+    def __init__(self, prefix: tuple[int, ...], *, num_tokens: int, feature_dim: int) -> None:
+        self._known = [_Known(token=token, origin="prefix") for token in prefix]
+        self._num_tokens = num_tokens
+        self._feature_dim = feature_dim
+        self._fallbacks: set[int] = set()  # positions asked about in vain
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def take(self, batch: VerifyBatch, verdict: Verdict) -> None:
+        """The batch was answered: what stands of it is known, and the cloud's token behind it."""
+        assert batch.position <= len(self), f"{batch.position} leaves a gap behind {len(self)}"
+        rows = iter(batch.features)
+        del self._known[batch.position :]
+        for token, is_uncertain in zip(
+            batch.tokens[: verdict.num_agreed], batch.uncertain, strict=False
+        ):
+            position = len(self)
+            if is_uncertain:
+                self._known.append(_Known(token=token, origin="agreed"))
+            else:
+                origin = "fallback" if position in self._fallbacks else "kept"
+                self._known.append(_Known(token=token, origin=origin, code=next(rows)))
+        if verdict.token is not None:
+            is_correction = verdict.num_agreed < len(batch.tokens)
+            origin = "corrected" if is_correction else "drawn"
+            self._known.append(_Known(token=verdict.token, origin=origin))
+            if is_correction:  # what was decided behind it is void
+                self._fallbacks = {p for p in self._fallbacks if p < len(self) - 1}
+
+    def miss(self, batch: VerifyBatch) -> None:
+        """The batch was not answered in time: the edge decides its uncertain tokens alone."""
+        asked = (batch.position + i for i, flag in enumerate(batch.uncertain) if flag)
+        self._fallbacks.update(asked)
+
+    def span(self, end: int) -> TokenSpan:
+        """The first `end` known tokens, as a resume tells them: the cloud's own are uncertain."""
+        known = self._known[:end]
+        codes = [item.code for item in known if item.code is not None]
+        width = self._feature_dim
+        return TokenSpan(
+            position=0,
+            tokens=tuple(item.token for item in known),
+            uncertain=tuple(item.code is None for item in known),
+            features=torch.stack(codes) if codes else torch.zeros(0, width),  # [kept, F]
+        )
+
+    def origins(self) -> Origins:
+        """Counts over the whole image: what follows the last verdict was decided by the edge."""
+        found = [item.origin for item in self._known]
+        for position in range(len(found), self._num_tokens):
+            found.append("fallback" if position in self._fallbacks else "kept")
+        num_corrected = found.count("corrected")
+        return Origins(
+            num_prefix=found.count("prefix"),
+            num_kept=found.count("kept"),
+            num_agreed=found.count("agreed"),
+            num_drawn=found.count("drawn") + num_corrected,
+            num_corrected=num_corrected,
+            num_fallback=found.count("fallback"),
+        )

@@ -1,0 +1,150 @@
+"""The edge's end of a session: what the cloud is known to know, and what it has still to hear.
+
+    tokens 0 .. num_acknowledged-1   known to both sides
+    kept                             what the edge decided alone since, in order, next to them
+
+Invariant: every batch starts at `num_acknowledged`. So after a missed deadline nothing needs
+repair: the edge decides alone and repeats all of it in the next batch, under a higher epoch that
+makes what the cloud did with the late one void.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+
+from ciar.errors import CloudUnavailable, DeadlineExceeded, EngineError, SessionLost
+from ciar.types import ModelInfo, Verdict, VerifyBatch
+from ciar.verifier import Session
+from ciar_edge.drafter import Draft, Drafter
+from ciar_edge.result import Observer
+
+
+class Traffic(Protocol):
+    uplink_bytes: int
+    downlink_bytes: int
+    num_resumes: int
+
+
+@runtime_checkable
+class Metered(Protocol):
+    """A session that has a wire."""
+
+    traffic: Traffic
+
+
+@dataclass(frozen=True)
+class Answer:
+    """num_agreed: of the uncertain drafts asked about.  token: the cloud's own behind them."""
+
+    num_agreed: int
+    token: int | None
+
+
+class Link:
+    """One image's conversation with the cloud."""
+
+    def __init__(
+        self,
+        session: Session,
+        drafter: Drafter,
+        info: ModelInfo,
+        *,
+        has_features: bool,
+        observer: Observer,
+    ) -> None:
+        prefix = session.prefix
+        self.max_batch_tokens = info.max_batch_tokens
+        self.num_acknowledged = len(prefix.tokens)
+        self.epoch = 0
+        self.lost = ""  # why the session is gone for good
+        self.num_forwards = max(len(prefix.tokens), prefix.timings.num_forwards)
+        self.num_round_trips = 0
+        self.feature_seconds = self.wait_seconds = 0.0
+        self.queue_seconds = prefix.timings.queue_seconds
+        self.compute_seconds = prefix.timings.compute_seconds
+        self._session, self._drafter, self._observer = session, drafter, observer
+        self._has_features, self._feature_dim = has_features, info.feature_dim
+        self._kept: list[Draft] = []
+        self._bonus: int | None = None  # the cloud's token at `num_acknowledged`, if it is known
+
+    @property
+    def traffic(self) -> Traffic | None:
+        return self._session.traffic if isinstance(self._session, Metered) else None
+
+    def keep(self, draft: Draft) -> None:
+        """The edge decided alone: the cloud hears of it with the next batch."""
+        self._kept.append(draft)
+
+    def take_bonus(self, position: int) -> int | None:
+        """The cloud's own token at `position`, if the last verdict brought it along.
+
+        Taking it decides the token.
+        """
+        if self._bonus is None or position != self.num_acknowledged:
+            return None
+        token, self._bonus = self._bonus, None
+        self.num_acknowledged += 1
+        return token
+
+    async def ask(self, uncertain: Sequence[Draft]) -> Answer | None:
+        """Have consecutive drafts, next to what was kept, verified; None when the edge must decide
+        them alone.
+        """
+        if self.lost:
+            return None
+        assert len(uncertain) <= self.max_batch_tokens, "the caller keeps to the limit"
+        try:
+            while len(self._kept) + len(uncertain) > self.max_batch_tokens:
+                await self._verify(self._kept[: self.max_batch_tokens], ())
+            return await self._verify(self._kept, uncertain)
+        except DeadlineExceeded:
+            self.epoch += 1
+        except (CloudUnavailable, SessionLost, EngineError) as error:
+            self.lost = str(error) or type(error).__name__
+        return None
+
+    async def _verify(self, kept: Sequence[Draft], uncertain: Sequence[Draft]) -> Answer:
+        batch = self._batch(kept, uncertain)
+        started = time.perf_counter()
+        try:
+            verdict = await self._session.verify(batch)
+        finally:
+            seconds = time.perf_counter() - started
+            self.wait_seconds += seconds
+        self._account(verdict)
+        self._observer.on_call(batch=batch, verdict=verdict, seconds=seconds)
+        num_agreed = verdict.num_agreed - len(kept)
+        assert 0 <= num_agreed <= len(uncertain), "kept tokens stand, and no others are agreed to"
+        self.num_acknowledged += verdict.num_agreed
+        self._bonus = verdict.token
+        if num_agreed < len(uncertain):
+            self.epoch += 1
+            self.num_acknowledged += 1  # the caller takes the cloud's token
+            self._bonus = None
+        del self._kept[: len(kept)]
+        return Answer(num_agreed, verdict.token)
+
+    def _batch(self, kept: Sequence[Draft], uncertain: Sequence[Draft]) -> VerifyBatch:
+        started = time.perf_counter()
+        if kept and self._has_features:
+            features = self._drafter.features(kept)
+        else:
+            features = torch.zeros(len(kept), self._feature_dim)
+        self.feature_seconds += time.perf_counter() - started
+        return VerifyBatch(
+            position=self.num_acknowledged,
+            tokens=tuple(draft.token for draft in (*kept, *uncertain)),
+            uncertain=(False,) * len(kept) + (True,) * len(uncertain),
+            features=features,
+            epoch=self.epoch,
+        )
+
+    def _account(self, verdict: Verdict) -> None:
+        timings = verdict.timings
+        self.num_round_trips += 1
+        self.num_forwards += max(1, timings.num_forwards)
+        self.queue_seconds += timings.queue_seconds
+        self.compute_seconds += timings.compute_seconds

@@ -1,0 +1,109 @@
+"""What a decoded image consists of, token by token, and what it cost.
+
+cloud calls = cloud forward passes / T     (every prefix token is one, a verified batch is one)
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from ciar.types import Verdict, VerifyBatch
+
+
+class Origin(StrEnum):
+    """Who decided a token. The six counts sum to T."""
+
+    PREFIX = "prefix"  # drawn by the cloud before the edge began
+    KEPT = "kept"  # certain: the edge alone
+    AGREED = "agreed"  # uncertain, and the cloud drew the same
+    CORRECTED = "corrected"  # uncertain, and the cloud drew another
+    DRAWN = "drawn"  # drawn by the cloud behind an agreed batch; the edge drafted nothing there
+    FALLBACK = "fallback"  # uncertain, decided by the edge for want of an answer
+
+
+CLOUD_DECIDED = frozenset((Origin.PREFIX, Origin.AGREED, Origin.CORRECTED, Origin.DRAWN))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageResult:
+    """A whole image.
+
+    origins, scores: one per token; a score is NaN where no router looked.
+    lost: why the cloud was lost in mid-image; empty when it was not.
+    cloud_forwards: forward passes in the cloud, those of answers that came too late left out.
+    round_trips: answered batches.  resumes: sessions rebuilt on another stream.
+    uplink_bytes, downlink_bytes: of the session, 0 when there is no wire.
+    seconds: prompt in to last token known.  prefix_seconds: of these, until the prefix was there.
+    draft_seconds: in the edge model, router and features.  wait_seconds: from batches to verdicts.
+    cloud_queue_seconds, cloud_compute_seconds: as the cloud saw them, prefix included.
+    """
+
+    tokens: tuple[int, ...]
+    origins: tuple[Origin, ...]
+    scores: tuple[float, ...]
+    unknown_words: tuple[str, ...] = ()
+    lost: str = ""
+    epochs: int = 0
+    cloud_forwards: int = 0
+    round_trips: int = 0
+    resumes: int = 0
+    uplink_bytes: int = 0
+    downlink_bytes: int = 0
+    seconds: float = 0.0
+    prefix_seconds: float = 0.0
+    draft_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    cloud_queue_seconds: float = 0.0
+    cloud_compute_seconds: float = 0.0
+
+    @property
+    def counts(self) -> dict[Origin, int]:
+        """Tokens by origin, zeros included."""
+        found = Counter(self.origins)
+        return {origin: found[origin] for origin in Origin}
+
+    @property
+    def prefix_tokens(self) -> int:
+        return self.counts[Origin.PREFIX]
+
+    @property
+    def fallbacks(self) -> int:
+        return self.counts[Origin.FALLBACK]
+
+    @property
+    def cloud_decided(self) -> int:
+        """Tokens that the cloud drew or confirmed, prefix included."""
+        return sum(origin in CLOUD_DECIDED for origin in self.origins)
+
+    @property
+    def cloud_calls(self) -> float:
+        return self.cloud_forwards / len(self.tokens)
+
+
+class Observer(Protocol):
+    """Told what happens while it happens. Called between two tokens: be quick."""
+
+    def on_start(self, *, num_tokens: int, num_prefix: int) -> None: ...
+
+    def on_token(self, *, position: int, token: int, origin: Origin, score: float) -> None: ...
+
+    def on_call(self, *, batch: VerifyBatch, verdict: Verdict, seconds: float) -> None: ...
+
+    def on_finish(self, result: ImageResult) -> None: ...
+
+
+class Silent:
+    """An observer that does nothing."""
+
+    def on_start(self, *, num_tokens: int, num_prefix: int) -> None:
+        pass
+
+    def on_token(self, *, position: int, token: int, origin: Origin, score: float) -> None:
+        pass
+
+    def on_call(self, *, batch: VerifyBatch, verdict: Verdict, seconds: float) -> None:
+        pass
+
+    def on_finish(self, result: ImageResult) -> None:
+        pass

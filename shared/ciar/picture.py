@@ -1,0 +1,155 @@
+"""Token grids to PNG files: the VQ decoder of a bundle, and writing a whole file or none.
+
+A picture is encoded in memory, written beside its destination under another name and moved over it,
+so a full disk or a kill never leaves half a PNG, nor damages the file that was there before. The
+text chunks of the PNG (`prompt`, `seed`, ...) say how to draw it again.
+"""
+
+import errno
+import io
+import json
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from ciar import __version__
+from ciar.checkpoint import from_dict, load_into, read_config, read_weights, to_device
+from ciar.errors import CheckpointError, InvalidInput, OutputError, shorten
+from ciar.models.vq import VQConfig, VQModel, to_uint8
+
+SUFFIX = ".png"
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+class Painter:
+    """Token grids to pixels: the VQ tokenizer's decoder."""
+
+    def __init__(self, model: VQModel) -> None:
+        self._model = model
+
+    @classmethod
+    def load(cls, folder: Path, *, device: str = "cpu") -> "Painter":
+        """Load `NAME/vq`; raises `CheckpointError`."""
+        config = read_config(folder)
+        if config.get("kind") != "vq":
+            raise CheckpointError(f"{folder}: kind {config.get('kind')!r}, expected 'vq'")
+        sizes = config.get("vq")
+        if not isinstance(sizes, dict):
+            raise CheckpointError(f"{folder}: no object 'vq' in its configuration")
+        with torch.device("meta"):
+            model = VQModel(from_dict(VQConfig, sizes, where=f"{folder}: vq"))
+        load_into(model, read_weights(folder), where=folder)
+        to_device(model, device=device, dtype=torch.float32)
+        return cls(model)
+
+    def check_codebook(self, vocab_size: int) -> None:
+        """Raise `CheckpointError` unless the codes are those the transformers were trained on."""
+        size = self._model.config.codebook_size
+        if size != vocab_size:
+            raise CheckpointError(
+                f"the vq folder has {size} codes but the model draws {vocab_size}: "
+                "the folders belong to different models"
+            )
+
+    @torch.inference_mode()
+    def paint(self, tokens: Sequence[int]) -> Tensor:
+        """All tokens of a square grid in raster order -> pixels, uint8 RGB [H, W, 3]."""
+        side = round(len(tokens) ** 0.5)
+        if not tokens or side * side != len(tokens):
+            raise InvalidInput("tokens", f"{len(tokens)} of them", "give a full square grid")
+        codebook = self._model.quantize.embedding.weight
+        size = len(codebook)
+        bad = [token for token in tokens if not 0 <= token < size]
+        if bad:
+            raise InvalidInput("tokens", bad[0], f"give codebook ids from 0 to {size - 1}")
+        grid = torch.tensor(tokens, device=codebook.device).view(1, side, side)  # [1, h, w]
+        pixels = to_uint8(self._model.decode(grid))  # [1, 3, H, W]
+        return pixels[0].permute(1, 2, 0).contiguous().cpu()
+
+
+def picture_metadata(
+    *, prompt: str, seed: int, fingerprint: str, mode: str, counts: Mapping[str, int | float]
+) -> dict[str, str]:
+    """The text chunks of a drawn picture.
+
+    fingerprint: of the target checkpoint.  mode: `blocking`, `exact`, `offline` or `cloud`.
+    counts: how the tokens came about, stored as a JSON object.
+    """
+    return {
+        "Software": f"ciar {__version__}",
+        "prompt": prompt,
+        "seed": str(seed),
+        "fingerprint": fingerprint,
+        "mode": mode,
+        "counts": json.dumps(counts),
+    }
+
+
+def check_picture_path(path: Path) -> None:
+    """Refuse what `save_picture` could not write for certain, before time is spent on the picture.
+
+    Raises `InvalidInput` (field `output`) for another suffix, `OutputError` for a missing folder.
+    """
+    if path.suffix.lower() != SUFFIX:
+        raise InvalidInput("output", str(path), f"give a file name that ends in {SUFFIX}")
+    if path.is_dir():
+        raise OutputError(f"output: {shorten(str(path))}: is a folder; give the name of a file")
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise OutputError(
+            f"output: {shorten(str(path))}: no such folder: {shorten(str(folder))}; create it first"
+        )
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise _output_error(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+
+
+def save_picture(path: Path, pixels: Tensor, metadata: Mapping[str, str]) -> None:
+    """Write uint8 RGB pixels [H, W, 3] as a PNG with `metadata` as its text chunks.
+
+    Raises `InvalidInput` (field `output`) for another suffix than .png, and `OutputError` when the
+    file cannot be written: no such folder, no permission, disk full. Then what was there before is
+    still there.
+    """
+    assert pixels.dtype == torch.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3, pixels.shape
+    check_picture_path(path)
+    chunks = PngInfo()
+    for key, text in metadata.items():
+        chunks.add_text(key, text)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.cpu().numpy()).save(buffer, format="PNG", pnginfo=chunks)
+    try:
+        _replace(path.resolve(), buffer.getvalue())
+    except OSError as error:
+        raise _output_error(path, error) from error
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a file beside `path` (resolved, so that a link stays one), then move it there."""
+    part = path.parent / f".ciar-{secrets.token_hex(8)}.part"
+    try:
+        with part.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # some file systems find out here that they are full
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _output_error(path: Path, error: OSError) -> OutputError:
+    if error.errno in _DISK_FULL:
+        remedy = "the disk is full; free some space, or choose another folder with --output"
+    elif error.errno in _NOT_ALLOWED:
+        remedy = "no permission to write there; choose another folder with --output"
+    else:
+        remedy = f"cannot be written: {error.strerror or error}"
+    return OutputError(f"output: {shorten(str(path))}: {remedy}")

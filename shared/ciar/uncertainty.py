@@ -1,0 +1,354 @@
+"""Which tokens to ask the cloud for: scores of the edge's own prediction, and routers on them.
+
+The scores that need InterFuse use its rational form, cheap enough for every token. With p =
+softmax(c) and w = e^r - 1, the definition in `ciar.interval` becomes
+
+    lower = p / (1 + w (1 - p))     upper = p (1 + w) / (1 + w p)
+    width = upper - lower = q w (w + 2) / (1 + w + q w^2),     q = p (1 - p)
+
+without a subtraction of near-equal numbers: 1 - p of the most likely token is the sum of the
+others.
+
+    V codebook size; functions of tensors work on the last dimension
+"""
+
+import math
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ciar.errors import InvalidInput
+
+DEFAULT_ROUTER = "interval"
+DEFAULT_BUDGET = 0.30
+NUM_QUANTILES = 101  # of a calibration: 0, 1, ..., 100 percent
+STEP_SIZE = 0.05  # of the dynamic threshold: it forgets in about 1 / STEP_SIZE tokens
+_ROUTER_KEY = 1  # second word of the noise key; the noise that draws tokens has 0 there
+
+
+class HeadOutput:
+    """The Inter-Head's prediction, and what routers derive from it, computed when first asked for.
+
+    centre: [..., V] logits.
+    radius: [..., V], or how to get it, so that a score that does not look at it does not pay.
+    """
+
+    def __init__(self, centre: Tensor, radius: Tensor | Callable[[], Tensor]) -> None:
+        self.centre = centre
+        self._radius = radius
+
+    @cached_property
+    def radius(self) -> Tensor:
+        return self._radius() if callable(self._radius) else self._radius
+
+    @cached_property
+    def _odds(self) -> tuple[Tensor, Tensor, Tensor]:
+        """p and 1 - p [..., V], and 1 - max p [..., 1]."""
+        logits = self.centre.float()
+        largest, top = logits.max(dim=-1, keepdim=True)
+        p = (logits - largest).exp_().scatter_(-1, top, 0.0)
+        others = p.sum(dim=-1, keepdim=True)
+        total = others + 1
+        least_rest = others / total
+        p = p.div_(total).scatter_(-1, top, 1 / total)
+        return p, (1 - p).scatter_(-1, top, least_rest), least_rest
+
+    @property
+    def mid(self) -> Tensor:
+        return self._odds[0]
+
+    @property
+    def doubt(self) -> Tensor:
+        """1 - max p, [...]: exact also where max p rounds to 1."""
+        return self._odds[2].squeeze(-1)
+
+    @cached_property
+    def _growth(self) -> Tensor:
+        """w = e^r - 1, [..., V]."""
+        return self.radius.float().expm1()
+
+    @cached_property
+    def width(self) -> Tensor:
+        """upper - lower, [..., V]."""
+        p, rest, _ = self._odds
+        w, q = self._growth, p * rest
+        below = torch.addcmul(w + 1, q, w * w)
+        return q.mul_(w).mul_(w + 2).div_(below)
+
+    @property
+    def lower(self) -> Tensor:
+        p, rest, _ = self._odds
+        return p / (self._growth * rest).add_(1)
+
+    @property
+    def upper(self) -> Tensor:
+        p, _, _ = self._odds
+        grown = p * self._growth
+        return (p + grown).div_(grown.add_(1))
+
+
+def total_width(head: HeadOutput) -> Tensor:
+    """||width||_1, [...]: does not depend on the size of the codebook."""
+    return head.width.sum(dim=-1)
+
+
+def interval_uncertainty(head: HeadOutput) -> Tensor:
+    """The publication's U = ||width||_1 * std(width), population std over V, [...]."""
+    return total_width(head) * head.width.std(dim=-1, correction=0)
+
+
+def scaled_uncertainty(head: HeadOutput) -> Tensor:
+    """U sqrt(V), [...]: std shrinks as 1 / sqrt(V), so this means the same for every codebook."""
+    return interval_uncertainty(head) * math.sqrt(head.centre.shape[-1])
+
+
+def entropy(head: HeadOutput) -> Tensor:
+    """Shannon entropy of softmax(c) in nats, [...]."""
+    return torch.special.entr(head.mid).sum(dim=-1)
+
+
+def softmax_corr(head: HeadOutput) -> Tensor:
+    """1 - max p, [...]: SoftmaxCorr for one token, where its own formula would be a constant."""
+    return head.doubt
+
+
+def discrete_uncertainty(head: HeadOutput, *, num_codes: int) -> Tensor:
+    """U from a materialised solution set instead of the closed form: one token, c [V] -> [].
+
+    Of the `num_codes` most likely codes and one bucket for the rest, every code is raised by its
+    radius, then lowered: 2k distributions over k + 1 entries. The envelope of code i is taken from
+    the two that move code i.
+    """
+    k = min(num_codes, head.centre.shape[-1])
+    centre, codes = head.centre.float().topk(k)
+    rest = head.centre.float().scatter(-1, codes, -torch.inf).logsumexp(dim=-1, keepdim=True)
+    moves = torch.diag(head.radius.float()[codes])  # [k, k]
+    raised = torch.cat([centre + moves, rest.expand(k, 1)], dim=1).softmax(-1)  # [k, k + 1]
+    lowered = torch.cat([centre - moves, rest.expand(k, 1)], dim=1).softmax(-1)
+    width = raised.diagonal() - lowered.diagonal()  # [k]
+    return width.sum() * width.std(correction=0)
+
+
+def window_corr(rows: Tensor) -> Tensor:
+    """1 - cos(P^T P / N, I) sqrt(V / N), []: SoftmaxCorr of N neighbouring predictions [N, V].
+
+    By the Gram matrix G = P P^T the cosine is tr G / (sqrt(V) |G|_F), without a V x V matrix. From
+    0 (confident and all different, or N = 1) to 1 - 1 / sqrt(N) (all alike).
+    """
+    gram = rows @ rows.T
+    similarity: Tensor = gram.trace() / (math.sqrt(len(rows)) * gram.norm())
+    return 1 - similarity
+
+
+class WindowCorr:
+    """`window_corr` of a token and its nearest neighbours predicted before it."""
+
+    NEIGHBOURS = ((0, -1), (-1, 0), (-1, -1), (-1, 1), (0, -2), (-2, 0), (-1, -2), (-1, 2))
+
+    def __init__(self, grid_size: int) -> None:
+        self._grid_size = grid_size
+        self._rows: dict[int, Tensor] = {}
+
+    def __call__(self, position: int, head: HeadOutput) -> float:
+        self._rows[position] = head.mid
+        row, column = divmod(position, self._grid_size)
+        window = [head.mid]
+        for up, right in self.NEIGHBOURS:
+            neighbour = (row + up) * self._grid_size + column + right
+            if 0 <= column + right < self._grid_size and neighbour in self._rows:
+                window.append(self._rows[neighbour])
+        return float(window_corr(torch.stack(window)))
+
+
+class RandomScore:
+    """Uniform in [0, 1) by (seed, position), from another stream than the tokens' noise."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def __call__(self, position: int, head: HeadOutput) -> float:
+        bits = np.random.Philox(counter=[0, 0, 0, position], key=[self._seed, _ROUTER_KEY])
+        return float(int(bits.random_raw()) >> 11) * 2.0**-53
+
+
+TENSOR_SCORES: Mapping[str, Callable[[HeadOutput], Tensor]] = {
+    "interval": total_width,
+    "interval-u": interval_uncertainty,
+    "interval-u-scaled": scaled_uncertainty,
+    "entropy": entropy,
+    "softmax-corr": softmax_corr,
+    "discrete-100": partial(discrete_uncertainty, num_codes=100),
+    "discrete-300": partial(discrete_uncertainty, num_codes=300),
+}
+"""Scores of one token's prediction alone. Higher is less certain."""
+
+ROUTERS: tuple[str, ...] = (*TENSOR_SCORES, "softmax-corr-window", "random", "always", "never")
+
+
+class Threshold(Protocol):
+    def exceeded(self, score: float) -> bool:
+        """Whether this token is uncertain. Call once a token, in raster order."""
+        ...
+
+
+class StaticThreshold:
+    """Uncertain when `score > tau`."""
+
+    def __init__(self, tau: float) -> None:
+        if math.isnan(tau):
+            raise InvalidInput("threshold", tau, "give a number")
+        self.tau = tau
+
+    def exceeded(self, score: float) -> bool:
+        return score > self.tau
+
+
+class DynamicThreshold:
+    """Keeps the share of uncertain tokens at a budget, on ranks s in [0, 1] instead of raw scores:
+
+        uncertain = s > tau,     tau <- tau + step_size (uncertain - budget),     tau_0 = 1 - budget
+
+    tau cannot leave [-step_size, 1 + step_size], so for *any* n scores the share is within (1 +
+    step_size) / (step_size n) of the budget. Budgets 0 and 1 are exact.
+
+    quantiles: of the score on the edge's own rollouts, ascending, at 0, 1, ..., 100 percent.
+        Without them a score is ranked among the ones seen before it, so the first few tokens of an
+        image are routed almost blindly.
+    """
+
+    def __init__(
+        self,
+        budget: float,
+        quantiles: Sequence[float] | None = None,
+        *,
+        step_size: float = STEP_SIZE,
+    ) -> None:
+        if not 0 <= budget <= 1:
+            raise InvalidInput("budget", budget, "give a share from 0 (never ask) to 1 (always)")
+        self.budget = budget
+        self.tau = 1 - budget
+        self._step_size = step_size
+        self._rank = _running_rank() if quantiles is None else _calibrated_rank(quantiles)
+
+    def exceeded(self, score: float) -> bool:
+        assert not math.isnan(score), "a score is a number"
+        if self.budget in (0, 1):
+            return self.budget == 1
+        is_uncertain = self._rank(score) > self.tau
+        self.tau += self._step_size * (is_uncertain - self.budget)
+        return is_uncertain
+
+
+def _calibrated_rank(quantiles: Sequence[float]) -> Callable[[float], float]:
+    """The piecewise linear CDF through the quantiles; one that several share has their mean rank."""
+    values = check_quantiles(quantiles)
+    last = len(values) - 1
+
+    def rank(score: float) -> float:
+        low, high = bisect_left(values, score), bisect_right(values, score)
+        if high > low:
+            return (low + high - 1) / (2 * last)
+        if low in (0, len(values)):
+            return float(low > 0)
+        return (low - 1 + (score - values[low - 1]) / (values[low] - values[low - 1])) / last
+
+    return rank
+
+
+def _running_rank() -> Callable[[float], float]:
+    """The share of earlier scores below, counting ties half."""
+    seen: list[float] = []
+
+    def rank(score: float) -> float:
+        below = (bisect_left(seen, score) + bisect_right(seen, score)) / 2
+        share = below / len(seen) if seen else 0.5
+        insort(seen, score)
+        return share
+
+    return rank
+
+
+def check_quantiles(quantiles: Sequence[float]) -> list[float]:
+    """A calibration row as a list; raises `InvalidInput`."""
+    values = [float(q) for q in quantiles]
+    is_ascending = all(a <= b for a, b in zip(values, values[1:], strict=False))
+    if len(values) != NUM_QUANTILES or not is_ascending or not all(map(math.isfinite, values)):
+        raise InvalidInput(
+            "calibration", values[:3], f"give {NUM_QUANTILES} finite ascending quantiles"
+        )
+    return values
+
+
+@dataclass(frozen=True, eq=False)
+class Router:
+    """Decides, token by token, whom to trust. It remembers what it saw: one router an image."""
+
+    name: str
+    score: Callable[[int, HeadOutput], float]
+    threshold: Threshold
+
+    def decide(self, position: int, head: HeadOutput) -> tuple[float, bool]:
+        """The token's score and whether it is uncertain. Call once a position, in raster order."""
+        score = self.score(position, head)
+        return score, self.threshold.exceeded(score)
+
+
+def make_router(
+    name: str = DEFAULT_ROUTER,
+    *,
+    budget: float | None = None,
+    threshold: float | None = None,
+    calibration: Mapping[str, Sequence[float]] | None = None,
+    seed: int = 0,
+    grid_size: int = 16,
+) -> Router:
+    """A fresh router for one image.
+
+    budget: share of tokens to ask for (dynamic threshold, default 0.30).
+    threshold: a static one on the raw score.  calibration: quantiles by score name.
+    seed: of the image, for `random`.  grid_size: for `softmax-corr-window`.
+    Raises `InvalidInput`.
+    """
+    if name not in ROUTERS:
+        raise InvalidInput("router", name, f"give one of {', '.join(ROUTERS)}")
+    if budget is not None and threshold is not None:
+        raise InvalidInput("threshold", threshold, "give a budget or a threshold, not both")
+    if name in ("always", "never"):
+        if budget is not None or threshold is not None:
+            raise InvalidInput("router", name, "it takes neither a budget nor a threshold")
+        return Router(name, _constant, StaticThreshold(0.0 if name == "always" else 1.0))
+    rule: Threshold
+    if threshold is not None:
+        rule = StaticThreshold(threshold)
+    else:
+        quantiles = _quantiles(name, calibration or {})
+        rule = DynamicThreshold(DEFAULT_BUDGET if budget is None else budget, quantiles)
+    return Router(name, _score(name, seed=seed, grid_size=grid_size), rule)
+
+
+def _quantiles(name: str, calibration: Mapping[str, Sequence[float]]) -> Sequence[float] | None:
+    if name == "random":  # uniform by construction
+        return [i / (NUM_QUANTILES - 1) for i in range(NUM_QUANTILES)]
+    return calibration.get(name)
+
+
+def _score(name: str, *, seed: int, grid_size: int) -> Callable[[int, HeadOutput], float]:
+    if name == "random":
+        return RandomScore(seed)
+    if name == "softmax-corr-window":
+        return WindowCorr(grid_size)
+    return partial(_one_token, TENSOR_SCORES[name])
+
+
+def _one_token(score: Callable[[HeadOutput], Tensor], position: int, head: HeadOutput) -> float:
+    return float(score(head))
+
+
+def _constant(position: int, head: HeadOutput) -> float:
+    return 1.0

@@ -1,0 +1,195 @@
+"""Every training step on a tiny size: it learns, it resumes bit for bit, and what it exports loads and fits together."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ciar.checkpoint import fingerprint, read_config
+from ciar.errors import InvalidInput
+from ciar.models.text_encoder import TextEncoder
+from ciar.target import TargetModel
+from ciar_train import steps
+from ciar_train.loop import Run, TrainingPlan, World, batch_indices, train
+from ciar_train.losses import InterDroWeights, auroc, inter_dro_loss, interval_score
+from ciar_train.sizes import Size, load_size, size_names
+from ciar_train.steps import RunFolder
+from ciar.interval import interfuse
+
+CPU = World(0, 1, torch.device("cpu"))
+
+TINY = """
+[data]
+count = 24
+held_out = 8
+num_captions = 2
+recipe = { size = 16 }
+[vq]
+codebook_size = 32
+codebook_dim = 4
+channels = 8
+channel_multipliers = [1, 1, 1]
+num_res_blocks = 1
+z_channels = 8
+norm_groups = 4
+[tokenizer]
+steps = 12
+batch_size = 8
+lr = 3e-3
+warmup_steps = 1
+eval_every = 12
+[transformer]
+vocab_size = 32
+grid_size = 4
+num_layers = 2
+dim = 32
+num_heads = 2
+ffn_multiple_of = 8
+num_condition = 16
+condition_dim = 384
+[target]
+steps = 12
+batch_size = 8
+lr = 3e-3
+muon_lr = 3e-3
+ema = 0.9
+[head]
+radius_rank = 8
+feature_dim = 8
+[draft]
+num_rollouts = 8
+[draft.centre]
+steps = 6
+batch_size = 4
+lr = 3e-3
+[draft.radius]
+steps = 6
+batch_size = 4
+lr = 1e-2
+[draft.phi]
+steps = 4
+batch_size = 4
+lr = 3e-3
+"""
+
+
+def quiet(done: int, total: int, what: str) -> None:
+    assert 0 <= done <= total, what
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    root = tmp_path_factory.mktemp("run")
+    (root / "tiny.toml").write_text(TINY)
+    folder = RunFolder(root=root, size=load_size(root / "tiny.toml"), world=CPU, progress=quiet)
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 24), ("held_out", 8)):
+        scenes = folder.scenes(part)
+        scenes.mkdir(parents=True)
+        colors = rng.integers(0, 256, (count, 2, 2, 3), dtype=np.uint8)
+        np.save(scenes / "images-00000.npy", colors.repeat(8, axis=1).repeat(8, axis=2))
+        lines = [json.dumps({"captions": [f"a dog {i % 5}", "a beach"]}) for i in range(count)]
+        (scenes / "captions-00000.jsonl").write_text("\n".join(lines))
+    steps.run_tokenizer(folder)
+    steps.run_target(folder)
+    steps.run_draft(folder)
+    return folder
+
+
+def losses(path: Path) -> list[float]:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [row["loss"] for row in rows if row["kind"] == "train"]
+
+
+def test_the_exported_bundle_fits_together(run: RunFolder, tmp_path: Path) -> None:
+    assert steps.export_bundle(run, tmp_path / "model") < 2**25
+    edge = read_config(tmp_path / "model" / "edge")
+    assert edge["target"] == fingerprint(tmp_path / "model" / "cloud")
+    assert len(edge["calibration"]["interval"]) == 101
+    assert edge["calibration"]["interval"] == sorted(edge["calibration"]["interval"])
+    target = TargetModel.load(tmp_path / "model" / "cloud")
+    assert bool(target.injection.weight.any())
+    assert TextEncoder.load(tmp_path / "model" / "text").encode(["a dog"])[0].shape[1] == 384
+
+
+def test_finished_steps_are_not_done_again(run: RunFolder) -> None:
+    before = {p: p.stat().st_mtime_ns for p in run.root.rglob("state.pt")}
+    steps.run_tokenizer(run)
+    assert {p: p.stat().st_mtime_ns for p in run.root.rglob("state.pt")} == before
+
+
+def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    def weights(folder: str, stops: list[int]) -> torch.Tensor:
+        for stop in stops:
+            torch.manual_seed(0)
+            model = torch.nn.Linear(4, 4)
+
+            def step(number: int, model: torch.nn.Linear = model) -> tuple[torch.Tensor, dict[str, float]]:
+                x = torch.randn(8, 4, generator=torch.Generator().manual_seed(number))
+                return (model(x) - x.flip(1)).square().mean(), {}
+
+            plan = TrainingPlan(steps=10, batch_size=8, lr=1e-2, save_every=stop, ema=0.9)
+            if stop == 10:
+                train(model, step, plan=plan, run=Run(tmp_path / folder, world=CPU, show=lambda _: None))
+                return model.weight.detach()
+
+            def stopping(number: int, stop: int = stop) -> tuple[torch.Tensor, dict[str, float]]:
+                if number == stop:
+                    raise KeyboardInterrupt
+                return step(number)
+
+            with pytest.raises(KeyboardInterrupt):
+                train(model, stopping, plan=plan, run=Run(tmp_path / folder, world=CPU, show=lambda _: None))
+        raise AssertionError("the last stop is the end")
+
+    assert torch.equal(weights("through", [10]), weights("stopped", [4, 10]))
+
+
+def test_batches_are_permutations_shared_by_processes() -> None:
+    worlds = [World(rank, 2, torch.device("cpu")) for rank in range(2)]
+    seen = [
+        index
+        for step in range(5)
+        for world in worlds
+        for index in batch_indices(step, count=20, batch_size=4, world=world, seed=1).tolist()
+    ]
+    assert sorted(seen) == list(range(20))
+
+
+def test_auroc_by_hand() -> None:
+    scores = torch.tensor([0.1, 0.4, 0.35, 0.8])
+    labels = torch.tensor([0, 0, 1, 1])
+    assert auroc(scores, labels) == pytest.approx(0.75)
+    assert auroc(torch.zeros(4), labels) == pytest.approx(0.5)
+
+
+def test_the_published_pair_shrinks_the_radius_and_the_interval_score_does_not() -> None:
+    """Gradients at a centre that misses p_C: Inter-DRO pulls the radius down, the interval score up."""
+    torch.manual_seed(0)
+    p = torch.randn(1, 64, 50).softmax(-1)
+    centre = (p.log() + 0.8 * torch.randn_like(p)).detach()
+    slopes = []
+    for loss in ("inter-dro", "interval-score"):
+        radius = torch.full_like(p, 0.1).requires_grad_()
+        interval = interfuse(centre, radius)
+        if loss == "inter-dro":
+            value, _ = inter_dro_loss(p, interval, InterDroWeights(l1=0.0))
+        else:
+            value = interval_score(p, interval, miss_rate=0.2)
+        (grad,) = torch.autograd.grad(value, radius)
+        slopes.append(float(grad.mean()))
+    assert slopes[0] > 0 > slopes[1]
+
+
+@pytest.mark.parametrize("name", size_names())
+def test_sizes_that_come_with_the_package_are_consistent(name: str) -> None:
+    size = load_size(name)
+    assert isinstance(size, Size)
+    assert size.transformer.num_tokens == 256
+
+
+def test_unknown_size_names_the_known_ones() -> None:
+    with pytest.raises(InvalidInput, match="mini-cpu"):
+        load_size("huge")

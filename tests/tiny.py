@@ -1,0 +1,157 @@
+"""A tiny model bundle with random weights: real files, real models, milliseconds a picture.
+
+The draft is made of the target's own parts (embedding, first layer, output), so that the two agree
+often but not always; its radii depend on the hidden state, so that scores differ between tokens.
+"""
+
+import dataclasses
+import string
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ciar.checkpoint import fingerprint, save_folder
+from ciar.interval import interfuse
+from ciar.models.inter_head import DraftModel, InterHeadConfig
+from ciar.models.text_encoder import TextEncoder, TextEncoderConfig
+from ciar.models.transformer import TransformerConfig
+from ciar.models.vq import VQConfig, VQModel
+from ciar.models.wordpiece import SPECIAL_PIECES, WordPiece
+from ciar.target import TargetModel
+
+NAME = "ciar-tiny"
+WORDS = ("a", "cat", "dog", "on", "the", "beach", "red", "at", "in", "snow")
+PROMPT = "a dog on the beach"
+TEXT_DIM = 16
+MAX_TEXT_TOKENS = 10
+
+
+def write_bundle(
+    folder: Path,
+    *,
+    seed: int = 0,
+    grid_size: int = 4,
+    vocab_size: int = 24,
+    dim: int = 32,
+    num_layers: int = 2,
+    feature_dim: int = 8,
+    cfg_scale: float = 2.0,
+) -> Path:
+    """Write `cloud/`, `edge/`, `vq/` and `text/` into `folder` and return it.
+
+    The same seed gives the same weights.
+    """
+    sizes = TransformerConfig(
+        vocab_size=vocab_size,
+        grid_size=grid_size,
+        num_layers=num_layers,
+        dim=dim,
+        num_heads=2,
+        ffn_multiple_of=8,
+        num_condition=MAX_TEXT_TOKENS,
+        condition_dim=TEXT_DIM,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        target = random_target(sizes, feature_dim=feature_dim)
+        draft = draft_of(target)
+        write_cloud(folder / "cloud", target, cfg_scale=cfg_scale)
+        write_edge(folder / "edge", draft, target=fingerprint(folder / "cloud"))
+        write_vq(folder / "vq", vocab_size=vocab_size)
+        write_text(folder / "text")
+    return folder
+
+
+def random_target(sizes: TransformerConfig, *, feature_dim: int) -> TargetModel:
+    model = TargetModel(sizes, feature_dim=feature_dim)
+    nn.init.normal_(model.injection.weight, std=0.2)
+    nn.init.normal_(model.transformer.output.weight, std=0.3)
+    return model.eval()
+
+
+def draft_of(target: TargetModel) -> DraftModel:
+    source = target.transformer
+    sizes = dataclasses.replace(target.config, num_layers=1)
+    draft = DraftModel(sizes, InterHeadConfig(radius_rank=4, feature_dim=target.feature_dim))
+    draft.tok_embeddings.load_state_dict(source.tok_embeddings.state_dict())
+    draft.layers[0].load_state_dict(source.layers[0].state_dict())
+    draft.norm.load_state_dict(source.norm.state_dict())
+    draft.cap_proj.load_state_dict(source.cls_embedding.cap_proj.state_dict())
+    draft.inter_head.centre.load_state_dict(source.output.state_dict())
+    nn.init.normal_(draft.inter_head.radius_up.weight, std=0.5)
+    return draft.eval()
+
+
+def write_cloud(folder: Path, target: TargetModel, *, cfg_scale: float) -> None:
+    config = {
+        "kind": "target",
+        "family": "llamagen",
+        "name": NAME,
+        "transformer": dataclasses.asdict(target.config),
+        "feature_dim": target.feature_dim,
+        "sampling": {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "cfg_scale": cfg_scale},
+    }
+    save_folder(folder, config, target.state_dict())
+
+
+def write_edge(folder: Path, draft: DraftModel, *, target: str) -> None:
+    config = {
+        "kind": "draft",
+        "family": "llamagen",
+        "name": NAME,
+        "transformer": dataclasses.asdict(draft.config),
+        "head": dataclasses.asdict(draft.head_config),
+        "target": target,
+        "router": "interval",
+        "calibration": calibration(draft),
+    }
+    save_folder(folder, config, draft.state_dict())
+
+
+@torch.no_grad()
+def calibration(draft: DraftModel) -> dict[str, list[float]]:
+    """101 quantiles of each score over random token sequences."""
+    config, num_images = draft.config, 32
+    rows = torch.randn(num_images, 5, config.dim)
+    tokens = torch.randint(config.vocab_size, (num_images, config.num_tokens - 1))
+    _, centre, radius = draft(rows, torch.ones(num_images, 5, dtype=torch.bool), tokens)
+    interval = interfuse(centre, radius)
+    width = interval.width  # [images, T, V]
+    scores = {
+        "interval": width.sum(-1),
+        "interval-u": width.sum(-1) * width.std(-1, unbiased=False),
+        "entropy": -(interval.mid * interval.log_mid).sum(-1),
+        "softmax-corr": 1 - interval.mid.amax(-1),
+        "random": torch.rand(num_images, config.num_tokens),
+    }
+    return {name: quantiles(score) for name, score in scores.items()}
+
+
+def quantiles(score: Tensor) -> list[float]:
+    values: list[float] = score.flatten().quantile(torch.linspace(0, 1, 101)).tolist()
+    return values
+
+
+def write_vq(folder: Path, *, vocab_size: int) -> None:
+    sizes = VQConfig(
+        codebook_size=vocab_size,
+        codebook_dim=4,
+        channels=8,
+        channel_multipliers=(1, 2),
+        num_res_blocks=1,
+        z_channels=8,
+        norm_groups=4,
+        has_lowest_attention=False,
+    )
+    config = {"kind": "vq", "vq": dataclasses.asdict(sizes)}
+    save_folder(folder, config, VQModel(sizes).state_dict())
+
+
+def write_text(folder: Path) -> None:
+    letters = [*string.ascii_lowercase, *(f"##{c}" for c in string.ascii_lowercase), *".,!?'"]
+    pieces = [*SPECIAL_PIECES, *dict.fromkeys([*WORDS, *letters])]
+    config = TextEncoderConfig(
+        vocab_size=len(pieces), dim=TEXT_DIM, heads=2, ffn=32, layers=1, max_tokens=MAX_TEXT_TOKENS
+    )
+    TextEncoder(config, WordPiece(pieces)).save(folder)

@@ -1,0 +1,182 @@
+"""`ciar-train scenes | tokenizer | target | draft | export | all`: every step of ciar-mini, resumable, one run folder."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ciar import __version__
+from ciar.errors import CiarError
+from ciar_train import steps
+from ciar_train.loop import World
+from ciar_train.sizes import load_size, size_names
+from ciar_train.steps import RunFolder
+
+app = typer.Typer(
+    help="Train ciar-mini: captioned scenes, tokenizer, target, draft, export.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+SizeOption = Annotated[
+    str, typer.Option("--size", help=f"One of {', '.join(size_names())}, or the path of a TOML file.")
+]
+RunOption = Annotated[Path, typer.Option("--run", help="Run folder; an interrupted run in it goes on.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu or cuda; default: cuda when present.")]
+ThreadsOption = Annotated[int, typer.Option(help="CPU threads of the model; 0: all cores.")]
+ArtworkOption = Annotated[
+    Path | None, typer.Option(help="An artwork pack to use instead of fetching the artwork.")
+]
+WorkersOption = Annotated[int, typer.Option(help="Processes that draw scenes; 0: all cores.")]
+OutOption = Annotated[Path, typer.Option("--out", help="Folder of the model bundle.")]
+
+DEFAULT_SIZE = "mini-cpu"
+DEFAULT_RUN = Path("runs/mini-cpu")
+
+
+class ProgressBars:
+    """A bar a kind of work on a terminal, a line every tenth of it elsewhere."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self.tasks: dict[str, int] = {}
+        self.said: dict[str, int] = {}
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        if self.console.is_terminal:
+            self._draw(done, total, what)
+        elif (tenth := 10 * done // max(total, 1)) != self.said.get(what):
+            self.said[what] = tenth
+            self.console.print(f"{what} {done}/{total}", highlight=False)
+
+    def _draw(self, done: int, total: int, what: str) -> None:
+        if what not in self.tasks:
+            self.tasks[what] = self.bars.add_task(what, total=total)
+            self.bars.start()
+        self.bars.update(self.tasks[what], completed=done, total=total)  # type: ignore[arg-type]
+        if all(task.finished for task in self.bars.tasks):
+            self.bars.stop()
+
+
+def open_run(size: str, run: Path, device: str, threads: int) -> RunFolder:
+    if threads:
+        torch.set_num_threads(threads)
+    return RunFolder(root=run, size=load_size(size), world=World.start(device), progress=ProgressBars())
+
+
+@app.command()
+def scenes(
+    size: SizeOption = DEFAULT_SIZE,
+    run: RunOption = DEFAULT_RUN,
+    artwork: ArtworkOption = None,
+    workers: WorkersOption = 0,
+) -> None:
+    """Fetch the artwork once, then draw captioned pictures in parallel."""
+    steps.draw_scenes(open_run(size, run, "cpu", 1), artwork=artwork, num_workers=workers or num_cores())
+
+
+@app.command()
+def tokenizer(
+    size: SizeOption = DEFAULT_SIZE,
+    run: RunOption = DEFAULT_RUN,
+    device: DeviceOption = "",
+    threads: ThreadsOption = 0,
+) -> None:
+    """Train the VQ tokenizer on the drawn pictures."""
+    steps.run_tokenizer(open_run(size, run, device, threads))
+
+
+@app.command()
+def target(
+    size: SizeOption = DEFAULT_SIZE,
+    run: RunOption = DEFAULT_RUN,
+    device: DeviceOption = "",
+    threads: ThreadsOption = 0,
+) -> None:
+    """Tokenize the pictures, encode their captions, and train the cloud's transformer."""
+    steps.run_target(open_run(size, run, device, threads))
+
+
+@app.command()
+def draft(
+    size: SizeOption = DEFAULT_SIZE,
+    run: RunOption = DEFAULT_RUN,
+    device: DeviceOption = "",
+    threads: ThreadsOption = 0,
+) -> None:
+    """Train the edge model for the run's target, both halves of phi, and calibrate its scores."""
+    steps.run_draft(open_run(size, run, device, threads))
+
+
+@app.command()
+def export(size: SizeOption = DEFAULT_SIZE, run: RunOption = DEFAULT_RUN, out: OutOption = Path("models/ciar-mini")) -> None:
+    """Copy the finished bundle and say how large it is."""
+    num_bytes = steps.export_bundle(open_run(size, run, "cpu", 0), out)
+    print(f"{out}: {num_bytes / 2**20:.1f} MiB")
+
+
+@app.command(name="all")
+def all_steps(
+    size: SizeOption = DEFAULT_SIZE,
+    run: RunOption = DEFAULT_RUN,
+    out: OutOption = Path("models/ciar-mini"),
+    artwork: ArtworkOption = None,
+    workers: WorkersOption = 0,
+    device: DeviceOption = "",
+    threads: ThreadsOption = 0,
+) -> None:
+    """Every step in order; what is finished is not done again."""
+    folder = open_run(size, run, device, threads)
+    if folder.world.is_main:
+        steps.draw_scenes(folder, artwork=artwork, num_workers=workers or num_cores())
+    folder.world.wait()
+    steps.run_tokenizer(folder)
+    folder.world.wait()
+    steps.run_target(folder)
+    folder.world.wait()
+    steps.run_draft(folder)
+    if folder.world.is_main:
+        num_bytes = steps.export_bundle(folder, out)
+        print(f"{out}: {num_bytes / 2**20:.1f} MiB")
+
+
+def num_cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def version(value: bool) -> None:
+    if value:
+        print(f"ciar-train {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _: Annotated[bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Train ciar-mini."""
+
+
+def main() -> None:
+    try:
+        app()
+    except CiarError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

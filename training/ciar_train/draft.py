@@ -1,0 +1,281 @@
+"""`ciar-train draft`: the one-layer edge model of a target folder, in three stages on the same contexts.
+
+    centre    KL and anchor to the guided cloud                               trunk, embeddings, centre head
+    radius    interval score on a frozen trunk and centre (default), or the published Inter-DRO, everything at once
+    phi       features of kept tokens, through the frozen cloud: the cloud with features on a context that holds the
+              edge's own tokens should predict what it predicts on the clean context
+
+Contexts are token grids: drawn pictures, and images the protocol itself produced (see `rollouts`). A share of each
+context's tokens is replaced by the edge's own draws, as happens in serving.
+
+    B images   n positions   V codebook size   D width
+"""
+
+import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ciar.interval import Interval, interfuse
+from ciar.models.inter_head import DraftModel, InterHeadConfig
+from ciar.models.transformer import TransformerConfig
+from ciar.sampling import coupled_agreement, guide
+from ciar.target import TargetModel
+from ciar_train.codes import Conditions, pad_left
+from ciar_train.loop import Metrics, Run, TrainingPlan, World, batch_indices, train
+from ciar_train.losses import (
+    InterDroWeights,
+    auroc,
+    centre_loss,
+    inter_dro_loss,
+    interval_score,
+    total_variation,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DraftPlan:
+    """Stages and their lengths. `loss`: "interval-score" (two stages) or "inter-dro" (as published, one stage)."""
+
+    centre: TrainingPlan
+    radius: TrainingPlan
+    phi: TrainingPlan
+    loss: str = "interval-score"
+    miss_rate: float = 0.2  # of the interval score
+    replaced: float = 0.5  # largest share of context tokens replaced by the edge's own
+    num_rollouts: int = 512  # images of the protocol among the contexts
+    weights: InterDroWeights = InterDroWeights()
+
+    def __post_init__(self) -> None:
+        if self.loss not in ("interval-score", "inter-dro"):
+            raise ValueError(f"loss: {self.loss!r}: give 'interval-score' or 'inter-dro'")
+
+
+def one_layer(config: TransformerConfig) -> TransformerConfig:
+    """The draft's sizes: the target's with a single layer."""
+    return replace(config, num_layers=1)
+
+
+def draft_from_target(target: TargetModel, head: InterHeadConfig) -> DraftModel:
+    """A draft model with the target's first layer, embeddings, norm and output head to start from."""
+    draft = DraftModel(one_layer(target.config), head)
+    source = target.transformer
+    pairs: list[tuple[nn.Module, nn.Module]] = [
+        (draft.tok_embeddings, source.tok_embeddings),
+        (draft.layers[0], source.layers[0]),
+        (draft.norm, source.norm),
+        (draft.inter_head.centre, source.output),
+        (draft.cap_proj, source.cls_embedding.cap_proj),
+    ]
+    for mine, theirs in pairs:
+        mine.load_state_dict(theirs.state_dict())
+    draft.cap_proj.requires_grad_(False)
+    return draft
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Contexts:
+    """Token grids with the text features of their prompts. tokens [N, T]; conditions one [L, C] an image."""
+
+    tokens: Tensor
+    conditions: list[Tensor]
+
+    def batch(self, indices: Tensor, device: torch.device) -> tuple[Conditions, Tensor]:
+        padded = pad_left([self.conditions[i].float() for i in indices.tolist()])
+        return (
+            Conditions(padded.features.to(device), padded.mask.to(device)),
+            self.tokens[indices].long().to(device),
+        )
+
+
+class Teacher:
+    """The frozen, guided cloud on whole sequences."""
+
+    def __init__(self, target: TargetModel, cfg_scale: float) -> None:
+        self.target = target
+        self.cfg_scale = cfg_scale
+
+    def rows(self, conditions: Conditions) -> Tensor:
+        """Projected condition [B, L, D]."""
+        return self.target.transformer.cls_embedding(conditions.features)  # type: ignore[no-any-return]
+
+    def logits(self, conditions: Conditions, tokens: Tensor, injected: Tensor | None = None) -> Tensor:
+        """Guided logits [B, n + 1, V] for tokens [B, n]; `injected` [B, n, D] is added to their embeddings."""
+        model = self.target.transformer
+        x = model.tok_embeddings(tokens)
+        if injected is not None:
+            x = x + injected
+        count = conditions.features.shape[1]
+        uncond = model.cls_embedding(model.cls_embedding.uncond(count)) * conditions.mask[..., None]
+        halves = []
+        for rows in (self.rows(conditions), uncond):
+            hidden = model.embedded_hidden(torch.cat([rows, x], dim=1), conditions.mask)
+            halves.append(model.output(hidden[:, count - 1 :]))
+        return guide(halves[0], halves[1], self.cfg_scale)
+
+
+class DraftTrainer:
+    """The three stages over shared contexts."""
+
+    def __init__(
+        self, target: TargetModel, head: InterHeadConfig, plan: DraftPlan, *, cfg_scale: float, world: World
+    ) -> None:
+        torch.manual_seed(0)
+        self.target = copy.deepcopy(target).to(world.device).requires_grad_(False)
+        self.teacher = Teacher(self.target, cfg_scale)
+        self.draft = draft_from_target(target, head).to(world.device)
+        self.plan = plan
+        self.world = world
+
+    def outputs(self, conditions: Conditions, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """hidden [B, T, D], centre and radius [B, T, V] for every position of tokens [B, T]."""
+        rows = self.teacher.rows(conditions)
+        hidden, centre, radius = self.draft(rows, conditions.mask, tokens[:, :-1])
+        return hidden, centre, radius
+
+    @torch.no_grad()
+    def corrupt(self, conditions: Conditions, tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Replace a random share of tokens by the edge's own draws; returns (tokens, which were replaced)."""
+        _, centre, _ = self.outputs(conditions, tokens)
+        flat = centre.softmax(-1).flatten(0, 1)
+        own = torch.multinomial(flat, 1).view_as(tokens)
+        share = torch.rand(len(tokens), 1, generator=generator) * self.plan.replaced
+        picked = (torch.rand(tokens.shape, generator=generator) < share).to(tokens.device)
+        return torch.where(picked, own, tokens), picked
+
+    def batches(self, contexts: Contexts, plan: TrainingPlan, number: int) -> tuple[Conditions, Tensor, torch.Generator]:
+        indices = batch_indices(
+            number,
+            count=len(contexts.tokens),
+            batch_size=plan.batch_size,
+            world=self.world,
+            seed=plan.seed,
+        )
+        generator = torch.Generator().manual_seed(number * self.world.size + self.world.rank)
+        conditions, tokens = contexts.batch(indices, self.world.device)
+        return conditions, tokens, generator
+
+    def train_centre(self, contexts: Contexts, held_out: Contexts, folder: Path) -> None:
+        plan = self.plan.centre
+
+        def step(number: int) -> tuple[Tensor, Metrics]:
+            conditions, tokens, generator = self.batches(contexts, plan, number)
+            tokens, _ = self.corrupt(conditions, tokens, generator)
+            p = self.cloud(conditions, tokens)
+            _, centre, radius = self.outputs(conditions, tokens)
+            interval = interfuse(centre, radius)
+            if self.plan.loss == "inter-dro":
+                loss, share = inter_dro_loss(p, interval, self.plan.weights)
+                extra = {"effective_share": float(share)}
+            else:
+                loss, extra = centre_loss(p, interval, self.plan.weights), {}
+            with torch.no_grad():
+                tv = float(total_variation(p, interval.mid).mean())
+            return loss, {"tv": tv, "mean_width": float(interval.width.detach().sum(-1).mean())} | extra
+
+        self.draft.requires_grad_(True).cap_proj.requires_grad_(False)
+        self.draft.phi.requires_grad_(False)
+        self.draft.inter_head.radius_up.requires_grad_(self.plan.loss == "inter-dro")
+        self.draft.inter_head.radius_down.requires_grad_(self.plan.loss == "inter-dro")
+        self._train(self.draft, step, plan, folder / "centre", held_out)
+
+    def train_radius(self, contexts: Contexts, held_out: Contexts, folder: Path) -> None:
+        """The interval score on a frozen trunk and centre; nothing to do for Inter-DRO, which trains all at once."""
+        if self.plan.loss == "inter-dro":
+            return
+        plan = self.plan.radius
+
+        def step(number: int) -> tuple[Tensor, Metrics]:
+            conditions, tokens, generator = self.batches(contexts, plan, number)
+            tokens, _ = self.corrupt(conditions, tokens, generator)
+            p = self.cloud(conditions, tokens)
+            with torch.no_grad():
+                hidden, centre, _ = self.outputs(conditions, tokens)
+            interval = interfuse(centre, self.draft.inter_head.radius(hidden))
+            loss = interval_score(p, interval, miss_rate=self.plan.miss_rate)
+            return loss, {"mean_width": float(interval.width.detach().sum(-1).mean())}
+
+        self.draft.requires_grad_(False)
+        self.draft.inter_head.radius_up.requires_grad_(True)
+        self.draft.inter_head.radius_down.requires_grad_(True)
+        self._train(self.draft, step, plan, folder / "radius", held_out)
+
+    def train_phi(self, contexts: Contexts, folder: Path) -> None:
+        """Both halves of phi; clean contexts against the same ones with the edge's tokens in them."""
+        plan = self.plan.phi
+        halves = nn.ModuleDict({"phi": self.draft.phi, "injection": self.target.injection})
+
+        def step(number: int) -> tuple[Tensor, Metrics]:
+            conditions, clean, generator = self.batches(contexts, plan, number)
+            with torch.no_grad():
+                mixed, kept = self.corrupt(conditions, clean, generator)
+                wanted = self.teacher.logits(conditions, clean[:, :-1]).log_softmax(-1)
+                plain = self.teacher.logits(conditions, mixed[:, :-1]).log_softmax(-1)
+                hidden, centre, radius = self.outputs(conditions, mixed)
+                interval = interfuse(centre, radius)
+            codes = self.draft.phi(hidden, interval) * kept[..., None]  # [B, T, F]
+            injected = self.target.injection(codes)[:, :-1]
+            found = self.teacher.logits(conditions, mixed[:, :-1], injected).log_softmax(-1)
+            loss, without = (F.kl_div(x, wanted, reduction="none", log_target=True).sum(-1).mean() for x in (found, plain))
+            return loss, {"kl_without": float(without)}
+
+        self.draft.requires_grad_(False)
+        halves.requires_grad_(True)
+        nn.init.normal_(self.target.injection.weight, std=0.02)
+        train(halves, step, plan=plan, run=Run(folder / "phi", world=self.world))
+        halves.requires_grad_(False)
+
+    @torch.no_grad()
+    def cloud(self, conditions: Conditions, tokens: Tensor) -> Tensor:
+        """p_C [B, T, V] on the given context."""
+        return self.teacher.logits(conditions, tokens[:, :-1]).softmax(-1)
+
+    @torch.no_grad()
+    def monitor(self, held_out: Contexts, *, count: int = 32) -> Metrics:
+        """What to watch: agreement, widths, covered mass, and the AUROC of every score."""
+        generator = torch.Generator().manual_seed(5)
+        found: dict[str, list[Tensor]] = {}
+        for indices in torch.arange(min(count, len(held_out.tokens))).split(8):
+            conditions, tokens = held_out.batch(indices, self.world.device)
+            tokens, _ = self.corrupt(conditions, tokens, generator)
+            p = self.cloud(conditions, tokens)
+            _, centre, radius = self.outputs(conditions, tokens)
+            for name, value in describe(p, interfuse(centre, radius), radius).items():
+                found.setdefault(name, []).append(value.cpu())
+        values = {name: torch.cat(parts).flatten() for name, parts in found.items()}
+        is_hard = values["tv"] > values["tv"].median()
+        metrics = {f"mean_{name}": float(value.mean()) for name, value in values.items()}
+        for score in ("interval", "interval_u", "entropy", "max_prob"):
+            metrics[f"auroc_{score}"] = auroc(values[score], is_hard)
+        return metrics
+
+    def _train(
+        self, model: nn.Module, step: object, plan: TrainingPlan, folder: Path, held_out: Contexts
+    ) -> None:
+        train(
+            model,
+            step,  # type: ignore[arg-type]
+            plan=plan,
+            run=Run(folder, world=self.world),
+            evaluate=lambda: self.monitor(held_out),
+        )
+
+
+def describe(p: Tensor, interval: Interval, radius: Tensor) -> dict[str, Tensor]:
+    """Per position [B, T]: distance to the cloud, scores, and how much of p_C the interval covers."""
+    width, mid = interval.width, interval.mid
+    inside = (p >= interval.lower) & (p <= interval.upper)
+    return {
+        "tv": total_variation(p, mid),
+        "agreement": coupled_agreement(p, mid).float(),
+        "interval": width.sum(-1),
+        "interval_u": width.sum(-1) * width.std(-1, correction=0),
+        "entropy": -(mid * interval.log_mid).nan_to_num(0.0).sum(-1),
+        "max_prob": 1 - mid.amax(-1),
+        "radius": radius.mean(-1),
+        "covered": (p * inside).sum(-1),
+    }
+

@@ -1,0 +1,96 @@
+"""Losses of the Inter-Head. p_C is the cloud's *model view*: guided, temperature 1, no filter.
+
+Published (Inter-DRO), with `A(p) = lv |p - p_C|_1 + lp CE(p_C, p)`:
+
+    L = [A(p_mid) + lb KL(p_C || p_mid)] + A(p_upper) + [A(p_lower) + sum_n w_n CE(p_C_n, p_lower_n)],
+    w_n = softmax over the batch of alpha * CE_n (no gradient through w)
+
+For fixed p_C its cross-entropy pair always shrinks the radius, which collapses. Ours trains the centre first (KL and anchor) and
+then the radius alone by the interval (Winkler) score, a proper scoring rule that charges width and misses:
+
+    sum_i (upper_i - lower_i) + (2 / a) (relu(lower_i - p_C_i) + relu(p_C_i - upper_i))
+
+    B batch   n positions   V codebook size; inputs [B, n, V], results are means over positions
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ciar.interval import Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterDroWeights:
+    """The publication's coefficients; it does not state them. `alpha` keeps 25-50 % of a batch in effect."""
+
+    l1: float = 1.0
+    cross_entropy: float = 0.1
+    kl: float = 1.0
+    dro: float = 1.0
+    alpha: float = 0.5
+
+
+def cross_entropy(p: Tensor, log_q: Tensor) -> Tensor:
+    """[..., V] -> [...]: `-sum p log q`; q may be an unnormalized bound."""
+    return -(p * log_q).sum(-1)
+
+
+def anchor(p: Tensor, log_q: Tensor, weights: InterDroWeights) -> Tensor:
+    """A(q) of the publication, [...]."""
+    return weights.l1 * (log_q.exp() - p).abs().sum(-1) + weights.cross_entropy * cross_entropy(p, log_q)
+
+
+def centre_loss(p: Tensor, interval: Interval, weights: InterDroWeights) -> Tensor:
+    """`A(p_mid) + lb KL(p_C || p_mid)`, a scalar."""
+    kl = F.kl_div(interval.log_mid, p, reduction="none").sum(-1)
+    return (anchor(p, interval.log_mid, weights) + weights.kl * kl).mean()
+
+
+def dro_weights(losses: Tensor, alpha: float) -> Tensor:
+    """Worst-case weights over all positions of the batch, mean 1, no gradient."""
+    return torch.softmax(alpha * losses.detach().flatten(), 0).view_as(losses) * losses.numel()
+
+
+def effective_share(weights: Tensor) -> Tensor:
+    """Effective sample size of weights of mean 1, as a share of the batch."""
+    return 1 / weights.square().mean()
+
+
+def inter_dro_loss(p: Tensor, interval: Interval, weights: InterDroWeights) -> tuple[Tensor, Tensor]:
+    """The published loss and the effective share of its worst-case weights."""
+    lower_ce = cross_entropy(p, interval.log_lower)
+    worst = dro_weights(lower_ce, weights.alpha)
+    total = (
+        centre_loss(p, interval, weights)
+        + anchor(p, interval.log_upper, weights).mean()
+        + anchor(p, interval.log_lower, weights).mean()
+        + weights.dro * (worst * lower_ce).mean()
+    )
+    return total, effective_share(worst)
+
+
+def interval_score(p: Tensor, interval: Interval, *, miss_rate: float) -> Tensor:
+    """The interval score of central `1 - miss_rate` intervals, summed over V, a scalar."""
+    lower, upper = interval.lower, interval.upper
+    missed = (lower - p).relu() + (p - upper).relu()
+    return (interval.width + (2 / miss_rate) * missed).sum(-1).mean()
+
+
+def total_variation(p: Tensor, q: Tensor) -> Tensor:
+    """[..., V] -> [...]: half the L1 distance."""
+    return 0.5 * (p - q).abs().sum(-1)
+
+
+def auroc(scores: Tensor, labels: Tensor) -> float:
+    """P(score of a positive > score of a negative), ties count half; nan without both kinds."""
+    scores, labels = scores.flatten().double(), labels.flatten().bool()
+    values, inverse, counts = scores.unique(return_inverse=True, return_counts=True)
+    mid_rank = (counts.cumsum(0) - (counts - 1) / 2)[inverse]  # average rank of ties, from 1
+    num_pos, num_neg = int(labels.sum()), int((~labels).sum())
+    if not num_pos or not num_neg:
+        return float("nan")
+    total = float(mid_rank[labels].sum()) - num_pos * (num_pos + 1) / 2
+    return total / (num_pos * num_neg)

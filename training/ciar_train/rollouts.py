@@ -1,0 +1,118 @@
+"""The real protocol for many images at once, in lock step: what the draft trains on and is judged by.
+
+At each position the edge draws its own token and the cloud its own, from the same noise. A position is *kept* (the edge's
+token, with its interval feature) or the cloud's. Kept tokens and features enter both models exactly as in serving, so
+contexts carry the drift that local tokens cause.
+
+    B images   T tokens   V codebook size   F feature width
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ciar.models.inter_head import DraftModel
+from ciar.models.kv_cache import KVCache, Segment
+from ciar.sampling import filter_logits, noise_rows
+from ciar.target import Feed, Target, TargetModel
+from ciar.types import SamplingParams
+
+Keep = Callable[[int, Tensor, Tensor], Tensor]
+"""(position, centre [B, V], radius [B, V]) -> bool [B]: which images keep the edge's token here."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rollout:
+    """What happened, on the CPU. tokens, drafted, decided: [B, T]; features [B, T, F] (zero where the cloud decided)."""
+
+    tokens: Tensor  # committed
+    drafted: Tensor  # the edge's own draws
+    clouds: Tensor  # the cloud's own draws
+    kept: Tensor  # bool: committed = drafted, without asking
+    features: Tensor
+
+
+class BatchedDraft:
+    """The draft model with one sequence an image."""
+
+    def __init__(self, model: DraftModel, conditions: list[Tensor]) -> None:
+        self.model = model
+        self.lengths = [len(c) for c in conditions]
+        weight = model.norm.weight
+        self.cache = KVCache(
+            model.config, num_slots=len(conditions), num_rows=1, device=weight.device, dtype=weight.dtype
+        )
+        rope = torch.cat([model.condition_rope(n) for n in self.lengths])
+        segments = [Segment(slot, 0, n) for slot, n in enumerate(self.lengths)]
+        hidden = model.hidden(torch.cat(conditions), rope, self.cache.attend(segments))
+        ends = torch.tensor(self.lengths, device=weight.device).cumsum(0) - 1
+        self.hidden = hidden[ends]  # [B, D]
+
+    def feed(self, position: int, tokens: Tensor) -> None:
+        """tokens [B] at `position`."""
+        rope = self.model.image_rope(position, 1).expand(len(tokens), -1, -1)
+        segments = [Segment(slot, n + position, 1) for slot, n in enumerate(self.lengths)]
+        x = self.model.tok_embeddings(tokens)
+        self.hidden = self.model.hidden(x, rope, self.cache.attend(segments))
+
+
+@torch.inference_mode()
+def roll_out(
+    target: TargetModel,
+    draft: DraftModel | None,
+    conditions: list[Tensor],
+    *,
+    seeds: list[int],
+    sampling: SamplingParams,
+    num_prefix: int = 0,
+    keep: Keep | None = None,
+) -> Rollout:
+    """Decode B images. Without a draft, or without `keep`, every token is the cloud's.
+
+    conditions: text features [L_i, C] an image; sampling.seed is ignored for `seeds`.
+    """
+    cloud = Target(target, num_slots=len(conditions))
+    device = target.injection.weight.device
+    count, total, vocab = len(conditions), target.config.num_tokens, target.config.vocab_size
+    conditions = [c.to(device) for c in conditions]
+    tokens, drafted, clouds = (torch.zeros(count, total, dtype=torch.long) for _ in range(3))
+    kept = torch.zeros(count, total, dtype=torch.bool)
+    features = torch.zeros(count, total, target.feature_dim)
+    edge = BatchedDraft(draft, [target.transformer.cls_embedding(c) for c in conditions]) if draft else None
+
+    def draw(logits: Tensor, noise: Tensor) -> Tensor:
+        view = filter_logits(
+            logits, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p
+        )
+        return (view + noise).argmax(-1).cpu()
+
+    for position in range(total):
+        feeds = [
+            Feed(
+                slot=slot,
+                num_condition=len(condition),
+                position=max(position - 1, 0),
+                tokens=tokens[slot, max(position - 1, 0) : position],
+                cfg_scale=sampling.cfg_scale,
+                condition=None if position else condition,
+                features=features[slot, position - 1 : position] if position else None,
+            )
+            for slot, condition in enumerate(conditions)
+        ]
+        noise = noise_rows(seeds, [position] * count, vocab).to(device)
+        logits = torch.cat([rows[-1:] for rows in cloud.extend(feeds)])  # [B, V]
+        clouds[:, position] = tokens[:, position] = draw(logits, noise)
+        if edge and draft:
+            if position:
+                edge.feed(position - 1, tokens[:, position - 1].to(device))
+            centre, radius = draft.inter_head(edge.hidden)
+            drafted[:, position] = draw(centre, noise)
+            if keep and position >= num_prefix:
+                mask = keep(position, centre, radius).cpu()
+                kept[:, position] = mask
+                tokens[mask, position] = drafted[mask, position]
+                codes = draft.features(edge.hidden, centre, radius).cpu().float()
+                features[:, position] = torch.where(mask[:, None], codes, 0.0)
+    return Rollout(tokens=tokens, drafted=drafted, clouds=clouds, kept=kept, features=features)

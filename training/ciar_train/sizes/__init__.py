@@ -1,0 +1,72 @@
+"""Sizes of ciar-mini as data files: everything that a training run needs to know, in one TOML file each."""
+
+import tomllib
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from ciar.checkpoint import from_dict
+from ciar.errors import InvalidInput
+from ciar.models.inter_head import InterHeadConfig
+from ciar.models.transformer import TransformerConfig
+from ciar.models.vq import VQConfig
+from ciar.types import SamplingParams
+from ciar_train.draft import DraftPlan
+from ciar_train.loop import TrainingPlan
+from ciar_train.scenes import Recipe
+from ciar_train.target import TargetPlan
+from ciar_train.tokenizer import TokenizerLoss
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataPlan:
+    """Pictures to draw. `recipe` says what may be in them (see `ciar_train.scenes.Recipe`)."""
+
+    count: int
+    held_out: int
+    num_captions: int
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+    def scene_recipe(self) -> Recipe:
+        return Recipe.from_table(self.recipe)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """One size: data, shapes and plans."""
+
+    data: DataPlan
+    vq: VQConfig
+    tokenizer: TrainingPlan
+    transformer: TransformerConfig
+    target: TargetPlan
+    draft: DraftPlan
+    tokenizer_loss: TokenizerLoss = TokenizerLoss()
+    head: InterHeadConfig = InterHeadConfig()
+    sampling: SamplingParams = SamplingParams()
+
+    def __post_init__(self) -> None:
+        side = self.data.scene_recipe().size // self.vq.downsample
+        if side != self.transformer.grid_size:
+            raise ValueError(
+                f"grid_size: {self.transformer.grid_size}: pictures of this size give {side} tokens a side"
+            )
+        if self.vq.codebook_size != self.transformer.vocab_size:
+            raise ValueError(f"vocab_size: {self.transformer.vocab_size}: the codebook has another size")
+
+
+def size_names() -> list[str]:
+    return sorted(p.name.removesuffix(".toml") for p in files(__name__).iterdir() if p.name.endswith(".toml"))
+
+
+def load_size(name: str | Path) -> Size:
+    """A size by name among those that come with the package, or by the path of a TOML file."""
+    path = Path(name)
+    known = size_names()
+    text = path.read_text() if path.suffix == ".toml" and path.exists() else None
+    if text is None:
+        if str(name) not in known:
+            raise InvalidInput("size", str(name), f"give one of {', '.join(known)} or the path of a TOML file")
+        text = (files(__name__) / f"{name}.toml").read_text()
+    return from_dict(Size, tomllib.loads(text), where=str(name))

@@ -1,0 +1,229 @@
+"""The steps of a training run over one run folder, each resumable, each leaving what the next one reads.
+
+    RUN/artwork.pak RUN/atlas      artwork, fetched and unpacked once
+    RUN/scenes/{train,held_out}    drawn pictures with captions, and their codes
+    RUN/{tokenizer,target,draft}   checkpoints and metrics.jsonl of each step
+    RUN/bundle                     the model bundle as it grows: vq, text, cloud, edge
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ciar.checkpoint import find_model, fingerprint, from_dict, load_into, read_config, read_weights
+from ciar.errors import InvalidInput
+from ciar.models.text_encoder import TextEncoder
+from ciar.models.vq import VQConfig, VQModel
+from ciar.target import TargetModel
+from ciar_train.calibrate import calibrate, cloud_images
+from ciar_train.codes import CodeFolder, write_codes
+from ciar_train.draft import Contexts, DraftTrainer
+from ciar_train.export import export_draft, export_target, export_vq, round_as_stored
+from ciar_train.images import SceneFolder
+from ciar_train.loop import World
+from ciar_train.scenes import Atlas, draw, unpack_atlas
+from ciar_train.sizes import Size
+from ciar_train.target import train_target
+from ciar_train.tokenizer import train_tokenizer
+
+Progress = Callable[[int, int, str], None]
+HELD_OUT_START = 10_000_000
+NUM_CALIBRATION = 64
+NUM_HELD_OUT = 64
+MODEL_NAME = "ciar-mini"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """Paths of one training run, and how it reports."""
+
+    root: Path
+    size: Size
+    world: World
+    progress: Progress
+
+    @property
+    def bundle(self) -> Path:
+        return self.root / "bundle"
+
+    def scenes(self, part: str) -> Path:
+        return self.root / "scenes" / part
+
+    def codes(self, part: str) -> Path:
+        return self.scenes(part) / "codes"
+
+
+def draw_scenes(run: RunFolder, *, artwork: Path | None, num_workers: int) -> None:
+    """Fetch and rasterise the artwork unless a pack is given, then draw both parts."""
+    atlas = run.root / "atlas"
+    if not (atlas / "index.json").exists():
+        pack = artwork or run.root / "artwork.pak"
+        if not pack.exists():
+            from ciar_train.scenes.artwork import build_artwork  # needs resvg, unlike all else
+
+            pack = build_artwork(run.root, progress=run.progress)
+        unpack_atlas(pack, atlas)
+    Atlas(atlas)  # a damaged atlas is reported before any worker starts
+    data, recipe = run.size.data, run.size.data.scene_recipe()
+    for part, start, count in (("train", 0, data.count), ("held_out", HELD_OUT_START, data.held_out)):
+        draw(
+            recipe,
+            atlas,
+            run.scenes(part),
+            start=start,
+            count=count,
+            num_captions=data.num_captions,
+            num_workers=num_workers,
+            split="train",
+            progress=run.progress,
+        )
+
+
+def run_tokenizer(run: RunFolder) -> None:
+    vq = train_tokenizer(
+        run.size.vq,
+        run.size.tokenizer,
+        run.size.tokenizer_loss,
+        data=SceneFolder(run.scenes("train")),
+        held_out=SceneFolder(run.scenes("held_out")),
+        run_folder=run.root / "tokenizer",
+        world=run.world,
+    )
+    if run.world.is_main:
+        export_vq(vq, run.bundle / "vq")
+
+
+def load_vq(folder: Path, device: torch.device) -> VQModel:
+    config = from_dict(VQConfig, read_config(folder)["vq"], where=str(folder))
+    vq = VQModel(config)
+    load_into(vq, read_weights(folder), where=folder)
+    return vq.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload,no-any-return]
+
+
+def text_folder(run: RunFolder) -> Path:
+    """The text encoder of the run; the embedded one unless the run has its own."""
+    own = run.bundle / "text"
+    if not own.exists() and run.world.is_main:
+        shutil.copytree(find_model(MODEL_NAME) / "text", own)
+    return own
+
+
+def encode_scenes(run: RunFolder) -> dict[str, CodeFolder]:
+    """Tokens and text features of both parts; written by the main process."""
+    if run.world.is_main:
+        text = TextEncoder.load(text_folder(run))
+        text.to(run.world.device)
+        vq = load_vq(run.bundle / "vq", run.world.device)
+        for part in ("train", "held_out"):
+            write_codes(SceneFolder(run.scenes(part)), vq, text, run.codes(part), progress=run.progress)
+    run.world.wait()
+    return {part: CodeFolder(run.codes(part)) for part in ("train", "held_out")}
+
+
+def run_target(run: RunFolder) -> None:
+    codes = encode_scenes(run)
+    transformer = train_target(
+        run.size.transformer,
+        run.size.target,
+        data=codes["train"],
+        held_out=codes["held_out"],
+        run_folder=run.root / "target",
+        world=run.world,
+    )
+    if run.world.is_main:
+        model = TargetModel(run.size.transformer, feature_dim=run.size.head.feature_dim)
+        model.transformer.load_state_dict(transformer.state_dict())
+        export_target(model, run.bundle / "cloud", name=MODEL_NAME, sampling=run.size.sampling)
+
+
+def contexts(folder: CodeFolder, indices: range) -> Contexts:
+    """Drawn pictures with their first caption."""
+    picks = torch.tensor(list(indices))
+    rows = folder.condition_batch(picks, torch.zeros_like(picks))
+    conditions = [f[m].half() for f, m in zip(rows.features, rows.mask, strict=True)]
+    return Contexts(tokens=folder.token_batch(picks), conditions=conditions)
+
+
+def joined(*parts: Contexts) -> Contexts:
+    return Contexts(
+        tokens=torch.cat([p.tokens for p in parts]),
+        conditions=[c for p in parts for c in p.conditions],
+    )
+
+
+def run_draft(run: RunFolder, *, folder_name: str = "draft") -> None:
+    """Train the edge for the bundle's cloud, put both halves of phi in place, calibrate."""
+    size, plan, bundle = run.size, run.size.draft, run.bundle
+    if not (bundle / "cloud" / "config.json").exists():
+        raise InvalidInput("run", str(run.root), "train the target first: ciar-train target")
+    target = TargetModel.load(bundle / "cloud", device=str(run.world.device))
+    codes = {part: CodeFolder(run.codes(part)) for part in ("train", "held_out")}
+    folder = run.root / folder_name
+    train_on, held_out = draft_contexts(run, target, codes, folder)
+    trainer = DraftTrainer(
+        target, size.head, plan, cfg_scale=size.sampling.cfg_scale, world=run.world
+    )
+    trainer.train_centre(train_on, held_out, folder)
+    trainer.train_radius(train_on, held_out, folder)
+    trainer.train_phi(train_on, folder)
+    if not run.world.is_main:
+        return
+    target = trainer.target
+    name = MODEL_NAME
+    target_print = export_target(target, bundle / "cloud", name=name, sampling=size.sampling)
+    round_as_stored(target)
+    round_as_stored(trainer.draft)
+    picked = contexts(codes["held_out"], range(min(NUM_CALIBRATION, len(codes["held_out"]))))
+    calibration, _ = calibrate(
+        target,
+        trainer.draft,
+        [c.float() for c in picked.conditions],
+        sampling=size.sampling,
+        budget=0.30,
+        num_prefix=int(0.06 * size.transformer.num_tokens),
+        progress=run.progress,
+    )
+    export_draft(
+        trainer.draft,
+        bundle / "edge",
+        name=name,
+        target_fingerprint=target_print,
+        calibration=calibration,
+    )
+
+
+def draft_contexts(
+    run: RunFolder, target: TargetModel, codes: dict[str, CodeFolder], folder: Path
+) -> tuple[Contexts, Contexts]:
+    """Drawn pictures and images the cloud drew, in equal parts; the held-out ones are the cloud's alone."""
+    count = min(run.size.draft.num_rollouts, len(codes["train"]) // 2)
+    test_count = min(NUM_HELD_OUT, len(codes["held_out"]))
+    path = folder / "cloud_images.pt"
+    prompts = contexts(codes["train"], range(count))
+    test_prompts = contexts(codes["held_out"], range(test_count))
+    both = joined(prompts, test_prompts)
+    if not path.exists() and run.world.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        drawn = cloud_images(
+            target, both.conditions, sampling=run.size.sampling, first_seed=7_000_000, progress=run.progress
+        )
+        torch.save({"tokens": drawn.tokens}, path)
+    run.world.wait()
+    tokens = torch.load(path, weights_only=True)["tokens"]
+    own = Contexts(tokens=tokens[:count], conditions=prompts.conditions)
+    real = contexts(codes["train"], range(count, 2 * count))
+    return joined(own, real), Contexts(tokens=tokens[count:], conditions=test_prompts.conditions)
+
+
+def export_bundle(run: RunFolder, out: Path) -> int:
+    """Copy the finished bundle; returns its bytes."""
+    missing = [p for p in ("vq", "text", "cloud", "edge") if not (run.bundle / p / "config.json").exists()]
+    if missing:
+        raise InvalidInput("run", str(run.root), f"train these parts first: {', '.join(missing)}")
+    if read_config(run.bundle / "edge")["target"] != fingerprint(run.bundle / "cloud"):
+        raise InvalidInput("run", str(run.root), "the draft belongs to another target: ciar-train draft")
+    shutil.copytree(run.bundle, out, dirs_exist_ok=True)
+    return sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
