@@ -1,4 +1,4 @@
-"""The cloud's parts of a model bundle: target, text encoder, and what the two promise to an edge."""
+"""The cloud's parts of a model bundle: target, text encoder, and what they promise to an edge."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,6 @@ from ciar.errors import CheckpointError, InvalidInput
 from ciar.models.text_encoder import TextEncoder
 from ciar.target import TargetModel
 from ciar.types import ModelInfo, SamplingParams
-
 from ciar_cloud.text import MAX_PROMPT_CHARS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -32,8 +31,9 @@ def load_cloud_model(
 ) -> CloudModel:
     """Load `cloud/` and `text/` of a bundle, by folder or embedded name.
 
-    max_batch_tokens: most tokens in one batch, 0 for as many as an image has. Raises `CheckpointError` for a bundle that
-    cannot be used and `InvalidInput` for a device that is not there.
+    max_batch_tokens: most tokens in one batch, 0 for as many as an image has. Raises
+    `CheckpointError` for a bundle that cannot be used and `InvalidInput` for a device that is not
+    there.
     """
     check_device(device)
     folder = find_model(model)
@@ -57,7 +57,9 @@ def check_device(device: str) -> None:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise InvalidInput("device", device, f"give cpu, or a device that is here ({reason})") from None
+        raise InvalidInput(
+            "device", device, f"give cpu, or a device that is here ({reason})"
+        ) from None
 
 
 def check_fit(folder: Path, target: TargetModel, encoder: TextEncoder) -> None:

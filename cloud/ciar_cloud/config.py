@@ -1,4 +1,4 @@
-"""The settings of `ciar-cloud serve`: flag, else CIAR_CLOUD_... in the environment, else the default here."""
+"""The settings of `ciar-cloud serve`: flag > CIAR_CLOUD_... in the environment > default."""
 
 import ipaddress
 from dataclasses import dataclass, fields
@@ -6,7 +6,6 @@ from pathlib import Path
 
 from ciar.checkpoint import DEFAULT_MODEL
 from ciar.errors import InvalidInput
-
 from ciar_cloud.bundle import DTYPES
 
 MAX_PORT = 65535
@@ -14,7 +13,7 @@ MAX_PORT = 65535
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig:
-    """Every setting. Counts and seconds; 0 slots, threads or batch tokens: chosen from machine and model."""
+    """Counts and seconds; 0 slots, threads or batch tokens: chosen from machine and model."""
 
     model: str = DEFAULT_MODEL
     host: str = "127.0.0.1"

@@ -1,10 +1,11 @@
-"""The engine: one thread, one operation. Each step is one `Target.extend` over a feed of every session that has work.
+"""The engine: one thread, one operation. A step is one `Target.extend` over a feed a session.
 
-    event loop  --submit-->  scheduler (under a lock)  --next_step-->  model thread  --outcomes-->  event loop
+    event loop --submit--> scheduler (locked) --next_step--> model thread --outcomes--> event loop
 
-Sessions come and go between steps (continuous batching). What a session gets does not depend on who shares its steps:
-noise comes from (seed, position), and every feed attends to its own slot alone. The thread sleeps on a condition while
-there is nothing to do. A step that fails fails the works in it, a feed with logits that are no numbers its own work.
+Sessions come and go between steps (continuous batching). What a session gets does not depend on who
+shares its steps: noise comes from (seed, position), and every feed attends to its own slot alone.
+The thread sleeps on a condition while there is nothing to do. A step that fails fails the works in
+it, a feed with logits that are no numbers its own work.
 """
 
 import asyncio
@@ -22,7 +23,6 @@ from ciar.errors import CiarError, CloudUnavailable, EngineError
 from ciar.session import PrefixWork, SessionState, VerifyWork
 from ciar.target import Feed, Target
 from ciar.types import VerifyBatch
-
 from ciar_cloud.observer import Observer
 from ciar_cloud.scheduler import Job, Outcome, Scheduler, Seat
 
@@ -69,7 +69,7 @@ class Engine:
         self._thread.start()
 
     async def stop(self) -> None:
-        """End the model thread after the step it is in. Works that wait fail with `CloudUnavailable`."""
+        """End the model thread after its step. Works that wait fail with `CloudUnavailable`."""
         with self._wake:
             self._is_stopping = True
             self._wake.notify()
@@ -86,7 +86,7 @@ class Engine:
         return Seat(state=state, idle_since=time.monotonic())
 
     def close(self, seat: Seat) -> None:
-        """Give up the session: its works are dropped, its slot is free at once or when its step has ended."""
+        """Drop the session's works and free its slot, at once or when its step has ended."""
         with self._wake:
             self._scheduler.close(seat)
             self._wake.notify()
@@ -102,9 +102,7 @@ class Engine:
         """Draw tokens until `until` are known, more than there are; delivers the `Timings`."""
         assert until > len(seat.state.tokens), "nothing to draw"
         now = time.monotonic()
-        self._submit(
-            Job(seat=seat, deliver=deliver, accepted=now, until=until, deadline=deadline)
-        )
+        self._submit(Job(seat=seat, deliver=deliver, accepted=now, until=until, deadline=deadline))
 
     def verify(
         self,
@@ -114,11 +112,9 @@ class Engine:
         *,
         deadline: float = math.inf,
     ) -> None:
-        """Verify a batch after the seat's earlier ones; delivers the `Verdict`, or None for a void batch."""
+        """Verify a batch after the seat's earlier ones; delivers the `Verdict`, or None if void."""
         now = time.monotonic()
-        self._submit(
-            Job(seat=seat, deliver=deliver, accepted=now, batch=batch, deadline=deadline)
-        )
+        self._submit(Job(seat=seat, deliver=deliver, accepted=now, batch=batch, deadline=deadline))
 
     def _submit(self, job: Job) -> None:
         with self._wake:
@@ -205,7 +201,10 @@ class Engine:
             for job, _, _ in running:
                 job.seat.state.forget_cache()
             return [EngineError(f"the model step failed: {error}") for _ in running]
-        return [self._receive(job, work, own) for (job, work, _), own in zip(running, logits, strict=True)]
+        return [
+            self._receive(job, work, own)
+            for (job, work, _), own in zip(running, logits, strict=True)
+        ]
 
     def _receive(self, job: Job, work: Work, logits: Tensor) -> bool | CiarError:
         if bool(logits.isfinite().all()):
@@ -242,7 +241,7 @@ class Engine:
 
 
 def new_work(job: Job) -> Work:
-    """The work of a job whose first step begins: a batch rolls its session back here and not earlier."""
+    """The work of a job whose first step begins: here, not earlier, a batch rolls back."""
     state = job.seat.state
     return PrefixWork(state, job.until) if job.batch is None else VerifyWork(state, job.batch)
 

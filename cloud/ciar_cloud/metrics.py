@@ -1,4 +1,4 @@
-"""Prometheus metrics of the cloud process, `ciar_cloud_...`: base units, no prompt and no session id as a label."""
+"""Prometheus metrics of the cloud process, `ciar_cloud_...`: base units, bounded labels."""
 
 from collections.abc import Callable, Mapping
 
@@ -113,12 +113,14 @@ class CloudMetrics:
 
 
 def serve_metrics(metrics: CloudMetrics, *, host: str, port: int) -> tuple[int, Callable[[], None]]:
-    """Serve `/metrics` over HTTP from a thread; returns the port (a free one for 0) and how to stop it."""
+    """`/metrics` over HTTP from a thread; returns the port (0: a free one) and how to stop it."""
     try:
         server, thread = start_http_server(port, host, registry=metrics.registry)
     except OSError as error:
         raise InvalidInput(
-            "metrics_port", port, f"cannot listen there ({error.strerror}); choose another, or 0 for none"
+            "metrics_port",
+            port,
+            f"cannot listen there ({error.strerror}); choose another, or 0 for none",
         ) from error
 
     def stop() -> None:

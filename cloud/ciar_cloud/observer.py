@@ -1,7 +1,7 @@
 """What engine and servicer tell the outside about their work.
 
-They know no Prometheus; `metrics.py` implements this. Called from the model thread and from the event loop: must be
-quick and must not raise.
+They know no Prometheus; `metrics.py` implements this. Called from the model thread and from the
+event loop: must be quick and must not raise.
 """
 
 from collections.abc import Mapping

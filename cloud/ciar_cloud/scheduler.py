@@ -1,11 +1,12 @@
 """Which sessions share the next step. Pure bookkeeping: no thread, no model, no clock of its own.
 
-A seat is a session's place in the engine: its state, its slot while it has one, and its works in order. Seats with work
-wait in one queue; a step takes the oldest first and each at most once, as long as their new rows fit the step. What
-takes several steps (a prefix) goes to the end of the queue after each, so that nobody waits for a whole image.
+A seat is a session's place in the engine: its state, its slot while it has one, and its works in
+order. Seats with work wait in one queue; a step takes the oldest first and each at most once, as
+long as their new rows fit the step. What takes several steps (a prefix) goes to the end of the
+queue after each, so that nobody waits for a whole image.
 
-Refused when too much is waiting are only works that open sessions: a session that has begun is worth finishing, and
-what it can queue is bounded by its stream.
+Refused when too much is waiting are only works that open sessions: a session that has begun is
+worth finishing, and what it can queue is bounded by its stream.
 """
 
 import math
@@ -16,14 +17,13 @@ from dataclasses import dataclass, field
 from ciar.errors import CiarError, DeadlineExceeded, Overloaded
 from ciar.session import NOT_PREFILLED, PrefixWork, SessionState, VerifyWork
 from ciar.types import Timings, Verdict, VerifyBatch
-
 from ciar_cloud.slots import SlotPool
 
 MIN_RETRY_SECONDS = 0.1
 MAX_RETRY_SECONDS = 30.0
 
 Outcome = Verdict | Timings | CiarError | None
-"""Of a work: a verdict with its timings, what a prefix cost, an error, or None for a batch that was void."""
+"""Of a work: a verdict, what a prefix cost, an error, or None for a batch that was void."""
 
 
 @dataclass(eq=False, slots=True)
@@ -50,9 +50,7 @@ class Job:
     @property
     def is_void(self) -> bool:
         batch, seat = self.batch, self.seat
-        return batch is not None and (
-            batch.epoch < seat.newest_epoch or seat.state.is_void(batch)
-        )
+        return batch is not None and (batch.epoch < seat.newest_epoch or seat.state.is_void(batch))
 
     @property
     def num_rows(self) -> int:
@@ -76,7 +74,7 @@ class Job:
 
 @dataclass(eq=False, slots=True)
 class Seat:
-    """A session's place in the engine. Only the model thread touches `state` while there is work."""
+    """A session's place in the engine. While there is work, `state` is the model thread's."""
 
     state: SessionState
     idle_since: float
@@ -110,7 +108,7 @@ class Scheduler:
         self._work_seconds = 0.05  # running mean of what one work costs
 
     def check_room(self) -> None:
-        """Raise `Overloaded` when a work that opens a session would have to wait behind too many."""
+        """Raise `Overloaded` when a work that opens a session would wait behind too many."""
         if self.num_waiting >= self.max_queue:
             wait = self._work_seconds * self.num_waiting / self.slots.num_slots
             raise Overloaded(
@@ -186,7 +184,7 @@ class Scheduler:
         return [job for seat in self._ready for job in seat.jobs]
 
     def wake_at(self) -> float:
-        """Clock time at which `next_step` may find more than it just did; infinity when only events can change that."""
+        """Clock time at which `next_step` may find more than just now; infinity: not by itself."""
         if not self._ready:
             return math.inf
         deadline = min(seat.jobs[0].deadline for seat in self._ready)

@@ -1,7 +1,8 @@
 """The process: engine, sessions and services wired together, listening, and leaving in good order.
 
-Going away: readiness turns NOT_SERVING first, sessions that are open may finish, new ones are refused, then the server
-stops. Liveness (service name "") stays SERVING until then, so that nobody kills a cloud that is finishing images.
+Going away: readiness turns NOT_SERVING first, sessions that are open may finish, new ones are
+refused, then the server stops. Liveness (service name "") stays SERVING until then, so that nobody
+kills a cloud that is finishing images.
 """
 
 import asyncio
@@ -14,11 +15,10 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from ciar.errors import CloudUnavailable, EngineError, InvalidInput
+from ciar.errors import EngineError, InvalidInput
 from ciar.target import Target
 from ciar.v1 import collaboration_pb2_grpc as pb_grpc
 from ciar.wire import MESSAGE_LIMIT_BYTES, SERVICE_NAME
-
 from ciar_cloud.bundle import CloudModel
 from ciar_cloud.config import ServeConfig
 from ciar_cloud.engine import Engine
@@ -53,10 +53,9 @@ class CloudServer:
     def __init__(self, model: CloudModel, config: ServeConfig) -> None:
         self.config = config
         self.metrics = CloudMetrics(model.info)
-        target = Target(model.target, num_slots=config.slots or choose_slots(model))
-        slots: SlotPool[Seat] = SlotPool(
-            target.num_slots, min_idle_seconds=config.min_idle_seconds
-        )
+        num_slots = config.slots or choose_slots(model)
+        target = Target(model.target, num_slots=num_slots)
+        slots: SlotPool[Seat] = SlotPool(num_slots, min_idle_seconds=config.min_idle_seconds)
         scheduler = Scheduler(
             slots, max_queue=config.max_queue, max_step_positions=config.max_step_positions
         )
@@ -83,7 +82,7 @@ class CloudServer:
         )
 
     async def start(self) -> int:
-        """Listen and serve; returns the port. Raises `InvalidInput` for an address that cannot be had."""
+        """Listen and serve; returns the port. Raises `InvalidInput` if it cannot be had."""
         config = self.config
         server = self._server = aio.server(options=OPTIONS)
         pb_grpc.add_CollaborationServicer_to_server(self._servicer, server)
@@ -95,7 +94,9 @@ class CloudServer:
             port = server.add_insecure_port(f"{host}:{config.port}")
         except RuntimeError:
             raise InvalidInput(
-                "port", f"{host}:{config.port}", "cannot listen there; choose another, or 0 for a free one"
+                "port",
+                f"{host}:{config.port}",
+                "cannot listen there; choose another, or 0 for a free one",
             ) from None
         if config.metrics_port:
             _, self._stop_metrics = serve_metrics(
@@ -122,7 +123,10 @@ class CloudServer:
 
 
 async def run_server(server: CloudServer, on_ready: Callable[[int], None]) -> None:
-    """Serve until SIGTERM or SIGINT, drain, stop; a second signal stops at once. Raises `EngineError` if the engine dies."""
+    """Serve until SIGTERM or SIGINT, drain, stop; a second signal stops at once.
+
+    Raises `EngineError` if the engine dies.
+    """
     loop = asyncio.get_running_loop()
     signals: asyncio.Queue[None] = asyncio.Queue()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -144,10 +148,10 @@ async def run_server(server: CloudServer, on_ready: Callable[[int], None]) -> No
 
 def choose_slots(model: CloudModel) -> int:
     """As many as fit a quarter of the free memory, up to a limit."""
-    weight = model.target.transformer.output.weight
-    slot_bytes = Target.slot_bytes(model.target)
-    if weight.device.type == "cuda":
-        free, most = torch.cuda.mem_get_info(weight.device)[0], GPU_SLOTS
+    device = model.target.transformer.output.weight.device
+    slot_bytes = Target(model.target, num_slots=1).cache.num_bytes
+    if device.type == "cuda":
+        free, most = torch.cuda.mem_get_info(device)[0], GPU_SLOTS
     else:
         free, most = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), CPU_SLOTS
     return max(1, min(most, int(free * MEMORY_SHARE) // slot_bytes))

@@ -1,7 +1,8 @@
-"""The Collaboration service: messages to values, values to engine and sessions, errors to statuses. No model here.
+"""The Collaboration service: messages to values, values to engine and sessions, errors to statuses.
 
-A VerifyBatch stream has one task that reads and one that writes. The reader hands each batch to the engine as it comes;
-verdicts and whatever ends the stream meet in one inbox, which the writer (the handler itself) empties in order.
+A VerifyBatch stream has one task that reads and one that writes. The reader hands each batch to the
+engine as it comes; verdicts and whatever ends the stream meet in one inbox, which the writer (the
+handler itself) empties in order.
 """
 
 import asyncio
@@ -20,7 +21,6 @@ from ciar.session import SessionState
 from ciar.types import ImageRequest, ModelInfo, Prefix, Timings, Verdict
 from ciar.v1 import collaboration_pb2 as pb
 from ciar.v1 import collaboration_pb2_grpc as pb_grpc
-
 from ciar_cloud.engine import Engine
 from ciar_cloud.observer import Observer
 from ciar_cloud.scheduler import Outcome
@@ -43,7 +43,7 @@ Event = Verdict | CiarError | wire.ImageCounts | _End
 
 
 class Servicer(pb_grpc.CollaborationServicer):
-    """Thin by intent: what a message means is decided in `wire`, `sessions`, `session` and `engine`."""
+    """Thin: what a message means is decided in `wire`, `sessions`, `session` and `engine`."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class Servicer(pb_grpc.CollaborationServicer):
     async def open_session(
         self, image: ImageRequest, *, prepare: Callable[[SessionState], None] | None = None
     ) -> tuple[OpenSession, EncodedPrompt]:
-        """Check the request and open its session, which the caller owns. prepare: done to the state before."""
+        """Check the request and open its session, which the caller owns, after `prepare(state)`."""
         info = self.info
         if image.fingerprint and image.fingerprint != info.fingerprint:
             raise PairMismatch(

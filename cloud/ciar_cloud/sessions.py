@@ -1,7 +1,8 @@
 """Open sessions by id, and who owns them.
 
-PrefixInject opens a session under a short lease; the stream that attaches within it owns the session from then on and
-frees it when it ends, however it ends. A lease that runs out frees it too. Lives in the event loop.
+PrefixInject opens a session under a short lease; the stream that attaches within it owns the
+session from then on and frees it when it ends, however it ends. A lease that runs out frees it too.
+Lives in the event loop.
 """
 
 import asyncio
@@ -10,7 +11,6 @@ from dataclasses import dataclass
 
 from ciar.errors import CloudUnavailable, Overloaded, SessionLost
 from ciar.session import SessionState
-
 from ciar_cloud.engine import Engine
 from ciar_cloud.scheduler import Seat
 

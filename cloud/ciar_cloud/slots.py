@@ -1,8 +1,9 @@
 """KV slots as leases: a fixed number, handed to whoever has work, taken back from whoever is idle.
 
-A session without a slot loses nothing but time: its state rebuilds the cache in another slot. Only idle holders can
-lose theirs, least recently used first, and only after `min_idle_seconds`: sessions that ask every few milliseconds
-would otherwise take each other's slots in turns, each time for a rebuild.
+A session without a slot loses nothing but time: its state rebuilds the cache in another slot. Only
+idle holders can lose theirs, least recently used first, and only after `min_idle_seconds`: sessions
+that ask every few milliseconds would otherwise take each other's slots in turns, each time for a
+rebuild.
 """
 
 import math
@@ -42,7 +43,7 @@ class SlotPool(Generic[H]):
         return len(self._holders)
 
     def lease(self, holder: H, *, now: float) -> bool:
-        """Give `holder` a slot, taken from an idle one if need be; false when none can be had now."""
+        """Give `holder` a slot, if need be that of an idle one; false when none can be had now."""
         assert holder.slot is None, "holds a slot already"
         if not self._free:
             victim = min(self._holders.values(), key=lambda h: h.idle_since)
@@ -66,7 +67,7 @@ class SlotPool(Generic[H]):
         holder.slot = None
 
     def next_lease_at(self) -> float:
-        """Clock time at which `lease` may succeed: now (-inf) with a free slot, infinity while all holders work."""
+        """When `lease` may succeed: -inf with a free slot, inf while all holders work."""
         if self._free:
             return -math.inf
         return min(h.idle_since for h in self._holders.values()) + self.min_idle_seconds

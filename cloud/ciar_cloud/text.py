@@ -1,7 +1,7 @@
 """Prompts: what can be drawn from, and the text features of it.
 
-Encoding takes milliseconds, so it runs in a thread of its own and never in the event loop. A small cache serves prompts
-that come again (other seeds, retries).
+Encoding takes milliseconds, so it runs in a thread of its own and never in the event loop. A small
+cache serves prompts that come again (other seeds, retries).
 """
 
 import asyncio
@@ -23,7 +23,10 @@ MAX_PROMPT_CHARS = 1000
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EncodedPrompt:
-    """features: [L, condition_dim], what the target prefills.  rows: [L, D], the same projected, for the edge layer."""
+    """features: [L, condition_dim], what the target prefills.
+
+    rows: [L, D], the same projected, for the edge layer.
+    """
 
     features: Tensor
     rows: Tensor

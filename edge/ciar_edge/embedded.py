@@ -26,10 +26,10 @@ MAX_THREADS = 8  # more do not help one small model
 class EmbeddedCloud:
     """A context manager: started on entry, stopped on exit.
 
-    model: the bundle to serve.  ready_seconds: how long loading may take.
+    model: the bundle to serve, by folder or name.  ready_seconds: how long loading may take.
     """
 
-    def __init__(self, model: Path, *, ready_seconds: float = 120.0) -> None:
+    def __init__(self, model: str, *, ready_seconds: float = 120.0) -> None:
         self._model = model
         self._ready_seconds = ready_seconds
 
@@ -41,10 +41,10 @@ class EmbeddedCloud:
             with self._log.open("wb") as log:
                 self._process = subprocess.Popen(
                     self._command(),
-                    stdin=subprocess.DEVNULL,
+                    stdin=subprocess.PIPE,  # closes with this process, however it ends
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env=os.environ | {"OMP_NUM_THREADS": str(cloud_threads()), "NO_COLOR": "1"},
+                    env=os.environ | {"NO_COLOR": "1"},
                     start_new_session=True,  # Ctrl-C is for the edge, which then stops the cloud
                 )
         except BaseException:
@@ -86,10 +86,12 @@ class EmbeddedCloud:
 
     def _command(self) -> list[str]:
         options = {
-            "--model": str(self._model),
+            "--model": self._model,
             "--host": "127.0.0.1",
             "--port": "0",
             "--metrics-port": "0",
+            "--threads": str(cloud_threads()),
+            "--drain-seconds": "0",
             "--ready-file": str(self._ready),
         }
         flat = [part for option in options.items() for part in option]
@@ -101,8 +103,8 @@ class EmbeddedCloud:
         return "\n".join(lines[-MAX_LINES:]) or "it said nothing"
 
     def _stop(self) -> None:
-        if self._process.poll() is not None:
-            return
+        assert self._process.stdin is not None
+        self._process.stdin.close()
         self._process.terminate()
         try:
             self._process.wait(STOP_SECONDS)

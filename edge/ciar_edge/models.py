@@ -50,8 +50,8 @@ def load_draft_model(folder: Path) -> EdgeModel:
     with torch.device("meta"):
         model = DraftModel(sizes, head)
     load_into(model, read_weights(folder), where=folder)
+    model.rebuild_tables("cpu")  # not in the weights: still on the meta device
     to_device(model, device="cpu", dtype=torch.float32)
-    model.rebuild_tables("cpu")
     return EdgeModel(
         draft=model,
         name=str(config.get("name", "")),

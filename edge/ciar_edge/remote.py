@@ -115,6 +115,7 @@ class RemoteVerifier:
             config=self.config,
             traffic=traffic,
         )
+        await asyncio.sleep(0)  # the stream begins, so that the session is not left to its lease
         try:
             yield session
         except BaseException as error:

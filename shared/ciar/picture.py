@@ -93,22 +93,22 @@ def picture_metadata(
     }
 
 
-def check_picture_path(path: Path) -> None:
+def check_picture_path(path: Path, *, field: str = "output") -> None:
     """Refuse what `save_picture` could not write for certain, before time is spent on the picture.
 
-    Raises `InvalidInput` (field `output`) for another suffix, `OutputError` for a missing folder.
+    Errors name `field`: `InvalidInput` (another suffix) or `OutputError` (no such folder).
     """
     if path.suffix.lower() != SUFFIX:
-        raise InvalidInput("output", str(path), f"give a file name that ends in {SUFFIX}")
+        raise InvalidInput(field, str(path), f"give a file name that ends in {SUFFIX}")
     if path.is_dir():
-        raise OutputError(f"output: {shorten(str(path))}: is a folder; give the name of a file")
+        raise OutputError(f"{field}: {shorten(str(path))}: is a folder; give the name of a file")
     folder = path.resolve().parent
     if not folder.is_dir():
         raise OutputError(
-            f"output: {shorten(str(path))}: no such folder: {shorten(str(folder))}; create it first"
+            f"{field}: {shorten(str(path))}: no such folder: {shorten(str(folder))}; create it first"
         )
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise _output_error(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+        raise _output_error(path, PermissionError(errno.EACCES, ""), field=field)
 
 
 def save_picture(path: Path, pixels: Tensor, metadata: Mapping[str, str]) -> None:
@@ -128,7 +128,7 @@ def save_picture(path: Path, pixels: Tensor, metadata: Mapping[str, str]) -> Non
     try:
         _replace(path.resolve(), buffer.getvalue())
     except OSError as error:
-        raise _output_error(path, error) from error
+        raise _output_error(path, error, field="output") from error
 
 
 def _replace(path: Path, data: bytes) -> None:
@@ -145,11 +145,11 @@ def _replace(path: Path, data: bytes) -> None:
         raise
 
 
-def _output_error(path: Path, error: OSError) -> OutputError:
+def _output_error(path: Path, error: OSError, *, field: str) -> OutputError:
     if error.errno in _DISK_FULL:
-        remedy = "the disk is full; free some space, or choose another folder with --output"
+        remedy = "the disk is full; free some space, or choose another folder for it"
     elif error.errno in _NOT_ALLOWED:
-        remedy = "no permission to write there; choose another folder with --output"
+        remedy = "no permission to write there; choose another folder for it"
     else:
         remedy = f"cannot be written: {error.strerror or error}"
-    return OutputError(f"output: {shorten(str(path))}: {remedy}")
+    return OutputError(f"{field}: {shorten(str(path))}: {remedy}")

@@ -47,7 +47,8 @@ def gumbel_noise(seed: int, position: int, vocab_size: int) -> Tensor:
 
     u has 53 random bits and is never 0 or 1: a float32 u would clip G near 17, which a codebook of 16384 reaches.
     """
-    bits = np.random.Philox(counter=[0, 0, 0, position], key=[seed, 0]).random_raw(vocab_size)
+    key = np.array([seed, 0], dtype=np.uint64)  # a plain list would go through float64
+    bits = np.random.Philox(counter=[0, 0, 0, position], key=key).random_raw(vocab_size)
     u = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
     return torch.from_numpy((-np.log(-np.log(u))).astype(np.float32))
 

@@ -95,7 +95,8 @@ class HeadOutput:
 
 def total_width(head: HeadOutput) -> Tensor:
     """||width||_1, [...]: does not depend on the size of the codebook."""
-    return head.width.sum(dim=-1)
+    total: Tensor = head.width.sum(dim=-1)
+    return total
 
 
 def interval_uncertainty(head: HeadOutput) -> Tensor:
@@ -110,7 +111,8 @@ def scaled_uncertainty(head: HeadOutput) -> Tensor:
 
 def entropy(head: HeadOutput) -> Tensor:
     """Shannon entropy of softmax(c) in nats, [...]."""
-    return torch.special.entr(head.mid).sum(dim=-1)
+    terms: Tensor = torch.special.entr(head.mid)
+    return terms.sum(dim=-1)
 
 
 def softmax_corr(head: HeadOutput) -> Tensor:
@@ -173,8 +175,9 @@ class RandomScore:
         self._seed = seed
 
     def __call__(self, position: int, head: HeadOutput) -> float:
-        bits = np.random.Philox(counter=[0, 0, 0, position], key=[self._seed, _ROUTER_KEY])
-        return float(int(bits.random_raw()) >> 11) * 2.0**-53
+        key = np.array([self._seed, _ROUTER_KEY], dtype=np.uint64)
+        bits = int(np.random.Philox(counter=[0, 0, 0, position], key=key).random_raw())
+        return (bits >> 11) * 2.0**-53
 
 
 TENSOR_SCORES: Mapping[str, Callable[[HeadOutput], Tensor]] = {
@@ -293,6 +296,7 @@ class Router:
     score: Callable[[int, HeadOutput], float]
     threshold: Threshold
 
+    @torch.inference_mode()
     def decide(self, position: int, head: HeadOutput) -> tuple[float, bool]:
         """The token's score and whether it is uncertain. Call once a position, in raster order."""
         score = self.score(position, head)

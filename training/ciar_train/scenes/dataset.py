@@ -1,25 +1,33 @@
 """Draws scenes to disk in shards, in parallel, and goes on where an interrupted run stopped.
 
-A shard is `images-00000.npy` (uint8 [n, H, W, 3]) and `captions-00000.jsonl` (n lines). Both are
-renamed into place when they are whole, the pictures last, so a picture file means a whole shard.
+A shard is `images-00000.npy` (uint8 [n, size, size, 3]) and `captions-00000.jsonl` (n lines of
+captions, nouns, place, time and style). Both are renamed into place when they are whole, the
+pictures last: a picture file means a whole shard. `draw.json` says what the folder holds.
 Scene `start + i` is the same whatever the number of workers and wherever a run was interrupted.
 """
 
 import json
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .generator import Atlas, BackgroundBank, Scene, SceneGenerator, Split
-from .recipe import Recipe, RecipeError
+from ciar.errors import InvalidInput
 
-Progress = Callable[[int, int, str], None]
+from .atlas import Atlas
+from .backgrounds import BackgroundBank
+from .generator import Scene, SceneGenerator
+from .plan import Split
+from .progress import Progress, say_nothing
+from .recipe import Recipe
+
+SHARD_SIZE = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,15 +36,15 @@ class _Shard:
     start: int
     count: int
 
+    def images_path(self, out_dir: Path) -> Path:
+        return out_dir / f"images-{self.number:05d}.npy"
 
-@dataclass(frozen=True, kw_only=True)
-class _Job:
-    recipe: Recipe
-    atlas_path: Path
-    out_dir: Path
-    backgrounds_path: Path | None
-    split: Split | None
-    num_captions: int
+    def captions_path(self, out_dir: Path) -> Path:
+        return out_dir / f"captions-{self.number:05d}.jsonl"
+
+    def is_complete(self, out_dir: Path) -> bool:
+        path = self.images_path(out_dir)
+        return path.exists() and len(np.load(path, mmap_mode="r")) == self.count
 
 
 def draw(
@@ -49,74 +57,140 @@ def draw(
     num_captions: int = 4,
     num_workers: int = 1,
     split: Split | None = None,
-    progress: Progress | None = None,
-    shard_size: int = 4096,
+    progress: Progress = say_nothing,
+    shard_size: int = SHARD_SIZE,
     backgrounds_path: Path | str | None = None,
     backgrounds_per: int = 8,
 ) -> None:
+    """Draw the scenes `start` to `start + count - 1` of a recipe into a folder.
+
+    Args:
+        atlas_path: folder of an unpacked atlas.
+        out_dir: made if missing. Shards that are there already are kept, so that a larger `count`
+            adds to them.
+        num_captions: captions of every picture.
+        num_workers: processes. With more than one the caller's main module must be importable
+            without side effects (`if __name__ == "__main__":`).
+        split: see `SceneGenerator`.
+        progress: called with (scenes done, scenes in all, what is being done).
+        shard_size: scenes in a shard.
+        backgrounds_path: a bank of painted backgrounds, built if missing; in `out_dir` if None.
+        backgrounds_per: how many backgrounds it holds of every place, time and style.
+
+    Raises:
+        InvalidInput: an argument is out of its range, or the folder holds other scenes.
+    """
+    _check(start=start, count=count, num_captions=num_captions, num_workers=num_workers)
+    _check(shard_size=shard_size, backgrounds_per=backgrounds_per)
     out = Path(out_dir)
-    out.mkdir(parents=True, exist_ok=True)
-    bank = Path(backgrounds_path) if backgrounds_path is not None else out / "backgrounds"
-    job = _Job(
-        recipe=recipe, atlas_path=Path(atlas_path), out_dir=out, backgrounds_path=bank,
-        split=split, num_captions=num_captions,
-    )
+    atlas = Atlas(atlas_path)
+    bank = Path(backgrounds_path or out / "backgrounds")
+    task = {
+        "recipe": recipe.to_table(),
+        "atlas": atlas.fingerprint,
+        "start": start,
+        "split": split,
+        "num_captions": num_captions,
+        "shard_size": shard_size,
+    }
+    generator = SceneGenerator(atlas, recipe, split=split)
+    _claim(out, task)
+    if not bank.with_name(bank.name + ".json").exists():
+        BackgroundBank.build(generator, bank, per=backgrounds_per, progress=progress)
+    BackgroundBank.open(bank).check(recipe)
     shards = [
-        _Shard(number=k, start=start + first, count=min(shard_size, count - first))
-        for k, first in enumerate(range(0, count, shard_size))
+        _Shard(number=number, start=start + first, count=min(shard_size, count - first))
+        for number, first in enumerate(range(0, count, shard_size))
     ]
-    table = dict(recipe=recipe.to_table(), start=start, split=split, num_captions=num_captions, shard_size=shard_size)
-    note = out / "draw.json"
-    if note.exists() and json.loads(note.read_text()) != table:
-        raise RecipeError(f"{out} holds scenes of another recipe: choose another folder, or empty it")
-    note.write_text(json.dumps(table, indent=1))
-    todo = [s for s in shards if not _is_complete(out, s)]
-    done = count - sum(s.count for s in todo)
-    if progress:
+    todo = [shard for shard in shards if not shard.is_complete(out)]
+    done = count - sum(shard.count for shard in todo)
+    settings = json.dumps(task | {"atlas_path": str(atlas_path), "backgrounds_path": str(bank)})
+    progress(done, count, "scenes")
+    for shard in _finished(settings, out, todo, num_workers=num_workers):
+        done += shard.count
         progress(done, count, "scenes")
-    if not todo:
+
+
+def _check(**values: int) -> None:
+    for name, value in values.items():
+        lowest = 0 if name == "start" else 1
+        if value < lowest:
+            raise InvalidInput(name, value, f"use {lowest} or more")
+
+
+def _claim(out_dir: Path, task: dict[str, Any]) -> None:
+    """Write down what the folder is for, or compare it with what it is for already."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    note = out_dir / "draw.json"
+    if not note.exists():
+        _write(note, json.dumps(task, indent=1).encode())
         return
-    if not Path(f"{bank}.json").exists():
-        BackgroundBank.build(SceneGenerator(Atlas(str(atlas_path)), recipe), bank, per=backgrounds_per)
+    other = json.loads(note.read_text(encoding="utf-8"))
+    for key, value in task.items():
+        if other.get(key) != value:
+            remedy = f"holds scenes of another {key}: choose another folder, or empty this one"
+            raise InvalidInput("out_dir", str(out_dir), remedy)
+
+
+def _finished(
+    settings: str, out_dir: Path, shards: list[_Shard], *, num_workers: int
+) -> Iterator[_Shard]:
+    """Draw the shards; yields each when it is on disk."""
+    if num_workers == 1 or len(shards) <= 1:
+        for shard in shards:
+            yield _draw_shard(settings, out_dir, shard)
+        return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start, initargs=(job,)) as pool:
-        futures = {pool.submit(_draw_shard, shard): shard for shard in todo}
-        for future in as_completed(futures):
-            future.result()
-            done += futures[future].count
-            if progress:
-                progress(done, count, "scenes")
+    with ProcessPoolExecutor(min(num_workers, len(shards)), mp_context=context) as pool:
+        futures = [pool.submit(_draw_shard, settings, out_dir, shard) for shard in shards]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
-_worker: dict[str, Any] = {}
+@cache
+def _open_generator(settings: str) -> SceneGenerator:
+    """One generator for each process and task: it keeps the sprites it has scaled."""
+    task = json.loads(settings)
+    return SceneGenerator(
+        Atlas(task["atlas_path"]),
+        Recipe.from_table(task["recipe"]),
+        split=task["split"],
+        backgrounds=BackgroundBank.open(task["backgrounds_path"]),
+    )
 
 
-def _start(job: _Job) -> None:
-    bank = BackgroundBank.open(job.backgrounds_path)
-    _worker["job"] = job
-    _worker["generator"] = SceneGenerator(Atlas(str(job.atlas_path)), job.recipe, split=job.split, backgrounds=bank)
-
-
-def _is_complete(out: Path, shard: _Shard) -> bool:
-    path = out / f"images-{shard.number:05d}.npy"
-    return path.exists() and len(np.load(path, mmap_mode="r")) == shard.count
-
-
-def _draw_shard(shard: _Shard) -> None:
-    job, generator = _worker["job"], _worker["generator"]
-    size = job.recipe.size
+def _draw_shard(settings: str, out_dir: Path, shard: _Shard) -> _Shard:
+    generator = _open_generator(settings)
+    num_captions = json.loads(settings)["num_captions"]
+    size = generator.recipe.size
     images = np.empty((shard.count, size, size, 3), np.uint8)
     lines = []
     for row in range(shard.count):
-        scene = generator.sample(shard.start + row, num_captions=job.num_captions)
+        scene = generator.sample(shard.start + row, num_captions=num_captions)
         images[row] = scene.image
-        lines.append(json.dumps(dict(captions=scene.captions, nouns=scene.nouns, place=scene.place, time=scene.time, style=scene.style)))
-    captions = job.out_dir / f"captions-{shard.number:05d}.jsonl"
-    partial = captions.with_suffix(".partial")
-    partial.write_text("\n".join(lines) + "\n")
-    os.replace(partial, captions)
-    target = job.out_dir / f"images-{shard.number:05d}.npy"
-    partial = target.with_suffix(".partial")
+        lines.append(json.dumps(_describe(scene), ensure_ascii=False))
+    _write(shard.captions_path(out_dir), ("\n".join(lines) + "\n").encode())
+    partial = shard.images_path(out_dir).with_suffix(".partial")
     with open(partial, "wb") as file:
         np.save(file, images)
-    os.replace(partial, target)
+    os.replace(partial, shard.images_path(out_dir))
+    return shard
+
+
+def _describe(scene: Scene) -> dict[str, Any]:
+    return {
+        "captions": scene.captions,
+        "nouns": scene.nouns,
+        "place": scene.place,
+        "time": scene.time,
+        "style": scene.style,
+    }
+
+
+def _write(path: Path, content: bytes) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)

@@ -1,0 +1,127 @@
+"""`ciar-bench`: measurements, one command each."""
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ciar import __version__
+from ciar.checkpoint import DEFAULT_MODEL, find_model
+from ciar.errors import CiarError
+from ciar_bench.cloud_process import cores, serving
+from ciar_bench.latency import LatencyPlan, LatencyReport, run_latency
+from ciar_bench.machine import describe_machine
+from ciar_bench.pair import write_random_pair
+from ciar_edge.models import load_draft_model
+from ciar_train.sizes import load_size
+
+app = typer.Typer(
+    help="Measure CIAR.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
+console = Console(stderr=True)
+
+
+def version(value: bool) -> None:
+    if value:
+        print(f"ciar-bench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Measure CIAR."""
+
+
+@app.command()
+def latency(
+    model: Annotated[str, typer.Option(help="A model folder or an embedded model.")] = DEFAULT_MODEL,
+    size: Annotated[
+        str, typer.Option(help="Time this size with random weights instead of a model.")
+    ] = "",
+    rounds: Annotated[int, typer.Option(min=1, help="Images of each method.")] = 5,
+    share: Annotated[float, typer.Option(min=0, max=1, help="Share of tokens sent to the cloud.")] = 0.30,
+    out: Annotated[Path | None, typer.Option(help="Write the table here as Markdown.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Base, blocking and exact decoding in one run, both processes on a core each."""
+    plan = LatencyPlan(rounds=rounds, share=share)
+    with tempfile.TemporaryDirectory(prefix="ciar-bench-") as scratch:
+        folder = write_random_pair(load_size(size), Path(scratch)) if size else find_model(model)
+        edge_core, cloud_core = pick_cores()
+        with serving(folder, core=cloud_core) as address:
+            if edge_core is not None:
+                os.sched_setaffinity(0, {edge_core})
+            edge = load_draft_model(folder / "edge")
+            report = run_latency(address, edge, plan, progress=console.print)
+    title = f"latency of {size or model}{' (random weights)' if size else ''}"
+    if as_json:
+        print(json.dumps({"title": title, "machine": describe_machine()} | report.as_json()))
+    else:
+        show(report, title)
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(markdown(report, title, plan))
+
+
+def pick_cores() -> tuple[int | None, int | None]:
+    """One core for the edge and one for the cloud; unpinned on a single core."""
+    usable = cores()
+    if len(usable) < 2:
+        console.print("only one core: edge and cloud share it, so expect worse ratios")
+        return None, None
+    return usable[0], usable[1]
+
+
+def rows(report: LatencyReport) -> list[tuple[str, str]]:
+    """What the tables show: name and value."""
+    lines = [
+        ("base, image", f"{report.base_seconds:.3f} s"),
+        ("blocking, image", f"{report.blocking_seconds:.3f} s"),
+        ("exact, image", f"{report.exact_seconds:.3f} s"),
+        *((f"cloud step C({k})", f"{1e3 * s:.2f} ms") for k, s in report.cloud_step.items()),
+        ("edge step e", f"{1e3 * report.edge_step:.3f} ms"),
+        ("protocol, a round trip", f"{1e3 * report.protocol_seconds:.2f} ms"),
+        ("round trips, blocking / exact", f"{report.blocking_round_trips:.0f} / {report.exact_round_trips:.0f}"),
+        (
+            "cloud calls, blocking / exact",
+            f"{report.blocking_cloud_calls:.1%} / {report.exact_cloud_calls:.1%}",
+        ),
+        ("uplink, blocking", f"{report.uplink_bytes / 1024:.1f} KiB"),
+        ("downlink, blocking", f"{report.downlink_bytes / 1024:.1f} KiB"),
+    ]
+    return lines + [(name, f"{value:.3f}") for name, value in report.ratios().items()]
+
+
+def show(report: LatencyReport, title: str) -> None:
+    table = Table("what", "median", title=title)
+    for name, value in rows(report):
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def markdown(report: LatencyReport, title: str, plan: LatencyPlan) -> str:
+    lines = [f"# {title}", "", f"{describe_machine()}; {plan.rounds} rounds, routing share {plan.share:.2f}, RTT 0.", ""]
+    lines += ["| what | median |", "| --- | --- |", *(f"| {a} | {b} |" for a, b in rows(report))]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    try:
+        app()
+    except CiarError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

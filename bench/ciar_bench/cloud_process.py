@@ -1,0 +1,47 @@
+"""`ciar-cloud serve` as a second process, pinned to cores of its own."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ciar.errors import CloudUnavailable
+
+READY_SECONDS = 120.0
+
+
+def cores() -> list[int]:
+    """Cores this process may use."""
+    return sorted(os.sched_getaffinity(0))
+
+
+@contextmanager
+def serving(model: Path, *, core: int | None, threads: int = 1) -> Iterator[str]:
+    """Serve a bundle on a free loopback port; yields its address. core: None leaves it unpinned."""
+    with tempfile.TemporaryDirectory(prefix="ciar-bench-") as folder:
+        ready, log = Path(folder, "ready"), Path(folder, "log")
+        command = [sys.executable, "-m", "ciar_cloud.cli", "serve", "--model", str(model)]
+        command += ["--port", "0", "--metrics-port", "0", "--threads", str(threads)]
+        command += ["--ready-file", str(ready), "--drain-seconds", "0", "--exit-with-parent"]
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT
+            )
+        if core is not None:
+            os.sched_setaffinity(process.pid, {core})  # before it has started any thread
+        try:
+            deadline = time.monotonic() + READY_SECONDS
+            while not ready.exists():
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise CloudUnavailable(f"the cloud did not start: {log.read_text()[-2000:]}")
+                time.sleep(0.02)
+            yield ready.read_text().strip()
+        finally:
+            assert process.stdin
+            process.stdin.close()
+            process.terminate()
+            process.wait()

@@ -1,0 +1,220 @@
+"""`ciar-cloud serve` and `ciar-cloud generate`. Errors are one line on stderr and an exit code."""
+
+import asyncio
+import gc
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from ciar import __version__
+from ciar.checkpoint import DEFAULT_MODEL
+from ciar.errors import CiarError
+from ciar.picture import check_picture_path
+from ciar_cloud.bundle import CloudModel, load_cloud_model
+from ciar_cloud.config import ServeConfig
+from ciar_cloud.process import exit_with_parent as end_with_parent
+from ciar_cloud.process import set_threads, write_ready_file
+from ciar_cloud.solo import draw_picture
+from ciar_cloud.text import check_prompt
+
+DEFAULTS = ServeConfig()
+NUM_LINES = 4  # of progress, when there is no terminal
+
+app = typer.Typer(
+    add_completion=True, no_args_is_help=True, help="The cloud side of CIAR.", rich_markup_mode=None
+)
+
+
+def main() -> None:
+    try:
+        app()
+    except CiarError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def option(text: str, *names: str, env: str = "", **more: Any) -> Any:
+    """An option; `env` is its name in the environment behind CIAR_CLOUD_."""
+    return typer.Option(*names, envvar=f"CIAR_CLOUD_{env}" if env else None, help=text, **more)
+
+
+Model = Annotated[str, option("Model folder, or the name of an embedded one.", env="MODEL")]
+Threads = Annotated[int, option("Threads of the model, 0: automatic.", env="THREADS")]
+Device = Annotated[str, option("cpu, cuda, cuda:1, ...", env="DEVICE")]
+Dtype = Annotated[str, option("float32, bfloat16 or float16.", env="DTYPE")]
+
+
+def print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        print(f"ciar-cloud {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    """The cloud side of CIAR."""
+
+
+@app.command()
+def serve(
+    model: Model = DEFAULTS.model,
+    host: Annotated[str, option("Address to listen on.", env="HOST")] = DEFAULTS.host,
+    port: Annotated[int, option("Port, 0: a free one.", env="PORT")] = DEFAULTS.port,
+    insecure: Annotated[
+        bool, option("Listen beyond this machine without encryption.", "--insecure", env="INSECURE")
+    ] = DEFAULTS.insecure,
+    slots: Annotated[int, option("KV slots, 0: by memory.", env="SLOTS")] = DEFAULTS.slots,
+    min_idle_seconds: Annotated[
+        float, option("Idle time after which a slot can be taken.", env="MIN_IDLE_SECONDS")
+    ] = DEFAULTS.min_idle_seconds,
+    max_queue: Annotated[
+        int, option("Waiting works at which new images are refused.", env="MAX_QUEUE")
+    ] = DEFAULTS.max_queue,
+    max_sessions: Annotated[
+        int, option("Most open sessions.", env="MAX_SESSIONS")
+    ] = DEFAULTS.max_sessions,
+    max_step_positions: Annotated[
+        int, option("Most positions in one step.", env="MAX_STEP_POSITIONS")
+    ] = DEFAULTS.max_step_positions,
+    max_batch_tokens: Annotated[
+        int, option("Most tokens in one batch, 0: as in an image.", env="MAX_BATCH_TOKENS")
+    ] = DEFAULTS.max_batch_tokens,
+    threads: Threads = DEFAULTS.threads,
+    device: Device = DEFAULTS.device,
+    dtype: Dtype = DEFAULTS.dtype,
+    lease_seconds: Annotated[
+        float, option("Time for a stream to attach to its session.", env="LEASE_SECONDS")
+    ] = DEFAULTS.lease_seconds,
+    drain_seconds: Annotated[
+        float, option("Time for open images when asked to stop.", env="DRAIN_SECONDS")
+    ] = DEFAULTS.drain_seconds,
+    metrics_port: Annotated[
+        int, option("Port of /metrics, 0: none.", env="METRICS_PORT")
+    ] = DEFAULTS.metrics_port,
+    ready_file: Annotated[
+        Path | None, option("Write HOST:PORT there once serving.", env="READY_FILE")
+    ] = DEFAULTS.ready_file,
+    exit_with_parent: Annotated[
+        bool, option("Stop when stdin closes or the parent ends.", "--exit-with-parent")
+    ] = DEFAULTS.exit_with_parent,
+) -> None:
+    """Serve a model to edges until SIGTERM or SIGINT; a second one stops at once."""
+    config = ServeConfig(**locals())
+    if config.exit_with_parent:
+        end_with_parent()
+    set_threads(config.threads)
+    loaded = load_cloud_model(
+        config.model,
+        device=config.device,
+        dtype=config.dtype,
+        max_batch_tokens=config.max_batch_tokens,
+    )
+    run_serve(loaded, config)
+
+
+def run_serve(model: CloudModel, config: ServeConfig) -> None:
+    from ciar_cloud.server import CloudServer, run_server  # gRPC: only who serves waits for it
+
+    def on_ready(port: int) -> None:
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        address, info = f"{host}:{port}", model.info
+        print(
+            f"ciar-cloud ready on {address} (model {info.name}, fingerprint {info.fingerprint})",
+            flush=True,
+        )
+        if config.ready_file:
+            write_ready_file(config.ready_file, address)
+
+    async def run() -> None:
+        await run_server(CloudServer(model, config), on_ready)
+
+    gc.freeze()  # what is loaded stays: collections, and the end, need not walk through it
+    with asyncio.Runner(loop_factory=fast_loop()) as runner:
+        runner.run(run())
+
+
+def fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's, where there is one."""
+    if sys.platform == "win32":
+        return None
+    import uvloop
+
+    return uvloop.new_event_loop
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    output: Annotated[Path, option("PNG file to write.", "-o", "--output", env="OUTPUT")] = Path(
+        "out.png"
+    ),
+    seed: Annotated[int, option("Same seed, same picture.", env="SEED")] = 0,
+    cfg_scale: Annotated[
+        float | None, option("Guidance, 1: off; default: the model's.", env="CFG_SCALE")
+    ] = None,
+    temperature: Annotated[float | None, option("0: greedy; default: the model's.")] = None,
+    top_k: Annotated[int | None, option("0: off; default: the model's.")] = None,
+    top_p: Annotated[float | None, option("1: off; default: the model's.")] = None,
+    model: Model = DEFAULT_MODEL,
+    threads: Threads = 0,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    as_json: Annotated[bool, option("Print one JSON object.", "--json")] = False,
+) -> None:
+    """Draw a picture with the target model alone: the base that edges are compared with."""
+    check_prompt(prompt)
+    check_picture_path(output)
+    set_threads(threads)
+    sampling = {
+        "seed": seed,
+        "cfg_scale": cfg_scale,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+    }
+    given = {name: value for name, value in sampling.items() if value is not None}
+    loaded = load_cloud_model(model, device=device, dtype=dtype)
+    with progress(Console(stderr=True), is_quiet=as_json) as on_token:
+        report = draw_picture(loaded, prompt, output=output, sampling=given, on_token=on_token)
+    if unknown_words := report.pop("unknown_words"):
+        words = ", ".join(unknown_words)
+        print(f"warning: the model does not know: {words}", file=sys.stderr)
+    if as_json:
+        print(json.dumps(report))
+    else:
+        print(f"{output}: {len(report['tokens'])} tokens in {report['seconds']:.2f} s")
+
+
+@contextmanager
+def progress(console: Console, *, is_quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """Told (known tokens, T) after each token: a bar on a terminal, else a few lines."""
+    if is_quiet:
+        yield lambda num_known, num_tokens: None
+    elif console.is_terminal:
+        columns = (TextColumn("drawing"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+        with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
+            task = bar.add_task("drawing", total=None)
+            yield lambda known, total: bar.update(task, completed=known, total=total)
+    else:
+        yield print_quarters
+
+
+def print_quarters(num_known: int, num_tokens: int) -> None:
+    if num_known % math.ceil(num_tokens / NUM_LINES) == 0 or num_known == num_tokens:
+        print(f"{num_known}/{num_tokens} tokens", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

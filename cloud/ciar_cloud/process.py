@@ -1,0 +1,67 @@
+"""What the cloud owes to the process that started it: where it listens, and not to outlive it."""
+
+import os
+import select
+import signal
+import stat
+import threading
+from pathlib import Path
+
+import torch
+
+from ciar.errors import OutputError, shorten
+
+MAX_THREADS = 8  # more do not help the small steps of decoding
+
+
+def write_ready_file(path: Path, address: str) -> None:
+    """Write `address` in one piece: whoever sees the file can read all of it."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(f"{address}\n")
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise OutputError(f"ready_file: {shorten(str(path))}: {error.strerror}") from error
+
+
+def exit_with_parent() -> None:
+    """From now on, SIGTERM to ourselves when standard input closes or the parent process ends.
+
+    Standard input counts where it is a pipe or a socket; that of /dev/null is always closed.
+    """
+    waited = [fd for fd in (stdin_pipe(), parent_fd()) if fd is not None]
+    thread = threading.Thread(target=_wait, args=(waited,), name="ciar-parent", daemon=True)
+    thread.start()
+
+
+def stdin_pipe() -> int | None:
+    mode = os.fstat(0).st_mode
+    return 0 if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) else None
+
+
+def parent_fd() -> int | None:
+    """A descriptor that becomes readable when the parent ends; None where there is none."""
+    if not hasattr(os, "pidfd_open"):
+        return None
+    try:
+        return os.pidfd_open(os.getppid())
+    except OSError:
+        return None
+
+
+def _wait(descriptors: list[int]) -> None:
+    while descriptors:
+        readable, _, _ = select.select(descriptors, [], [])
+        if any(fd != 0 or not os.read(0, 4096) for fd in readable):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+
+
+def set_threads(threads: int) -> int:
+    """Threads of one operation of the model: as asked, else what this process may use."""
+    if not threads:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else MAX_THREADS
+        threads = min(torch.get_num_threads(), cores, MAX_THREADS)
+    torch.set_num_threads(threads)
+    return threads

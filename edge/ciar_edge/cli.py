@@ -1,0 +1,300 @@
+"""`ciar-edge generate`: one prompt to one picture.
+
+A flag goes before its environment variable, and that before the default. Pictures are named on
+stdout, everything else is said on stderr; the exit codes are those of `ciar.errors`. What needs
+torch is imported late, so that help and usage errors come at once and an embedded cloud can load
+at the same time as the edge.
+"""
+
+import asyncio
+import json
+import re
+import secrets
+import signal
+import sys
+import unicodedata
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Set
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+
+from ciar import __version__
+from ciar.errors import CiarError, InvalidInput
+from ciar_edge.config import DecodeConfig, Mode
+from ciar_edge.embedded import EmbeddedCloud
+
+if TYPE_CHECKING:
+    from ciar_edge.draw import DrawOptions
+    from ciar_edge.image import Drawing
+
+T = TypeVar("T")
+EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
+MAX_NAME_CHARS = 60
+THRESHOLDS = ("budget", "threshold")
+CONSTANT_ROUTERS = ("always", "never")
+OPTIONAL = frozenset(("router", "cloud", *THRESHOLDS))  # parameters that may be None
+
+app = typer.Typer(
+    help="Draw pictures on this machine, with a cloud for what is uncertain.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    app()
+
+
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        print(f"ciar-edge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+def _option(*names: str, env: str | None = None, **settings: Any) -> Any:
+    return typer.Option(*names, envvar=f"CIAR_{env}" if env else None, **settings)
+
+
+@app.command()
+def generate(
+    context: typer.Context,
+    prompt: Annotated[str, typer.Argument(help="What to draw.", show_default=False)],
+    output: Annotated[
+        Path | None,
+        _option("-o", "--output", help="The picture, .png. Default: from the prompt and the seed."),
+    ] = None,
+    seed: Annotated[
+        int | None, _option(env="SEED", help="The same seed draws the same. Default: random.")
+    ] = None,
+    cloud: Annotated[
+        str | None,
+        _option(env="CLOUD", metavar="HOST:PORT", help="Default: an embedded cloud."),
+    ] = None,
+    model: Annotated[
+        str, _option(env="MODEL", help="A model folder, or the name of an embedded model.")
+    ] = "ciar-mini",
+    budget: Annotated[
+        float | None,
+        _option(env="BUDGET", help="Share of uncertain tokens, 0 to 1. Default: 0.30."),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        _option(env="THRESHOLD", help="Ask above this score, instead of a budget."),
+    ] = None,
+    router: Annotated[
+        str | None,
+        _option(
+            env="ROUTER",
+            help="The score: interval, interval-u, interval-u-scaled, entropy, softmax-corr, "
+            "softmax-corr-window, discrete-100, discrete-300, random, always or never. "
+            "Default: the model's.",
+        ),
+    ] = None,
+    exact: Annotated[
+        bool, _option("--exact", help="Verify every token: the cloud's own picture.")
+    ] = False,
+    offline: Annotated[bool, _option("--offline", help="Use no cloud at all.")] = False,
+    prefix_rate: Annotated[
+        float, _option(env="PREFIX_RATE", help="Share of tokens that the cloud draws first.")
+    ] = 0.06,
+    deadline: Annotated[
+        float, _option(env="DEADLINE", help="Seconds to wait for an answer, then decide alone.")
+    ] = 10.0,
+    feature_dtype: Annotated[
+        str, _option(env="FEATURE_DTYPE", help="How features travel: fp16, int8 or fp32.")
+    ] = "fp16",
+    temperature: Annotated[
+        float | None, _option(env="TEMPERATURE", help="Default: the model's.")
+    ] = None,
+    top_k: Annotated[int | None, _option(env="TOP_K", help="0: off. Default: the model's.")] = None,
+    top_p: Annotated[
+        float | None, _option(env="TOP_P", help="1: off. Default: the model's.")
+    ] = None,
+    cfg_scale: Annotated[
+        float | None, _option(env="CFG_SCALE", help="1: no guidance. Default: the model's.")
+    ] = None,
+    map_file: Annotated[
+        Path | None, _option("--map", help="Write the token map too, .png.")
+    ] = None,
+    is_json: Annotated[bool, _option("--json", help="Print one JSON object on stdout.")] = False,
+    is_quiet: Annotated[bool, _option("--quiet", "-q", help="Say nothing but errors.")] = False,
+) -> None:
+    """Draw a picture of PROMPT."""
+    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    flags = {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+    with _exit_codes(console):
+        _generate(settle(context.params, flags), console)
+
+
+def settle(params: Mapping[str, Any], flags: Set[str]) -> dict[str, Any]:
+    """Refuse flags that contradict each other, and drop what comes from elsewhere and does.
+
+    params: all parameters of `generate`.  flags: names of those given on the command line.
+    Raises `InvalidInput`.
+    """
+    params = dict(params)
+    if params["exact"] and params["offline"]:
+        raise InvalidInput("offline", True, "give --exact or --offline, not both")
+    if {"budget", "threshold"} <= flags:
+        remedy = "give --budget or --threshold, not both"
+        raise InvalidInput("threshold", params["threshold"], remedy)
+    idle: list[tuple[str, str]] = []  # a parameter, and why it has nothing to say
+    if params["exact"]:
+        idle += [(name, "--exact verifies every token") for name in ("router", *THRESHOLDS)]
+    if params["offline"]:
+        alone = ("cloud", "deadline", "prefix_rate", *THRESHOLDS)
+        idle += [(name, "--offline asks for nothing") for name in alone]
+    if params["router"] in CONSTANT_ROUTERS:
+        idle += [(name, "this router has no threshold") for name in THRESHOLDS]
+    for name in THRESHOLDS:
+        if name in flags:
+            idle += [(other, "") for other in THRESHOLDS if other != name]
+    for name, reason in idle:
+        if name in flags:
+            raise InvalidInput(name.replace("_", "-"), params[name], f"leave it out: {reason}")
+        if name in OPTIONAL:
+            params[name] = None
+    return params
+
+
+def _generate(params: Mapping[str, Any], console: Console) -> None:
+    """Draw, write, report. Everything the parameters can be wrong in is looked at first."""
+    seed = secrets.randbits(32) if params["seed"] is None else params["seed"]
+    output = params["output"] or Path(default_name(params["prompt"], seed))
+    with ExitStack() as stack:
+        embedded = None
+        if not (params["offline"] or params["cloud"]):
+            embedded = stack.enter_context(EmbeddedCloud(params["model"]))
+        # With torch behind them: the embedded cloud loads it at the same time.
+        from ciar_edge.draw import draw
+        from ciar_edge.progress import make_display
+
+        options = _draw_options(params, seed=seed)
+        _check_paths(output, params["map_file"])
+        display = stack.enter_context(make_display(console, is_quiet=params["is_quiet"]))
+        drawing = run(draw(options, embedded=embedded, observer=display))
+    drawing.save(output)
+    if params["map_file"]:
+        drawing.save_map(params["map_file"])
+    _tell(drawing, options, output, params, console)
+
+
+def _draw_options(params: Mapping[str, Any], *, seed: int) -> "DrawOptions":
+    from ciar_edge.connection import RemoteConfig
+    from ciar_edge.draw import DrawOptions
+
+    mode: Mode = "exact" if params["exact"] else "offline" if params["offline"] else "blocking"
+    same_name = ("prompt", "model", "cloud", "router", "budget", "threshold")
+    sampling = ("temperature", "top_k", "top_p", "cfg_scale")
+    return DrawOptions(
+        **{name: params[name] for name in same_name},
+        seed=seed,
+        decode=DecodeConfig(mode=mode, prefix_rate=params["prefix_rate"]),
+        remote=RemoteConfig(
+            feature_dtype=params["feature_dtype"], deadline_seconds=params["deadline"]
+        ),
+        sampling={name: params[name] for name in sampling if params[name] is not None},
+    )
+
+
+def _check_paths(output: Path, map_file: Path | None) -> None:
+    from ciar.picture import check_picture_path
+
+    check_picture_path(output)
+    if map_file is not None:
+        check_picture_path(map_file, field="map")
+        if map_file.resolve() == output.resolve():
+            raise InvalidInput("map", str(map_file), "give another file than for the picture")
+
+
+def _tell(
+    drawing: "Drawing",
+    options: "DrawOptions",
+    output: Path,
+    params: Mapping[str, Any],
+    console: Console,
+) -> None:
+    from ciar_edge.progress import summary
+
+    for line in drawing.warnings:
+        console.print(f"ciar-edge: warning: {line}")
+    if not params["is_quiet"]:
+        console.print(f"seed {drawing.seed}, {summary(drawing.result)}")
+    if params["is_json"]:
+        extra = {
+            "router": drawing.router,
+            "budget": options.budget,
+            "threshold": options.threshold,
+            "map": str(params["map_file"]) if params["map_file"] else None,
+        }
+        print(json.dumps(drawing.report(output=output, extra=extra)))
+    elif not params["is_quiet"]:
+        print(output)
+
+
+def default_name(prompt: str, seed: int) -> str:
+    """`a-dog-on-a-beach-0.png`"""
+    plain = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
+    words = "-".join(re.findall("[a-z0-9]+", plain))[:MAX_NAME_CHARS].strip("-")
+    return f"{words or 'picture'}-{seed}.png"
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """To its end on a loop of its own; Ctrl-C and SIGTERM cancel it, and it ends in good order."""
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+    if sys.platform != "win32":
+        import uvloop
+
+        loop_factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        return runner.run(_until_terminated(coroutine))
+
+
+async def _until_terminated(coroutine: Coroutine[Any, Any, T]) -> T:
+    task = asyncio.ensure_future(coroutine)
+    is_terminated = False
+
+    def terminate() -> None:
+        nonlocal is_terminated
+        is_terminated = True
+        task.cancel()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if is_terminated:
+            raise SystemExit(EXIT_TERMINATED) from None
+        raise
+
+
+@contextmanager
+def _exit_codes(console: Console) -> Iterator[None]:
+    try:
+        yield
+    except CiarError as error:
+        console.print(f"ciar-edge: error: {error}")
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        console.print("ciar-edge: cancelled")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""One image from options to pixels: the edge's half of a model, loaded and wired together."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ciar.checkpoint import find_model, from_dict, read_config
+from ciar.errors import CheckpointError, InvalidInput
+from ciar.models.text_encoder import TextEncoder
+from ciar.models.wordpiece import words
+from ciar.picture import Painter
+from ciar.types import MAX_SEED, SamplingParams
+from ciar.uncertainty import ROUTERS, Router, make_router
+from ciar_edge.config import DecodeConfig
+from ciar_edge.connection import RemoteConfig, check_address
+from ciar_edge.embedded import EmbeddedCloud, num_cores
+from ciar_edge.image import Drawing, warnings_of
+from ciar_edge.loop import generate
+from ciar_edge.models import EdgeModel, load_draft_model
+from ciar_edge.remote import RemoteVerifier
+from ciar_edge.result import ImageResult, Observer
+
+MAX_PROMPT_CHARS = 1000  # offline; else the cloud says
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawOptions:
+    """What the user asked for; None leaves the choice to the checkpoint, or to the default.
+
+    cloud: address of a cloud; None: the embedded one, or none at all when offline.
+    sampling: those of `SamplingParams` that the user set, the seed aside.
+    """
+
+    prompt: str
+    seed: int
+    model: str
+    cloud: str | None = None
+    decode: DecodeConfig = dataclasses.field(default_factory=DecodeConfig)
+    remote: RemoteConfig = dataclasses.field(default_factory=RemoteConfig)
+    router: str | None = None
+    budget: float | None = None
+    threshold: float | None = None
+    sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.prompt.strip():
+            raise InvalidInput("prompt", self.prompt, "say what to draw: it is empty")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise InvalidInput("seed", self.seed, "give an integer from 0 to 2^64-1")
+        if self.router is not None and self.router not in ROUTERS:
+            raise InvalidInput("router", self.router, f"give one of {', '.join(ROUTERS)}")
+        if self.cloud is not None:
+            check_address(self.cloud)
+        self.merge(SamplingParams())
+
+    def merge(self, defaults: SamplingParams) -> SamplingParams:
+        """The user's sampling parameters over the checkpoint's. Raises `InvalidInput`."""
+        return dataclasses.replace(defaults, seed=self.seed, **self.sampling)
+
+
+async def draw(
+    options: DrawOptions, *, embedded: EmbeddedCloud | None, observer: Observer
+) -> Drawing:
+    """Draw one image; `embedded` serves when no address of a cloud is given."""
+    folder = find_model(options.model)
+    torch.set_num_threads(1)  # one row through one layer is faster on one
+    model = load_draft_model(folder / "edge")
+    painter = Painter.load(folder / "vq")
+    painter.check_codebook(model.draft.config.vocab_size)
+    if options.decode.mode == "offline":
+        result = await _draw_offline(options, folder, model, observer)
+    else:
+        assert options.cloud or embedded, "somebody must serve"
+        address = options.cloud or await embedded.address()  # type: ignore[union-attr]
+        result = await _draw_with_cloud(options, address, model, observer)
+    torch.set_num_threads(num_cores())
+    return Drawing(
+        prompt=options.prompt,
+        seed=options.seed,
+        mode=options.decode.mode,
+        fingerprint=model.target,
+        router=options.router or model.router,
+        result=result,
+        pixels=painter.paint(result.tokens),
+        warnings=warnings_of(result),
+    )
+
+
+async def _draw_with_cloud(
+    options: DrawOptions, address: str, model: EdgeModel, observer: Observer
+) -> ImageResult:
+    async with RemoteVerifier(address, config=options.remote) as verifier:
+        info = await verifier.info()
+        return await generate(
+            options.prompt,
+            model=model,
+            router=_router(options, model),
+            verifier=verifier,
+            config=options.decode,
+            sampling=options.merge(info.sampling),
+            observer=observer,
+        )
+
+
+async def _draw_offline(
+    options: DrawOptions, folder: Path, model: EdgeModel, observer: Observer
+) -> ImageResult:
+    _check_offline_prompt(options.prompt)
+    encoder = load_text_encoder(folder)
+    result = await generate(
+        options.prompt,
+        model=model,
+        router=_router(options, model),
+        config=options.decode,
+        sampling=options.merge(_checkpoint_sampling(folder)),
+        encode_text=lambda prompt: encoder.encode([prompt])[0],
+        observer=observer,
+    )
+    unknown_words = tuple(encoder.tokenizer.unknown_words(options.prompt))
+    return dataclasses.replace(result, unknown_words=unknown_words)
+
+
+def load_text_encoder(folder: Path) -> TextEncoder:
+    """Of a bundle, for drawing offline. Raises `CheckpointError`."""
+    if not (folder / "text").is_dir():
+        raise CheckpointError(
+            f"{folder}: no text/ folder, which --offline needs to read the prompt; "
+            "copy it from the model, or give a cloud with --cloud"
+        )
+    return TextEncoder.load(folder / "text")
+
+
+def _check_offline_prompt(prompt: str) -> None:
+    """What the cloud would check. Raises `InvalidInput`."""
+    if len(prompt) > MAX_PROMPT_CHARS:
+        raise InvalidInput(
+            "prompt", f"{len(prompt)} characters", f"give at most {MAX_PROMPT_CHARS}"
+        )
+    if any("\ud800" <= char <= "\udfff" for char in prompt):
+        raise InvalidInput("prompt", prompt, "give Unicode text without lone surrogates")
+    if next(words(prompt), None) is None:
+        raise InvalidInput("prompt", prompt, "say what to draw: there is no word in it")
+
+
+def _checkpoint_sampling(folder: Path) -> SamplingParams:
+    """The checkpoint's own parameters, from the cloud's half of the model if it is there."""
+    if not (folder / "cloud").is_dir():
+        return SamplingParams()
+    values = read_config(folder / "cloud").get("sampling", {})
+    return from_dict(SamplingParams, values, where=f"{folder / 'cloud'}: sampling")
+
+
+def _router(options: DrawOptions, model: EdgeModel) -> Router:
+    return make_router(
+        options.router or model.router,
+        budget=options.budget,
+        threshold=options.threshold,
+        calibration=model.calibration,
+        seed=options.seed,
+        grid_size=model.draft.config.grid_size,
+    )

@@ -1,0 +1,544 @@
+"""The loop against the real target model in this process: equalities, and calls that fail."""
+
+import asyncio
+import dataclasses
+import math
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ciar.checkpoint import fingerprint
+from ciar.errors import (
+    CloudUnavailable,
+    DeadlineExceeded,
+    EngineError,
+    InvalidInput,
+    Overloaded,
+    PairMismatch,
+    SessionLost,
+)
+from ciar.local import LocalVerifier
+from ciar.target import Target, TargetModel
+from ciar.types import ImageRequest, ModelInfo, Prefix, SamplingParams, Verdict, VerifyBatch
+from ciar.uncertainty import Router, make_router
+from ciar.verifier import Session, Verifier
+from ciar_edge.config import DecodeConfig
+from ciar_edge.drafter import Drafter
+from ciar_edge.loop import generate
+from ciar_edge.models import EdgeModel, load_draft_model
+from ciar_edge.result import ImageResult, Origin
+from tests.tiny import TEXT_DIM, write_bundle
+
+GRID, SEED = 6, 5
+T = GRID * GRID
+Run = Callable[[Any], Any]
+
+
+def encode_text(prompt: str) -> Tensor:
+    return torch.randn(5, TEXT_DIM, generator=torch.Generator().manual_seed(len(prompt)))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pair:
+    model: EdgeModel
+    cloud: LocalVerifier
+    info: ModelInfo
+
+    def with_info(self, **changes: Any) -> "Pair":
+        info = dataclasses.replace(self.info, **changes)
+        target = self.cloud._target
+        return Pair(self.model, LocalVerifier(target, encode_text, info), info)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    bundle: Path = write_bundle(tmp_path_factory.mktemp("bundle"), grid_size=GRID, seed=3)
+    target = Target(TargetModel.load(bundle / "cloud"), num_slots=1)
+    info = ModelInfo(
+        name="tiny",
+        family="llamagen",
+        fingerprint=fingerprint(bundle / "cloud"),
+        grid_size=GRID,
+        vocab_size=target.config.vocab_size,
+        condition_dim=target.config.dim,
+        feature_dim=target.model.feature_dim,
+        max_prompt_chars=1000,
+        max_batch_tokens=T,
+    )
+    model = load_draft_model(bundle / "edge")
+    return Pair(model, LocalVerifier(target, encode_text, info), info)
+
+
+class Watched:
+    """A verifier that passes everything on to a real one, and remembers it.
+
+    errors: raised instead of the answer to the n-th batch.
+    is_late: the cloud works on such a batch all the same.  has_bonus: leave the next token in verdicts.
+    """
+
+    def __init__(
+        self,
+        inner: Verifier,
+        *,
+        errors: Mapping[int, Exception] | None = None,
+        is_late: bool = False,
+        has_bonus: bool = True,
+    ) -> None:
+        self.inner, self.errors, self.is_late, self.has_bonus = (
+            inner,
+            errors or {},
+            is_late,
+            has_bonus,
+        )
+        self.batches: list[VerifyBatch] = []
+        self.verdicts: list[Verdict | None] = []
+
+    async def info(self) -> ModelInfo:
+        return await self.inner.info()
+
+    @asynccontextmanager
+    async def open(self, request: ImageRequest) -> AsyncIterator["WatchedSession"]:
+        async with self.inner.open(request) as session:
+            yield WatchedSession(self, session)
+
+
+class WatchedSession:
+    def __init__(self, watch: Watched, inner: Session) -> None:
+        self.watch, self.inner = watch, inner
+
+    @property
+    def prefix(self) -> Prefix:
+        return self.inner.prefix
+
+    async def verify(self, batch: VerifyBatch) -> Verdict:
+        watch = self.watch
+        error = watch.errors.get(len(watch.batches))
+        watch.batches.append(batch)
+        watch.verdicts.append(None)
+        if error is not None and not watch.is_late:
+            raise error
+        verdict = await self.inner.verify(batch)
+        if error is not None:
+            raise error
+        watch.verdicts[-1] = verdict
+        if not watch.has_bonus and verdict.num_agreed == len(batch.tokens):
+            return dataclasses.replace(verdict, token=None)
+        return verdict
+
+
+def sampling(seed: int = SEED) -> SamplingParams:
+    return SamplingParams(seed=seed, cfg_scale=2.0)
+
+
+def router_for(pair: Pair, name: str = "interval", **options: Any) -> Router:
+    return make_router(name, calibration=pair.model.calibration, grid_size=GRID, **options)
+
+
+async def decode(
+    pair: Pair,
+    verifier: Verifier | None = None,
+    *,
+    seed: int = SEED,
+    router: Router | None = None,
+    observer: Any = None,
+    **config: Any,
+) -> ImageResult:
+    result = await generate(
+        "a cat",
+        model=pair.model,
+        router=router or router_for(pair),
+        verifier=verifier or pair.cloud,
+        config=DecodeConfig(**config),
+        sampling=sampling(seed),
+        observer=observer,
+    )
+    check_sums(result)
+    return result
+
+
+def check_sums(result: ImageResult) -> None:
+    assert len(result.tokens) == len(result.origins) == len(result.scores) == T
+    assert sum(result.counts.values()) == T
+    num_edge = result.counts[Origin.KEPT] + result.fallbacks
+    assert result.cloud_decided == T - num_edge
+    assert result.cloud_forwards == result.prefix_tokens + result.round_trips
+    assert result.cloud_calls == result.cloud_forwards / T
+
+
+async def base(pair: Pair, seed: int = SEED) -> tuple[int, ...]:
+    """The cloud's own image."""
+    request = ImageRequest(prompt="a cat", sampling=sampling(seed), num_prefix=T)
+    async with pair.cloud.open(request) as session:
+        return session.prefix.tokens
+
+
+# ------------------------------------------------------------------------------------- equalities
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("max_draft", [1, 4, 16])
+@pytest.mark.parametrize("prefix_rate", [0.0, 0.06, 0.5, 1.0])
+def test_exact_is_the_clouds_own_image(
+    pair: Pair, run: Run, seed: int, max_draft: int, prefix_rate: float
+) -> None:
+    watched = Watched(pair.cloud)
+    config = {"mode": "exact", "max_draft": max_draft, "prefix_rate": prefix_rate}
+    result = run(decode(pair, watched, seed=seed, **config))
+    assert result.tokens == run(base(pair, seed))
+    assert all(len(batch.tokens) <= max_draft for batch in watched.batches)
+    assert all(all(batch.uncertain) for batch in watched.batches)
+    assert result.counts[Origin.KEPT] == result.fallbacks == 0
+
+
+def test_exact_saves_forwards(pair: Pair, run: Run) -> None:
+    result = run(decode(pair, mode="exact", prefix_rate=0.0))
+    assert result.cloud_forwards < 0.6 * T
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("options", [{"budget": 1.0}, {"threshold": -1.0}])
+def test_everything_uncertain_is_the_clouds_own_image(
+    pair: Pair, run: Run, seed: int, options: dict[str, float]
+) -> None:
+    result = run(decode(pair, seed=seed, router=router_for(pair, **options)))
+    assert result.tokens == run(base(pair, seed))
+    assert result.cloud_decided == T
+
+
+@pytest.mark.parametrize("name", ["budget 0", "never"])
+def test_nothing_uncertain_makes_no_call(pair: Pair, run: Run, name: str) -> None:
+    router = router_for(pair, "never") if name == "never" else router_for(pair, budget=0.0)
+    watched = Watched(pair.cloud)
+    result = run(decode(pair, watched, router=router))
+    assert not watched.batches
+    assert result.counts[Origin.PREFIX] == 2 == result.cloud_forwards
+    assert result.counts[Origin.KEPT] == T - 2
+
+
+def test_offline_is_the_edge_alone(pair: Pair, run: Run) -> None:
+    """As with a cloud that is never asked, whose condition rows are the same projection."""
+    offline = run(
+        generate(
+            "a cat",
+            model=pair.model,
+            router=router_for(pair),
+            config=DecodeConfig(mode="offline"),
+            sampling=sampling(),
+            encode_text=encode_text,
+        )
+    )
+    check_sums(offline)
+    online = run(decode(pair, router=router_for(pair, "never"), prefix_rate=0.0))
+    assert offline.tokens == online.tokens
+    assert set(offline.origins) == {Origin.KEPT}
+    assert not any(map(math.isnan, offline.scores))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_token_that_a_verdict_brings_along_only_saves_calls(
+    pair: Pair, run: Run, seed: int
+) -> None:
+    results = []
+    for has_bonus in (True, False):
+        watched = Watched(pair.cloud, has_bonus=has_bonus)
+        router = router_for(pair, budget=0.6)
+        results.append(run(decode(pair, watched, seed=seed, router=router)))
+    with_bonus, without = results
+    assert with_bonus.tokens == without.tokens
+    assert with_bonus.origins == without.origins
+    assert str(with_bonus.scores) == str(without.scores)  # NaN is unequal to itself
+    assert with_bonus.round_trips < without.round_trips
+    asked = without.counts[Origin.AGREED] + without.counts[Origin.CORRECTED]
+    assert without.round_trips == asked
+
+
+@pytest.mark.parametrize("max_batch_tokens", [1, 2, 5])
+@pytest.mark.parametrize("mode", ["blocking", "exact"])
+def test_batches_keep_to_the_clouds_limit(
+    pair: Pair, run: Run, mode: str, max_batch_tokens: int
+) -> None:
+    watched = Watched(pair.with_info(max_batch_tokens=max_batch_tokens).cloud)
+    small = run(decode(pair, watched, mode=mode, router=router_for(pair, budget=0.3)))
+    large = run(decode(pair, mode=mode, router=router_for(pair, budget=0.3)))
+    assert max(len(batch.tokens) for batch in watched.batches) <= max_batch_tokens
+    assert small.tokens == large.tokens
+
+
+# ---------------------------------------------------------------------------------------- batches
+
+
+def test_a_batch_is_what_was_kept_since_the_last_and_one_uncertain_token(
+    pair: Pair, run: Run
+) -> None:
+    """Consecutive, without gaps or repetition; features are the drafter's own."""
+    watched = Watched(pair.cloud)
+    result = run(decode(pair, watched, router=router_for(pair, budget=0.4)))
+    known, num_known = list(result.tokens[:2]), 2
+    for batch, verdict in zip(watched.batches, watched.verdicts, strict=True):
+        assert verdict is not None
+        assert batch.uncertain == (False,) * (len(batch.tokens) - 1) + (True,)
+        taken = result.tokens[num_known : batch.position]  # tokens that came with a verdict
+        assert all(o is not Origin.KEPT for o in result.origins[num_known : batch.position])
+        assert len(taken) <= 1
+        known += taken + batch.tokens[: verdict.num_agreed]
+        if verdict.num_agreed < len(batch.tokens):
+            assert verdict.token is not None
+            known.append(verdict.token)
+        num_known = len(known)
+    assert tuple(known) == result.tokens[:num_known]
+    tail = result.origins[num_known:]
+    assert all(origin is Origin.KEPT for origin in tail[1:])
+    check_features(pair, run, watched, result)
+
+
+def check_features(pair: Pair, run: Run, watched: Watched, result: ImageResult) -> None:
+    """Equal to those of a drafter that walks along the finished image."""
+
+    async def rows() -> Tensor:
+        request = ImageRequest(prompt="a cat", sampling=sampling())
+        async with pair.cloud.open(request) as session:
+            return session.prefix.condition
+
+    drafter, drafts = Drafter(pair.model.prepared, run(rows()), sampling()), []
+    for token in result.tokens:
+        drafts.append(drafter.draft())
+        drafter.commit(token)
+    for batch in watched.batches:
+        kept = drafts[batch.position : batch.end - 1]
+        if kept:
+            expected = drafter.features(kept)
+            torch.testing.assert_close(batch.features, expected, atol=1e-5, rtol=1e-5)
+            assert batch.features.dtype == torch.float32
+
+
+def test_features_can_be_left_out(pair: Pair, run: Run) -> None:
+    watched = Watched(pair.cloud)
+    run(decode(pair, watched, has_features=False))
+    kept = [batch for batch in watched.batches if batch.num_kept]
+    assert kept
+    assert not any(batch.features.any() for batch in kept)
+
+
+def test_epochs_grow_with_differences(pair: Pair, run: Run) -> None:
+    watched = Watched(pair.cloud)
+    result = run(decode(pair, watched, router=router_for(pair, budget=1.0)))
+    epoch = 0
+    for batch, verdict in zip(watched.batches, watched.verdicts, strict=True):
+        assert verdict is not None and batch.epoch == epoch
+        epoch += verdict.num_agreed < len(batch.tokens)
+    assert (
+        result.epochs
+        == epoch
+        == sum(
+            v.num_agreed < len(b.tokens)
+            for b, v in zip(watched.batches, watched.verdicts, strict=True)
+            if v is not None
+        )
+    )
+    assert epoch > 0
+
+
+# --------------------------------------------------------------------------------------- failures
+
+
+@pytest.mark.parametrize("mode", ["blocking", "exact"])
+def test_a_missed_deadline_is_decided_locally(pair: Pair, run: Run, mode: str) -> None:
+    """Whether the cloud never saw the batch, or worked on it too late, changes nothing."""
+    results, num_errors = [], 3
+    for is_late in (False, True):
+        errors = {n: DeadlineExceeded("late") for n in (1, 2, 4)}
+        watched = Watched(pair.cloud, errors=errors, is_late=is_late)
+        results.append(run(decode(pair, watched, mode=mode, router=router_for(pair, budget=0.5))))
+        for n in errors:
+            missed, following = watched.batches[n], watched.batches[n + 1]
+            assert following.epoch > missed.epoch
+            assert following.position == missed.position
+            again = following.tokens[: len(missed.tokens)]
+            assert again == missed.tokens
+            assert not any(following.uncertain[: len(missed.tokens)])
+        assert len(watched.batches) == results[-1].round_trips + num_errors
+    lost, late = results
+    assert lost.tokens == late.tokens
+    assert lost.origins == late.origins
+    assert lost.fallbacks >= num_errors
+    assert not lost.lost
+    if mode == "blocking":
+        assert lost.fallbacks == num_errors
+
+
+def test_no_answer_at_all_is_the_edge_alone(pair: Pair, run: Run) -> None:
+    errors = {n: DeadlineExceeded("late") for n in range(T)}
+    result = run(decode(pair, Watched(pair.cloud, errors=errors)))
+    alone = run(decode(pair, router=router_for(pair, "never")))
+    assert result.tokens == alone.tokens
+    assert result.fallbacks > 0
+    assert result.round_trips == 0
+
+
+@pytest.mark.parametrize("mode", ["blocking", "exact"])
+@pytest.mark.parametrize(
+    "error", [SessionLost("evicted"), CloudUnavailable(), EngineError("nan"), Overloaded("full")]
+)
+def test_a_lost_cloud_does_not_lose_the_image(
+    pair: Pair, run: Run, mode: str, error: Exception
+) -> None:
+    watched = Watched(pair.cloud, errors={2: error})
+    result = run(decode(pair, watched, mode=mode))
+    assert len(watched.batches) == 3
+    assert result.lost == (str(error) or "CloudUnavailable")
+    assert result.fallbacks > 0
+    whole = run(decode(pair, mode=mode))
+    num_same = watched.batches[2].position
+    assert result.tokens[:num_same] == whole.tokens[:num_same]
+
+
+def test_a_loss_before_the_first_token_is_an_error(pair: Pair, run: Run) -> None:
+    class Away(Watched):
+        @asynccontextmanager
+        async def open(self, request: ImageRequest) -> AsyncIterator[WatchedSession]:
+            raise CloudUnavailable("no cloud at 127.0.0.1:1")
+            yield
+
+    with pytest.raises(CloudUnavailable, match="no cloud"):
+        run(decode(pair, Away(pair.cloud)))
+
+
+def test_mistakes_of_ours_are_not_swallowed(pair: Pair, run: Run) -> None:
+    watched = Watched(pair.cloud, errors={0: InvalidInput("tokens", 99, "give ids below 24")})
+    with pytest.raises(InvalidInput, match="tokens"):
+        run(decode(pair, watched))
+
+
+# ------------------------------------------------------------------------------------------ input
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("fingerprint", "0" * 16),
+        ("vocab_size", 25),
+        ("grid_size", 7),
+        ("condition_dim", 33),
+        ("feature_dim", 9),
+    ],
+)
+def test_another_clouds_model_is_refused(pair: Pair, run: Run, field: str, value: object) -> None:
+    other = pair.with_info(**{field: value})
+    with pytest.raises(PairMismatch, match=field):
+        run(decode(other))
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"mode": "fast"}, "mode"),
+        ({"prefix_rate": 1.1}, "prefix_rate"),
+        ({"prefix_rate": math.nan}, "prefix_rate"),
+        ({"max_draft": 0}, "max_draft"),
+    ],
+)
+def test_bad_settings_name_the_field(values: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        DecodeConfig(**values)
+    assert caught.value.field == field
+
+
+def test_a_mode_without_what_it_needs(pair: Pair, run: Run) -> None:
+    for mode in ("blocking", "exact", "offline"):
+        with pytest.raises(InvalidInput, match="mode"):
+            run(
+                generate(
+                    "a cat",
+                    model=pair.model,
+                    router=router_for(pair),
+                    config=DecodeConfig(mode=mode),  # type: ignore[arg-type]
+                )
+            )
+
+
+@pytest.mark.parametrize(("num_tokens", "num_prefix"), [(256, 15), (1024, 61), (16, 0)])
+def test_the_prefix_is_rounded_down(num_tokens: int, num_prefix: int) -> None:
+    assert DecodeConfig().num_prefix(num_tokens) == num_prefix
+
+
+# ------------------------------------------------------------------------------------------ around
+
+
+class Diary:
+    def __init__(self) -> None:
+        self.events: list[str] = []
+        self.tokens: list[int] = []
+        self.origins: list[Origin] = []
+        self.result: ImageResult | None = None
+
+    def on_start(self, *, num_tokens: int, num_prefix: int) -> None:
+        self.events.append(f"start {num_tokens} {num_prefix}")
+
+    def on_token(self, *, position: int, token: int, origin: Origin, score: float) -> None:
+        assert position == len(self.tokens)
+        self.tokens.append(token)
+        self.origins.append(origin)
+
+    def on_call(self, *, batch: VerifyBatch, verdict: Verdict, seconds: float) -> None:
+        assert seconds > 0
+        assert verdict.num_agreed <= len(batch.tokens)
+        self.events.append("call")
+
+    def on_finish(self, result: ImageResult) -> None:
+        self.result = result
+        self.events.append("finish")
+
+
+def test_the_observer_is_told_everything(pair: Pair, run: Run) -> None:
+    diary = Diary()
+    result = run(decode(pair, observer=diary))
+    assert diary.result == result
+    assert tuple(diary.tokens) == result.tokens
+    assert tuple(diary.origins) == result.origins
+    assert diary.events == [f"start {T} 2", *["call"] * result.round_trips, "finish"]
+    assert [math.isnan(s) for s in result.scores] == [o is Origin.PREFIX for o in result.origins]
+
+
+def test_times_add_up(pair: Pair, run: Run) -> None:
+    result = run(decode(pair))
+    parts = (result.prefix_seconds, result.draft_seconds, result.wait_seconds)
+    assert all(part > 0 for part in parts)
+    assert sum(parts) <= result.seconds
+    assert 0 < result.cloud_compute_seconds < result.seconds
+
+
+def test_other_tasks_have_their_turn_while_drafting(pair: Pair, run: Run) -> None:
+    async def both() -> int:
+        num_turns = 0
+
+        async def tick() -> None:
+            nonlocal num_turns
+            while True:
+                num_turns += 1
+                await asyncio.sleep(0)
+
+        ticker = asyncio.create_task(tick())
+        await decode(pair, router=router_for(pair, "never"))
+        ticker.cancel()
+        return num_turns
+
+    assert run(both()) >= T // 5
+
+
+@pytest.mark.parametrize("name", ["entropy", "softmax-corr", "random", "discrete-100"])
+def test_any_router_routes(pair: Pair, run: Run, name: str) -> None:
+    watched = Watched(pair.cloud)
+    run(decode(pair, watched, router=router_for(pair, name, budget=0.5)))
+    assert 3 < len(watched.batches) < T
+
+
+def test_the_same_image_twice(pair: Pair, run: Run) -> None:
+    first, second = (run(decode(pair)) for _ in range(2))
+    assert first.tokens == second.tokens
+    assert first.origins == second.origins
+    assert first.tokens != run(decode(pair, seed=SEED + 1)).tokens

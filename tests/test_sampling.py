@@ -1,0 +1,150 @@
+"""Guidance, filters, and draws with common noise: fixed by seed and position, distributed as the sampling view."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from ciar.sampling import (
+    coupled_agreement,
+    coupled_draw,
+    draw_span,
+    filter_logits,
+    guide,
+    gumbel_noise,
+    noise_rows,
+)
+from ciar.types import MAX_SEED, SamplingParams
+
+
+def random_logits(vocab_size: int, *, seed: int = 0, scale: float = 1.5) -> Tensor:
+    return torch.randn(vocab_size, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def drawable(
+    logits: Tensor, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
+) -> list[int]:
+    view = filter_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p)
+    return view.isfinite().nonzero().flatten().tolist()
+
+
+def test_guidance() -> None:
+    cond, uncond = torch.tensor([1.0, 2.0]), torch.tensor([0.0, 4.0])
+    assert guide(cond, uncond, 3.0).tolist() == [3.0, -2.0]
+    assert torch.equal(guide(cond, uncond, 1.0), cond)
+
+
+def test_nothing_to_filter_changes_nothing() -> None:
+    logits = random_logits(16)
+    assert torch.equal(filter_logits(logits, temperature=1.0, top_k=0, top_p=1.0), logits)
+    assert torch.equal(filter_logits(logits, temperature=1.0, top_k=16, top_p=1.0), logits)
+    assert torch.equal(filter_logits(logits, temperature=2.0, top_k=0, top_p=1.0), logits / 2)
+
+
+def test_top_k_keeps_ties_with_the_last() -> None:
+    logits = torch.tensor([3.0, 1.0, 2.0, 2.0, 0.0])
+    assert drawable(logits, top_k=1) == [0]
+    assert drawable(logits, top_k=2) == [0, 2, 3]
+    assert drawable(logits, top_k=3) == [0, 2, 3]
+
+
+def test_top_p_keeps_the_token_that_crosses() -> None:
+    logits = torch.tensor([0.1, 0.5, 0.4]).log()
+    assert drawable(logits, top_p=0.45) == [1]
+    assert drawable(logits, top_p=0.55) == [1, 2]
+    assert drawable(logits, top_p=0.95) == [0, 1, 2]
+    assert drawable(logits, top_p=1e-6) == [1]
+
+
+def test_filters_come_after_temperature_and_one_after_the_other() -> None:
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    assert drawable(logits, top_p=0.7) == [0, 1]
+    assert drawable(logits, temperature=4.0, top_p=0.7) == [0, 1, 2]
+    assert drawable(logits, top_k=2, top_p=0.6) == [0]  # of the two left, the first has 0.625
+
+
+def test_noise_is_what_it_was() -> None:
+    """Golden numbers: images of earlier releases can be drawn again."""
+    expected = [-0.268963098526001, 2.0220110416412354, -1.0308738946914673, -0.08262766152620316]
+    assert gumbel_noise(7, 3, 4).tolist() == pytest.approx(expected, rel=1e-6)
+    assert gumbel_noise(7, 3, 8)[:4].tolist() == gumbel_noise(7, 3, 4).tolist()
+
+
+def test_noise_differs_by_seed_and_position() -> None:
+    keys = [(0, 0), (1, 0), (0, 1), (2**63, 0), (2**63 + 1, 0), (MAX_SEED - 1, 0), (MAX_SEED, 0)]
+    rows = noise_rows([k[0] for k in keys], [k[1] for k in keys], 8)
+    assert len({tuple(row.tolist()) for row in rows}) == len(keys)
+
+
+def test_noise_is_gumbel() -> None:
+    noise = torch.cat([gumbel_noise(1, position, 2**20) for position in range(4)]).double()
+    assert float(noise.mean()) == pytest.approx(0.5772, abs=4e-3)
+    assert float(noise.var()) == pytest.approx(math.pi**2 / 6, abs=1e-2)
+    assert float((noise < 0).double().mean()) == pytest.approx(math.exp(-1), abs=2e-3)
+
+
+def test_noise_reaches_beyond_float32() -> None:
+    """Some of 2^26 draws pass 17, where a float32 u would end."""
+    largest = [float(gumbel_noise(1, position, 2**20).max()) for position in range(64)]
+    assert 17 < max(largest) < 37
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(),
+        SamplingParams(temperature=0.5),
+        SamplingParams(top_k=5),
+        SamplingParams(temperature=1.5, top_p=0.8),
+    ],
+)
+def test_draws_are_distributed_as_the_sampling_view(params: SamplingParams) -> None:
+    """Chi-square over seeds; the bound is passed by chance once in 10^5."""
+    logits, num_draws = random_logits(16), 20_000
+    view = filter_logits(
+        logits, temperature=params.temperature, top_k=params.top_k, top_p=params.top_p
+    )
+    draws = (view + noise_rows(range(num_draws), [5] * num_draws, 16)).argmax(-1)
+    some = SamplingParams(**{**vars(params), "seed": 17})
+    assert coupled_draw(logits, 5, some) == int(draws[17])
+    counts = draws.bincount(minlength=16).double()
+    expected = view.double().softmax(-1) * num_draws
+    possible = expected > 0
+    assert not counts[~possible].any()
+    statistic = float(((counts - expected)[possible] ** 2 / expected[possible]).sum())
+    freedom = int(possible.sum()) - 1
+    assert statistic < freedom + 4.3 * math.sqrt(2 * freedom) + 12
+
+
+def test_greedy_takes_the_largest() -> None:
+    logits = random_logits(16)
+    assert coupled_draw(logits, 0, SamplingParams(temperature=0.0, seed=9)) == int(logits.argmax())
+
+
+def test_a_span_is_drawn_position_by_position() -> None:
+    logits = torch.stack([random_logits(16, seed=s) for s in range(4)])
+    params = SamplingParams(seed=3)
+    expected = [coupled_draw(row, 10 + i, params) for i, row in enumerate(logits)]
+    assert draw_span(logits, 10, params) == expected
+
+
+def test_agreement_equals_what_coupled_draws_do() -> None:
+    num_draws = 20_000
+    noise = noise_rows(range(num_draws), [0] * num_draws, 12)
+    for seed in range(4):
+        a, b = random_logits(12, seed=seed), random_logits(12, seed=seed + 10)
+        b = a + 0.4 * b
+        agree = ((a + noise).argmax(-1) == (b + noise).argmax(-1)).double().mean()
+        predicted = float(coupled_agreement(a.softmax(-1), b.softmax(-1)))
+        assert float(agree) == pytest.approx(predicted, abs=5 * 0.5 / math.sqrt(num_draws))
+
+
+def test_agreement_of_equal_and_of_disjoint_distributions() -> None:
+    p = random_logits(8).softmax(-1)
+    assert float(coupled_agreement(p, p)) == pytest.approx(1.0)
+    left, right = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 0.4, 0.6])
+    assert float(coupled_agreement(left, right)) == 0.0
+    distance = 0.5 * (p - p.flip(-1)).abs().sum()
+    bounds = (float((1 - distance) / (1 + distance)), float(1 - distance))
+    assert bounds[0] <= float(coupled_agreement(p, p.flip(-1))) <= bounds[1] + 1e-6

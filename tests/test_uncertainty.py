@@ -1,0 +1,266 @@
+"""Scores equal their definitions; thresholds keep their promise for any sequence; routers fail early."""
+
+import math
+import random
+
+import pytest
+import torch
+from torch import Tensor
+
+from ciar.errors import InvalidInput
+from ciar.interval import interfuse
+from ciar.sampling import gumbel_noise
+from ciar.uncertainty import (
+    NUM_QUANTILES,
+    ROUTERS,
+    STEP_SIZE,
+    TENSOR_SCORES,
+    DynamicThreshold,
+    HeadOutput,
+    StaticThreshold,
+    discrete_uncertainty,
+    entropy,
+    interval_uncertainty,
+    make_router,
+    scaled_uncertainty,
+    softmax_corr,
+    total_width,
+    window_corr,
+)
+
+UNIFORM = [i / 100 for i in range(NUM_QUANTILES)]
+
+
+def random_head(vocab_size: int = 64, *, scale: float = 2.0, seed: int = 0) -> HeadOutput:
+    generator = torch.Generator().manual_seed(seed)
+    centre = torch.randn(vocab_size, generator=generator) * scale
+    return HeadOutput(centre, torch.rand(vocab_size, generator=generator) * 6)
+
+
+def no_radius() -> Tensor:
+    raise AssertionError("this score does not look at the radius")
+
+
+@pytest.mark.parametrize("vocab_size", [2, 64, 16384])
+@pytest.mark.parametrize("scale", [0.0, 0.5, 4.0, 60.0])
+def test_the_rational_form_is_interfuse(vocab_size: int, scale: float) -> None:
+    head = random_head(vocab_size, scale=scale)
+    interval = interfuse(head.centre, head.radius)
+    for found, expected in (
+        (head.mid, interval.mid),
+        (head.lower, interval.lower),
+        (head.upper, interval.upper),
+        (head.width, interval.width),
+    ):
+        torch.testing.assert_close(found, expected, rtol=3e-4, atol=1e-7)
+    torch.testing.assert_close(head.width.sum(), interval.width.sum(), rtol=1e-4, atol=1e-6)
+
+
+def test_batches_are_scored_row_by_row() -> None:
+    heads = [random_head(seed=seed) for seed in range(3)]
+    batch = HeadOutput(
+        torch.stack([h.centre for h in heads]), torch.stack([h.radius for h in heads])
+    )
+    for score in (total_width, interval_uncertainty, entropy, softmax_corr):
+        torch.testing.assert_close(score(batch), torch.stack([score(h) for h in heads]))
+
+
+def test_scores_equal_their_definitions() -> None:
+    head = random_head()
+    p, width = head.centre.double().softmax(-1), interfuse(head.centre, head.radius).width.double()
+    spread = math.sqrt(float(((width - width.mean()) ** 2).mean()))
+    assert float(total_width(head)) == pytest.approx(float(width.sum()), rel=1e-4)
+    assert float(interval_uncertainty(head)) == pytest.approx(float(width.sum()) * spread, rel=1e-4)
+    assert float(scaled_uncertainty(head)) == pytest.approx(
+        float(interval_uncertainty(head)) * 8, rel=1e-5
+    )
+    assert float(entropy(head)) == pytest.approx(float(-(p * p.log()).sum()), rel=1e-5)
+    assert float(softmax_corr(head)) == pytest.approx(float(1 - p.max()), rel=1e-5)
+
+
+def test_scores_of_extreme_predictions_are_finite() -> None:
+    centre = torch.full((64,), -300.0)
+    centre[3], centre[5] = 0.0, -torch.inf
+    head = HeadOutput(centre, torch.full((64,), 6.0))
+    for name, score in TENSOR_SCORES.items():
+        assert math.isfinite(float(score(head))), name
+    assert float(entropy(head)) == 0.0
+    flat = HeadOutput(torch.zeros(64), torch.ones(64))
+    assert float(entropy(flat)) == pytest.approx(math.log(64), rel=1e-5)
+
+
+def test_doubt_is_exact_where_p_rounds_to_one() -> None:
+    head = HeadOutput(torch.tensor([20.0, 0.0]), torch.ones(2))
+    assert float(head.mid[0]) == 1.0
+    assert float(softmax_corr(head)) == pytest.approx(math.exp(-20.0), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["entropy", "softmax-corr", "softmax-corr-window", "random"])
+def test_scores_that_ignore_the_radius_do_not_compute_it(name: str) -> None:
+    make_router(name).decide(0, HeadOutput(torch.randn(16), no_radius))
+    with pytest.raises(AssertionError):
+        make_router("interval").decide(0, HeadOutput(torch.randn(16), no_radius))
+
+
+def test_the_whole_codebook_in_a_discrete_set_is_the_closed_form() -> None:
+    head = random_head()
+    assert float(discrete_uncertainty(head, num_codes=64)) == pytest.approx(
+        float(interval_uncertainty(head)), rel=1e-4
+    )
+    assert float(discrete_uncertainty(head, num_codes=300)) == pytest.approx(
+        float(interval_uncertainty(head)), rel=1e-4
+    )
+
+
+def test_a_discrete_set_has_the_widths_of_its_codes() -> None:
+    """The remainder bucket keeps the bounds of the k codes what they are."""
+    head = random_head()
+    width = head.width[head.centre.topk(10).indices].double()
+    expected = float(width.sum() * width.std(correction=0))
+    assert float(discrete_uncertainty(head, num_codes=10)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_window_corr_equals_its_definition() -> None:
+    rows = torch.stack([random_head(seed=s).mid for s in range(5)]).double()
+    correlation = rows.T @ rows / 5  # [V, V]
+    eye = torch.eye(64, dtype=torch.double)
+    cosine = (correlation * eye).sum() / (correlation.norm() * eye.norm())
+    expected = 1 - cosine * math.sqrt(64 / 5)
+    assert float(window_corr(rows)) == pytest.approx(float(expected), abs=1e-9)
+
+
+def test_window_corr_at_its_ends() -> None:
+    assert float(window_corr(random_head().mid[None])) == pytest.approx(0.0, abs=1e-6)
+    assert float(window_corr(torch.eye(4))) == pytest.approx(0.0, abs=1e-6)
+    assert float(window_corr(torch.ones(4, 8))) == pytest.approx(0.5, abs=1e-6)
+
+
+def test_the_window_holds_neighbours_on_the_grid() -> None:
+    """On a grid of 4, position 4 begins a row: 0 and 1 are above it, 3 is not to its left."""
+    heads = {position: random_head(seed=position) for position in range(5)}
+    router = make_router("softmax-corr-window", grid_size=4)
+    scores = [router.decide(position, head)[0] for position, head in heads.items()]
+    expected = window_corr(torch.stack([heads[p].mid for p in (4, 0, 1, 2)]))
+    assert scores[0] == pytest.approx(0.0, abs=1e-6)
+    assert scores[4] == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_random_has_a_stream_of_its_own() -> None:
+    head = random_head()
+    first, again, other = (make_router("random", seed=seed) for seed in (1, 1, 2))
+    scores = [first.decide(position, head)[0] for position in range(2000)]
+    assert scores == [again.decide(position, head)[0] for position in range(2000)]
+    assert scores[0] != other.decide(0, head)[0]
+    assert sum(scores) / 2000 == pytest.approx(0.5, abs=0.03)
+    assert min(scores) >= 0 and max(scores) < 1
+    noise = torch.stack([gumbel_noise(1, position, 1) for position in range(2000)])[:, 0]
+    both = torch.stack([torch.tensor(scores), noise])
+    assert abs(float(torch.corrcoef(both)[0, 1])) < 0.1
+
+
+@pytest.mark.parametrize(("name", "expected"), [("always", True), ("never", False)])
+def test_constant_routers(name: str, expected: bool) -> None:
+    router = make_router(name)
+    assert [router.decide(i, random_head())[1] for i in range(5)] == [expected] * 5
+
+
+def test_static_threshold() -> None:
+    threshold = StaticThreshold(0.5)
+    assert [threshold.exceeded(s) for s in (0.4, 0.5, 0.6)] == [False, False, True]
+
+
+def adversary(kind: str, threshold: DynamicThreshold, rng: random.Random) -> float:
+    if kind == "constant":
+        return 0.7
+    if kind == "extreme":
+        return rng.choice([-1e30, 0.0, 1.0, 1e30])
+    if kind == "against":  # always just on the side that costs most
+        return threshold.tau + (1e-9 if threshold.tau > 1 - threshold.budget else -1e-9)
+    if kind == "with":
+        return 2.0 if rng.random() < 0.5 else -1.0
+    return rng.random() ** 4
+
+
+@pytest.mark.parametrize("kind", ["constant", "extreme", "against", "with", "skewed"])
+@pytest.mark.parametrize("budget", [0.05, 0.3, 0.8])
+@pytest.mark.parametrize("quantiles", [UNIFORM, None])
+def test_the_share_of_uncertain_tokens_tracks_the_budget(
+    kind: str, budget: float, quantiles: list[float] | None
+) -> None:
+    threshold, rng, num_uncertain = DynamicThreshold(budget, quantiles), random.Random(0), 0
+    for n in range(1, 1500):
+        num_uncertain += threshold.exceeded(adversary(kind, threshold, rng))
+        bound = (1 + STEP_SIZE) / (STEP_SIZE * n)
+        assert abs(num_uncertain / n - budget) <= bound + 1e-9
+        assert -STEP_SIZE <= threshold.tau <= 1 + STEP_SIZE
+
+
+@pytest.mark.parametrize("budget", [0.1, 0.3, 0.5])
+def test_a_calibrated_threshold_is_right_from_the_first_image(budget: float) -> None:
+    """256 scores as calibrated: within three points of the budget, and two in three of the top."""
+    rng, threshold = random.Random(1), DynamicThreshold(budget, [q**3 for q in UNIFORM])
+    ranks = [rng.random() for _ in range(256)]
+    flags = [threshold.exceeded(rank**3) for rank in ranks]
+    assert sum(flags) / 256 == pytest.approx(budget, abs=0.03)
+    chosen = [rank for rank, flag in zip(ranks, flags, strict=True) if flag]
+    assert sum(rank > 1 - budget for rank in chosen) / len(chosen) > 2 / 3
+
+
+@pytest.mark.parametrize(("budget", "expected"), [(0.0, False), (1.0, True)])
+def test_the_ends_of_the_budget_are_exact(budget: float, expected: bool) -> None:
+    threshold = DynamicThreshold(budget, UNIFORM)
+    assert {threshold.exceeded(s) for s in (-1e9, 0.0, 0.5, 1.0, 1e9)} == {expected}
+
+
+def test_ranks_of_ties_and_of_scores_out_of_range() -> None:
+    """tau moves little here, so a flag tells on which side of 0.5 a score's rank is."""
+    quantiles = [0.0] * 41 + [1.0] * 60  # 40 % zeros, the rest ones
+    flags = [DynamicThreshold(0.5, quantiles).exceeded(s) for s in (-1.0, 0.0, 0.99, 1.0, 2.0)]
+    assert flags == [False, False, False, True, True]
+    assert [DynamicThreshold(0.9, quantiles).exceeded(s) for s in (-1.0, 0.0)] == [False, True]
+
+
+def test_routers_without_calibration_rank_what_they_saw() -> None:
+    router = make_router("entropy", budget=0.5)
+    flags = [router.threshold.exceeded(float(score)) for score in (5, 1, 2, 9, 8, 0)]
+    assert flags == [False, False, True, True, True, False]
+
+
+@pytest.mark.parametrize("name", [n for n in ROUTERS if n not in ("always", "never")])
+def test_every_router_keeps_a_budget_and_repeats_itself(name: str) -> None:
+    heads = [random_head(400, seed=seed, scale=1 + seed % 4) for seed in range(80)]
+
+    def decisions() -> list[tuple[float, bool]]:
+        router = make_router(name, budget=0.4, seed=5)
+        return [router.decide(position, head) for position, head in enumerate(heads)]
+
+    found = decisions()
+    assert found == decisions()
+    assert len({score for score, _ in found}) > 40
+    assert 0.15 < sum(flag for _, flag in found) / 80 < 0.65
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "field"),
+    [
+        ("confidence", {}, "router"),
+        ("interval", {"budget": -0.1}, "budget"),
+        ("interval", {"budget": 1.1}, "budget"),
+        ("interval", {"budget": math.nan}, "budget"),
+        ("interval", {"budget": 0.3, "threshold": 0.3}, "threshold"),
+        ("interval", {"threshold": math.nan}, "threshold"),
+        ("interval", {"calibration": {"interval": [0.0, 1.0]}}, "calibration"),
+        ("interval", {"calibration": {"interval": UNIFORM[::-1]}}, "calibration"),
+        ("always", {"budget": 0.3}, "router"),
+        ("never", {"threshold": 0.3}, "router"),
+    ],
+)
+def test_bad_settings_name_the_field(name: str, options: dict[str, object], field: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        make_router(name, **options)  # type: ignore[arg-type]
+    assert caught.value.field == field
+
+
+def test_an_unknown_router_lists_the_known() -> None:
+    with pytest.raises(InvalidInput, match=r"interval, .*softmax-corr-window.*never"):
+        make_router("confidence")

@@ -1,0 +1,68 @@
+"""Paints a plan: the place, the things from far to near, the weather."""
+
+import numpy as np
+
+from .atlas import Atlas
+from .backgrounds import BackgroundBank, has_own_sun
+from .canvas import Canvas
+from .colour import Array
+from .layout import Layout
+from .nouns import Vocabulary
+from .places import PLAIN, find_place
+from .places_sky import paint_plain
+from .plan import Plan
+from .recipe import Recipe
+from .things import Box, put_thing
+from .weather import paint_fog, paint_rain, paint_snowfall
+
+
+class Renderer:
+    """Paints plans of one recipe; the same plan gives the same picture."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        vocabulary: Vocabulary,
+        atlas: Atlas,
+        *,
+        backgrounds: BackgroundBank | None,
+    ) -> None:
+        if backgrounds is not None:
+            backgrounds.check(recipe)
+        self._recipe = recipe
+        self._vocabulary = vocabulary
+        self._atlas = atlas
+        self._backgrounds = backgrounds
+
+    def render(self, plan: Plan) -> tuple[Array, tuple[Box, ...]]:
+        """The picture, uint8 [size, size, 3], and where its things are, from far to near."""
+        rng = np.random.default_rng(plan.paint_seed)
+        canvas = self._background(plan, rng)
+        layout = Layout(plan, canvas.zones, rng, vocabulary=self._vocabulary, atlas=self._atlas)
+        boxes = [put_thing(canvas, each, plan, self._atlas) for each in layout.placements()]
+        if plan.time == "fog":
+            paint_fog(canvas)
+        if plan.time == "rain" and find_place(plan.place).kind not in ("floor", "surface", "under"):
+            paint_rain(canvas)
+        if canvas.is_snowing:
+            paint_snowfall(canvas)
+        return canvas.to_bytes(), tuple(boxes)
+
+    def _background(self, plan: Plan, rng: np.random.Generator) -> Canvas:
+        recipe, atlas = self._recipe, self._atlas
+        if self._backgrounds is not None and plan.place != PLAIN:
+            return self._backgrounds.canvas(plan, rng, recipe=recipe, atlas=atlas)
+        canvas = Canvas(
+            recipe.size,
+            rng,
+            atlas=atlas,
+            style=plan.style,
+            time=plan.time,
+            texture=recipe.texture,
+        )
+        canvas.has_sun = not has_own_sun(plan)
+        if plan.wall is not None:
+            paint_plain(canvas, plan.wall)
+        else:
+            find_place(plan.place).paint(canvas)
+        return canvas
