@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import os
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ from ciar.errors import CheckpointError, InvalidInput, OutputError
 from ciar.models.vq import VQConfig, VQModel, to_uint8
 from ciar.picture import Painter, check_picture_path, picture_metadata, save_picture
 from ciar_edge.token_map import ORIGINS, PANEL, TITLE, draw_token_map, viridis
+from tests.small_disk import small_disk
 from tests.tiny import write_bundle
 
 
@@ -89,30 +88,15 @@ def test_a_folder_without_permission_says_so() -> None:
         save_picture(Path("/proc/1/dog.png"), noise(), {})
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 16 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(folder)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True)
-    except FileNotFoundError:
-        pytest.skip("there is no mount command")
-    if done.returncode:
-        pytest.skip(f"no right to mount a small disk: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-def test_a_full_disk_leaves_what_was_there(small_disk: Path) -> None:
-    path = small_disk / "dog.png"
-    save_picture(path, noise(), {})
-    before = path.read_bytes()
-    with pytest.raises(OutputError, match="disk is full.*another folder"):
-        save_picture(path, noise(128, 128), {})
-    assert path.read_bytes() == before
-    assert os.listdir(small_disk) == ["dog.png"]
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        path = disk / "dog.png"
+        save_picture(path, noise(), {})
+        before = path.read_bytes()
+        with pytest.raises(OutputError, match="disk is full.*another folder"):
+            save_picture(path, noise(128, 128), {})
+        assert path.read_bytes() == before
+        assert os.listdir(disk) == ["dog.png"]
 
 
 # ------------------------------------------------------------------------------------ VQ folder

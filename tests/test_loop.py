@@ -78,7 +78,8 @@ class Watched:
     """A verifier that passes everything on to a real one, and remembers it.
 
     errors: raised instead of the answer to the n-th batch.
-    is_late: the cloud works on such a batch all the same.  has_bonus: leave the next token in verdicts.
+    is_late: the cloud works on such a batch all the same.
+    has_bonus: leave the next token in verdicts.
     """
 
     def __init__(
@@ -187,8 +188,9 @@ def test_exact_is_the_clouds_own_image(
     pair: Pair, run: Run, seed: int, max_draft: int, prefix_rate: float
 ) -> None:
     watched = Watched(pair.cloud)
-    config = {"mode": "exact", "max_draft": max_draft, "prefix_rate": prefix_rate}
-    result = run(decode(pair, watched, seed=seed, **config))
+    result = run(
+        decode(pair, watched, seed=seed, mode="exact", max_draft=max_draft, prefix_rate=prefix_rate)
+    )
     assert result.tokens == run(base(pair, seed))
     assert all(len(batch.tokens) <= max_draft for batch in watched.batches)
     assert all(all(batch.uncertain) for batch in watched.batches)
@@ -203,7 +205,7 @@ def test_exact_saves_forwards(pair: Pair, run: Run) -> None:
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("options", [{"budget": 1.0}, {"threshold": -1.0}])
 def test_everything_uncertain_is_the_clouds_own_image(
-    pair: Pair, run: Run, seed: int, options: dict[str, float]
+    pair: Pair, run: Run, seed: int, options: dict[str, Any]
 ) -> None:
     result = run(decode(pair, seed=seed, router=router_for(pair, **options)))
     assert result.tokens == run(base(pair, seed))
@@ -456,7 +458,7 @@ def test_a_mode_without_what_it_needs(pair: Pair, run: Run) -> None:
                     "a cat",
                     model=pair.model,
                     router=router_for(pair),
-                    config=DecodeConfig(mode=mode),  # type: ignore[arg-type]
+                    config=DecodeConfig(mode=mode),
                 )
             )
 

@@ -30,14 +30,21 @@ from ciar.local import LocalVerifier
 from ciar.packing import PackedDtype, round_features
 from ciar.target import Target
 from ciar.types import ImageRequest, SamplingParams, Verdict, VerifyBatch
+from ciar.uncertainty import Router, make_router
 from ciar.v1 import collaboration_pb2 as pb
 from ciar.verifier import Session, Verifier
 from ciar_cloud.bundle import CloudModel, load_cloud_model
 from ciar_cloud.config import ServeConfig
 from ciar_cloud.server import CloudServer
+from ciar_cloud.solo import draw_alone
+from ciar_edge.config import DecodeConfig, Mode
 from ciar_edge.connection import Patience, RemoteConfig, Traffic, check_address
 from ciar_edge.history import History, Origins
+from ciar_edge.image import warnings_of
+from ciar_edge.loop import generate
+from ciar_edge.models import EdgeModel, load_draft_model
 from ciar_edge.remote import RemoteSession, RemoteVerifier
+from ciar_edge.result import ImageResult, Silent
 from tests.tiny import PROMPT, write_bundle
 
 Run = Callable[[Awaitable[Any]], Any]
@@ -53,6 +60,11 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(bundle: Path) -> CloudModel:
     return load_cloud_model(str(bundle))
+
+
+@pytest.fixture(scope="module")
+def edge(bundle: Path) -> EdgeModel:
+    return load_draft_model(bundle / "edge")
 
 
 @asynccontextmanager
@@ -198,6 +210,81 @@ def test_eight_edges_at_once_draw_as_if_alone(run: Run, model: CloudModel) -> No
                 assert tokens == await whole(local(model), script, seed)
 
     run(compare())
+
+
+# ------------------------------------------------------------------------------ the edge's loop
+
+
+def router(edge: EdgeModel, *, budget: float = 0.3, seed: int = 5) -> Router:
+    return make_router(edge.router, budget=budget, calibration=edge.calibration, seed=seed)
+
+
+async def edge_image(
+    verifier: Verifier, edge: EdgeModel, *, budget: float = 0.3, **more: Any
+) -> ImageResult:
+    return await generate(
+        PROMPT,
+        model=edge,
+        router=router(edge, budget=budget),
+        verifier=verifier,
+        sampling=SamplingParams(seed=5, cfg_scale=2.0),
+        **more,
+    )
+
+
+@pytest.mark.parametrize("mode", ["blocking", "exact"])
+@pytest.mark.parametrize("budget", [0.0, 0.3, 1.0])
+def test_an_image_over_the_wire_is_the_local_one(
+    run: Run, model: CloudModel, edge: EdgeModel, mode: Mode, budget: float
+) -> None:
+    """Tokens and who decided them; with everything verified, they are the cloud's alone."""
+    config = DecodeConfig(mode=mode, prefix_rate=0.2)
+
+    async def compare() -> None:
+        async with reaching(model, replace(QUICK, feature_dtype="fp32")) as verifier:
+            found = await edge_image(verifier, edge, budget=budget, config=config)
+        expected = await edge_image(local(model), edge, budget=budget, config=config)
+        assert (found.tokens, found.origins) == (expected.tokens, expected.origins)
+        assert found.cloud_forwards == expected.cloud_forwards
+        assert found.uplink_bytes > 0
+        if mode == "exact" or budget == 1:
+            features = model.encoder.encode([PROMPT])[0]
+            alone = draw_alone(Target(model.target, num_slots=1), request(), features)
+            assert found.tokens == alone.tokens
+        if mode == "blocking" and budget == 0:
+            assert found.cloud_forwards == found.prefix_tokens == 3
+
+    run(compare())
+
+
+def test_an_image_whose_cloud_dies_for_good_is_finished_by_the_edge(
+    run: Run, bundle: Path, edge: EdgeModel, tmp_path: Path
+) -> None:
+    """It says so: in the result, and in words."""
+
+    async def ask() -> None:
+        cloud = CloudProcess(bundle, tmp_path)
+        address = await cloud.address()
+
+        class Killer(Silent):
+            def on_call(self, *, batch: VerifyBatch, verdict: Verdict, seconds: float) -> None:
+                cloud.kill()
+
+        try:
+            config = replace(QUICK, resume_seconds=0.5)
+            async with RemoteVerifier(address, config=config) as verifier:
+                result = await edge_image(verifier, edge, budget=1.0, observer=Killer())
+        finally:
+            cloud.kill()
+        assert len(result.tokens) == T
+        assert result.round_trips == 1
+        assert result.fallbacks > 0
+        assert result.resumes == 0
+        said = "\n".join(warnings_of(result))
+        assert f"no cloud at {address}" in said
+        assert f"{result.fallbacks} uncertain tokens were decided by the edge" in said
+
+    run(ask())
 
 
 # ------------------------------------------------------------------------------ a cloud that dies
@@ -566,7 +653,13 @@ def test_the_cloud_hears_how_the_tokens_came_about(run: Run, model: CloudModel) 
                     async with verifier.open(request()) as session:
                         await session.verify(Script().batch(2, epoch=0))
                         raise RuntimeError("given up")
-                assert tokens_by_origin(server) == tokens  # a cancelled image reports nothing
+                cancelled = asyncio.create_task(whole(verifier, Script(), 6))
+                while len(server.sessions) == 0:
+                    await asyncio.sleep(0.001)
+                cancelled.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await cancelled
+                assert tokens_by_origin(server) == tokens  # no report of an image given up
                 assert len(server.sessions) == 0
         finally:
             await server.stop()

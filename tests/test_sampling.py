@@ -1,4 +1,4 @@
-"""Guidance, filters, and draws with common noise: fixed by seed and position, distributed as the sampling view."""
+"""Guidance, filters, and draws with common noise, distributed as the sampling view."""
 
 import math
 
@@ -26,7 +26,8 @@ def drawable(
     logits: Tensor, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
 ) -> list[int]:
     view = filter_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p)
-    return view.isfinite().nonzero().flatten().tolist()
+    found: list[int] = view.isfinite().nonzero().flatten().tolist()
+    return found
 
 
 def test_guidance() -> None:

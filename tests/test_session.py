@@ -131,6 +131,17 @@ def test_features_change_what_the_cloud_draws(target: Target) -> None:
     assert not torch.allclose(logits(0.0), logits(1.0), atol=1e-3)
 
 
+def test_a_last_token_the_edge_kept_needs_no_logits(target: Target) -> None:
+    session, truth = new_session(), image(target)
+    run(target, PrefixWork(session, T - 1))
+    kept = VerifyBatch(
+        position=T - 1, tokens=(5,), uncertain=(False,), features=torch.ones(1, 4)
+    )
+    verdict = verify(target, session, kept)
+    assert (verdict.num_agreed, verdict.token) == (1, None)
+    assert session.tokens == [*truth[:-1], 5]
+
+
 def test_older_epochs_are_void(target: Target) -> None:
     session, truth = new_session(), image(target)
     wrong = all_uncertain(session, [(truth[0] + 1) % 24], 0)

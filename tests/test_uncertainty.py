@@ -1,4 +1,4 @@
-"""Scores equal their definitions; thresholds keep their promise for any sequence; routers fail early."""
+"""Scores equal their definitions; thresholds keep their promise for any sequence of scores."""
 
 import math
 import random
@@ -10,14 +10,11 @@ from torch import Tensor
 from ciar.errors import InvalidInput
 from ciar.interval import interfuse
 from ciar.sampling import gumbel_noise
+from ciar.threshold import NUM_QUANTILES, STEP_SIZE, DynamicThreshold, StaticThreshold
 from ciar.uncertainty import (
-    NUM_QUANTILES,
     ROUTERS,
-    STEP_SIZE,
     TENSOR_SCORES,
-    DynamicThreshold,
     HeadOutput,
-    StaticThreshold,
     discrete_uncertainty,
     entropy,
     interval_uncertainty,
@@ -197,7 +194,7 @@ def test_the_share_of_uncertain_tokens_tracks_the_budget(
 
 @pytest.mark.parametrize("budget", [0.1, 0.3, 0.5])
 def test_a_calibrated_threshold_is_right_from_the_first_image(budget: float) -> None:
-    """256 scores as calibrated: within three points of the budget, and two in three of the top."""
+    """Within three points of the budget, and two of three chosen are of the top."""
     rng, threshold = random.Random(1), DynamicThreshold(budget, [q**3 for q in UNIFORM])
     ranks = [rng.random() for _ in range(256)]
     flags = [threshold.exceeded(rank**3) for rank in ranks]

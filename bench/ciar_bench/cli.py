@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -12,12 +13,17 @@ from rich.console import Console
 from rich.table import Table
 
 from ciar import __version__
-from ciar.checkpoint import DEFAULT_MODEL, find_model
+from ciar.checkpoint import DEFAULT_MODEL, find_model, read_config
 from ciar.errors import CiarError
+from ciar.models.text_encoder import TextEncoder
+from ciar.target import TargetModel
+from ciar.types import SamplingParams
 from ciar_bench.cloud_process import cores, serving
 from ciar_bench.latency import LatencyPlan, LatencyReport, run_latency
 from ciar_bench.machine import describe_machine
 from ciar_bench.pair import write_random_pair
+from ciar_bench.routing import RoutingReport, measure_routing
+from ciar_bench.workload import seeded_prompts
 from ciar_edge.models import load_draft_model
 from ciar_train.sizes import load_size
 
@@ -71,6 +77,59 @@ def latency(
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(markdown(report, title, plan))
+
+
+@app.command()
+def routing(
+    model: Annotated[str, typer.Option(help="A model folder or an embedded model.")] = DEFAULT_MODEL,
+    size: Annotated[str, typer.Option(help="The size whose nouns and places make the prompts.")] = "mini-cpu",
+    images: Annotated[int, typer.Option(min=1, help="Seeded prompts.")] = 200,
+    budget: Annotated[float, typer.Option(min=0.01, max=0.99, help="Share of tokens sent to the cloud.")] = 0.30,
+    discrete: Annotated[bool, typer.Option(help="Also the discrete scores (slow).")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write the table here as Markdown.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Every score on the edge's own rollouts: AUROC, and what is left among the kept tokens."""
+    folder = find_model(model)
+    target = TargetModel.load(folder / "cloud")
+    edge = load_draft_model(folder / "edge")
+    encoder = TextEncoder.load(folder / "text")
+    defaults = read_config(folder / "cloud").get("sampling", {})
+    report = measure_routing(
+        target,
+        edge.draft,
+        [encoder.encode([p])[0] for p in seeded_prompts(load_size(size), images)],
+        sampling=SamplingParams(**defaults),
+        calibration={name: list(row) for name, row in edge.calibration.items()},
+        router=edge.router,
+        share=budget,
+        num_prefix=int(0.06 * target.config.num_tokens),
+        has_discrete=discrete,
+        progress=lambda done, total, what: console.print(f"{what} {done}/{total}"),
+    )
+    if as_json:
+        print(json.dumps(asdict(report)))
+    else:
+        print(routing_markdown(report, model))
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(routing_markdown(report, model))
+
+
+def routing_markdown(report: RoutingReport, model: str) -> str:
+    head = (
+        f"{describe_machine()}; {report.num_images} images, {report.num_positions} routed positions, "
+        f"{report.cloud_share:.1%} of them sent to the cloud. Over all: disagreement {report.disagreement:.3f}, "
+        f"total variation {report.tv:.3f}, expected agreement {report.expected_agreement:.3f}, "
+        f"width {report.mean_width:.3f}, covered mass {report.covered:.3f}."
+    )
+    lines = [f"# routing of {model}", "", head, ""]
+    lines += [
+        f"| score | AUROC, TV > median | disagreement among the kept {1 - report.share:.0%} | TV among the kept |",
+        "| --- | --- | --- | --- |",
+    ]
+    lines += [f"| {r.score} | {r.auroc:.3f} | {r.disagreement:.3f} | {r.kept_tv:.3f} |" for r in report.rows]
+    return "\n".join(lines) + "\n"
 
 
 def pick_cores() -> tuple[int | None, int | None]:

@@ -147,7 +147,7 @@ class Servicer(pb_grpc.CollaborationServicer):
         done: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
 
         def deliver(outcome: Outcome) -> None:
-            if not done.cancelled():
+            if not done.done():
                 done.set_result(outcome)
 
         self.engine.draw(session.seat, until, deliver, deadline=deadline)

@@ -22,7 +22,7 @@ import typer
 from rich.console import Console
 
 from ciar import __version__
-from ciar.errors import CiarError, InvalidInput
+from ciar.errors import CiarError, InvalidInput, shorten
 from ciar_edge.config import DecodeConfig, Mode
 from ciar_edge.embedded import EmbeddedCloud
 
@@ -70,6 +70,24 @@ def _option(*names: str, env: str | None = None, **settings: Any) -> Any:
     return typer.Option(*names, envvar=f"CIAR_{env}" if env else None, **settings)
 
 
+def _number(text: str | float) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{shorten(text)}: give a number") from None
+
+
+def _count(text: str | int) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{shorten(text)}: give a whole number") from None
+
+
+FLOAT: dict[str, Any] = {"parser": _number, "metavar": "NUMBER"}
+INT: dict[str, Any] = {"parser": _count, "metavar": "COUNT"}
+
+
 @app.command()
 def generate(
     context: typer.Context,
@@ -79,7 +97,8 @@ def generate(
         _option("-o", "--output", help="The picture, .png. Default: from the prompt and the seed."),
     ] = None,
     seed: Annotated[
-        int | None, _option(env="SEED", help="The same seed draws the same. Default: random.")
+        int | None,
+        _option(env="SEED", **INT, help="The same seed draws the same. Default: random."),
     ] = None,
     cloud: Annotated[
         str | None,
@@ -90,11 +109,11 @@ def generate(
     ] = "ciar-mini",
     budget: Annotated[
         float | None,
-        _option(env="BUDGET", help="Share of uncertain tokens, 0 to 1. Default: 0.30."),
+        _option(env="BUDGET", **FLOAT, help="Share of uncertain tokens, 0 to 1. Default: 0.30."),
     ] = None,
     threshold: Annotated[
         float | None,
-        _option(env="THRESHOLD", help="Ask above this score, instead of a budget."),
+        _option(env="THRESHOLD", **FLOAT, help="Ask above this score, instead of a budget."),
     ] = None,
     router: Annotated[
         str | None,
@@ -110,23 +129,28 @@ def generate(
     ] = False,
     offline: Annotated[bool, _option("--offline", help="Use no cloud at all.")] = False,
     prefix_rate: Annotated[
-        float, _option(env="PREFIX_RATE", help="Share of tokens that the cloud draws first.")
+        float,
+        _option(env="PREFIX_RATE", **FLOAT, help="Share of tokens that the cloud draws first."),
     ] = 0.06,
     deadline: Annotated[
-        float, _option(env="DEADLINE", help="Seconds to wait for an answer, then decide alone.")
+        float,
+        _option(env="DEADLINE", **FLOAT, help="Seconds to wait for an answer, then decide alone."),
     ] = 10.0,
     feature_dtype: Annotated[
         str, _option(env="FEATURE_DTYPE", help="How features travel: fp16, int8 or fp32.")
     ] = "fp16",
     temperature: Annotated[
-        float | None, _option(env="TEMPERATURE", help="Default: the model's.")
+        float | None, _option(env="TEMPERATURE", **FLOAT, help="Default: the model's.")
     ] = None,
-    top_k: Annotated[int | None, _option(env="TOP_K", help="0: off. Default: the model's.")] = None,
+    top_k: Annotated[
+        int | None, _option(env="TOP_K", **INT, help="0: off. Default: the model's.")
+    ] = None,
     top_p: Annotated[
-        float | None, _option(env="TOP_P", help="1: off. Default: the model's.")
+        float | None, _option(env="TOP_P", **FLOAT, help="1: off. Default: the model's.")
     ] = None,
     cfg_scale: Annotated[
-        float | None, _option(env="CFG_SCALE", help="1: no guidance. Default: the model's.")
+        float | None,
+        _option(env="CFG_SCALE", **FLOAT, help="1: no guidance. Default: the model's."),
     ] = None,
     map_file: Annotated[
         Path | None, _option("--map", help="Write the token map too, .png.")

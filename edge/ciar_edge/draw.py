@@ -14,7 +14,7 @@ from ciar.models.text_encoder import TextEncoder
 from ciar.models.wordpiece import words
 from ciar.picture import Painter
 from ciar.types import MAX_SEED, SamplingParams
-from ciar.uncertainty import ROUTERS, Router, make_router
+from ciar.uncertainty import DEFAULT_ROUTER, Router, make_router
 from ciar_edge.config import DecodeConfig
 from ciar_edge.connection import RemoteConfig, check_address
 from ciar_edge.embedded import EmbeddedCloud, num_cores
@@ -51,8 +51,8 @@ class DrawOptions:
             raise InvalidInput("prompt", self.prompt, "say what to draw: it is empty")
         if not 0 <= self.seed <= MAX_SEED:
             raise InvalidInput("seed", self.seed, "give an integer from 0 to 2^64-1")
-        if self.router is not None and self.router not in ROUTERS:
-            raise InvalidInput("router", self.router, f"give one of {', '.join(ROUTERS)}")
+        router = self.router or DEFAULT_ROUTER
+        make_router(router, budget=self.budget, threshold=self.threshold)  # checks all three
         if self.cloud is not None:
             check_address(self.cloud)
         self.merge(SamplingParams())

@@ -101,7 +101,7 @@ class SessionState:
     def feed(self, slot: int, *, first_needed: int, drafted: TokenSpan | None = None) -> Feed:
         """All known and drafted tokens the cache lacks, early enough to get logits from `first_needed` on.
 
-        The first row of logits predicts `first_logits(first_needed)`.
+        The first row of logits predicts `first_needed`.
         """
         tokens, features = self.tokens, self.features
         if drafted:
@@ -121,15 +121,12 @@ class SessionState:
             cfg_scale=self.request.sampling.cfg_scale,
             condition=self.condition if start == NOT_PREFILLED else None,
             features=codes if bool(codes.any()) else None,
+            num_outputs=max(0, end - first_needed + 1),
         )
 
-    def first_logits(self, first_needed: int) -> int:
-        """The position that the first row of logits of such a feed predicts."""
-        return self._start(first_needed) + 1
-
     def _start(self, first_needed: int) -> int:
-        """First position to feed, or NOT_PREFILLED: the condition first (logits for position 0 come with it)."""
-        return min(self.num_cached, first_needed - 1)
+        """First position to feed, at least one; NOT_PREFILLED: the condition first (it brings logits for position 0)."""
+        return min(self.num_cached, first_needed - 1, self.num_tokens - 2)
 
     def accept(self, drafted: TokenSpan | None, count: int, token: int | None) -> None:
         """`count` drafted tokens stand and `token` follows them. Everything but `token` was fed."""
@@ -194,7 +191,7 @@ class VerifyWork:
     def receive(self, logits: Tensor) -> bool:
         """Take the logits of the feed; always done after one. A difference makes older batches void."""
         session, batch = self.session, self.batch
-        first = session.first_logits(self._first_needed)
+        first = self._first_needed
         count, token = len(batch.tokens), None
         for index, is_uncertain in enumerate(batch.uncertain):
             if is_uncertain:

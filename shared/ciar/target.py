@@ -6,6 +6,8 @@ known one (which is never cached), and gets the guided logits that follow each o
     feed(position p, tokens x_p .. x_{p+k-1})  ->  logits for positions p+1 .. p+k       [k, V]
     with a condition (prefill)                 ->  logits for positions 0 .. k           [1 + k, V]
 
+or for the last `num_outputs` of these positions, which saves the output head on catch-up tokens.
+
 A token the edge kept enters as `E(x) + W f`, with the code f of its interval (zero for all others).
 
     L condition rows of this prompt   k tokens fed   D width   V codebook size   F feature width
@@ -66,6 +68,7 @@ class Feed:
     num_condition: L, in both cases.
     position: of the first fed token.  tokens: [k] ids, may be empty only in a prefill.
     features: [k, F] codes, zero rows for tokens the edge did not decide; None when all are zero.
+    num_outputs: logits wanted, for the last so many positions; None: for all.
     """
 
     slot: int
@@ -75,10 +78,18 @@ class Feed:
     cfg_scale: float
     condition: Tensor | None = None
     features: Tensor | None = None
+    num_outputs: int | None = None
 
     @property
     def num_new_rows(self) -> int:
         return len(self.tokens) + (self.num_condition if self.condition is not None else 0)
+
+    @property
+    def first_output(self) -> int:
+        """The first of the new rows whose logits are wanted; all but one condition rows predict nothing."""
+        if self.num_outputs is not None:
+            return self.num_new_rows - self.num_outputs
+        return self.num_condition - 1 if self.condition is not None else 0
 
 
 class Target:
@@ -96,14 +107,14 @@ class Target:
 
     @torch.inference_mode()
     def extend(self, feeds: Sequence[Feed]) -> list[Tensor]:
-        """One forward pass for all feeds; returns each one's guided logits, float32 [k or 1 + k, V]."""
+        """One forward pass for all feeds; returns each one's guided logits, float32 [num outputs, V]."""
         transformer = self.model.transformer
         inputs, ropes, segments = zip(*(self._pack(feed) for feed in feeds), strict=True)
         hidden = transformer.hidden(torch.cat(inputs), torch.cat(ropes), self.cache.attend(segments))
         wanted = []
         for feed, block in zip(feeds, hidden.split([len(x) for x in inputs]), strict=True):
             rows = block.view(self.ROWS, feed.num_new_rows, -1)  # [2, new, D]
-            wanted.append(rows[:, self._first_output(feed) :])
+            wanted.append(rows[:, feed.first_output :])
         sizes = [w.shape[1] for w in wanted]
         logits = transformer.output(torch.cat(wanted, dim=1))  # [2, sum k, V]
         return [
@@ -116,9 +127,6 @@ class Target:
     def condition_rows(self, condition: Tensor) -> Tensor:
         """Text features [L, condition_dim] -> the projected rows [L, D] the edge layer starts from."""
         return self.model.transformer.cls_embedding(condition)  # type: ignore[no-any-return]
-
-    def _first_output(self, feed: Feed) -> int:
-        return feed.num_condition - 1 if feed.condition is not None else 0
 
     def _pack(self, feed: Feed) -> tuple[Tensor, Tensor, Segment]:
         """Inputs [2 * new, D] (conditional, then unconditional), their rotary rows, and where they go."""

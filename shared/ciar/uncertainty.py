@@ -13,22 +13,19 @@ others.
 """
 
 import math
-from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ciar.errors import InvalidInput
+from ciar.threshold import NUM_QUANTILES, DynamicThreshold, StaticThreshold, Threshold
 
 DEFAULT_ROUTER = "interval"
 DEFAULT_BUDGET = 0.30
-NUM_QUANTILES = 101  # of a calibration: 0, 1, ..., 100 percent
-STEP_SIZE = 0.05  # of the dynamic threshold: it forgets in about 1 / STEP_SIZE tokens
 _ROUTER_KEY = 1  # second word of the noise key; the noise that draws tokens has 0 there
 
 
@@ -192,100 +189,6 @@ TENSOR_SCORES: Mapping[str, Callable[[HeadOutput], Tensor]] = {
 """Scores of one token's prediction alone. Higher is less certain."""
 
 ROUTERS: tuple[str, ...] = (*TENSOR_SCORES, "softmax-corr-window", "random", "always", "never")
-
-
-class Threshold(Protocol):
-    def exceeded(self, score: float) -> bool:
-        """Whether this token is uncertain. Call once a token, in raster order."""
-        ...
-
-
-class StaticThreshold:
-    """Uncertain when `score > tau`."""
-
-    def __init__(self, tau: float) -> None:
-        if math.isnan(tau):
-            raise InvalidInput("threshold", tau, "give a number")
-        self.tau = tau
-
-    def exceeded(self, score: float) -> bool:
-        return score > self.tau
-
-
-class DynamicThreshold:
-    """Keeps the share of uncertain tokens at a budget, on ranks s in [0, 1] instead of raw scores:
-
-        uncertain = s > tau,     tau <- tau + step_size (uncertain - budget),     tau_0 = 1 - budget
-
-    tau cannot leave [-step_size, 1 + step_size], so for *any* n scores the share is within (1 +
-    step_size) / (step_size n) of the budget. Budgets 0 and 1 are exact.
-
-    quantiles: of the score on the edge's own rollouts, ascending, at 0, 1, ..., 100 percent.
-        Without them a score is ranked among the ones seen before it, so the first few tokens of an
-        image are routed almost blindly.
-    """
-
-    def __init__(
-        self,
-        budget: float,
-        quantiles: Sequence[float] | None = None,
-        *,
-        step_size: float = STEP_SIZE,
-    ) -> None:
-        if not 0 <= budget <= 1:
-            raise InvalidInput("budget", budget, "give a share from 0 (never ask) to 1 (always)")
-        self.budget = budget
-        self.tau = 1 - budget
-        self._step_size = step_size
-        self._rank = _running_rank() if quantiles is None else _calibrated_rank(quantiles)
-
-    def exceeded(self, score: float) -> bool:
-        assert not math.isnan(score), "a score is a number"
-        if self.budget in (0, 1):
-            return self.budget == 1
-        is_uncertain = self._rank(score) > self.tau
-        self.tau += self._step_size * (is_uncertain - self.budget)
-        return is_uncertain
-
-
-def _calibrated_rank(quantiles: Sequence[float]) -> Callable[[float], float]:
-    """The piecewise linear CDF through the quantiles; one that several share has their mean rank."""
-    values = check_quantiles(quantiles)
-    last = len(values) - 1
-
-    def rank(score: float) -> float:
-        low, high = bisect_left(values, score), bisect_right(values, score)
-        if high > low:
-            return (low + high - 1) / (2 * last)
-        if low in (0, len(values)):
-            return float(low > 0)
-        return (low - 1 + (score - values[low - 1]) / (values[low] - values[low - 1])) / last
-
-    return rank
-
-
-def _running_rank() -> Callable[[float], float]:
-    """The share of earlier scores below, counting ties half."""
-    seen: list[float] = []
-
-    def rank(score: float) -> float:
-        below = (bisect_left(seen, score) + bisect_right(seen, score)) / 2
-        share = below / len(seen) if seen else 0.5
-        insort(seen, score)
-        return share
-
-    return rank
-
-
-def check_quantiles(quantiles: Sequence[float]) -> list[float]:
-    """A calibration row as a list; raises `InvalidInput`."""
-    values = [float(q) for q in quantiles]
-    is_ascending = all(a <= b for a, b in zip(values, values[1:], strict=False))
-    if len(values) != NUM_QUANTILES or not is_ascending or not all(map(math.isfinite, values)):
-        raise InvalidInput(
-            "calibration", values[:3], f"give {NUM_QUANTILES} finite ascending quantiles"
-        )
-    return values
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from ciar.types import SamplingParams
 from ciar.uncertainty import TENSOR_SCORES, HeadOutput
 from ciar_train.draft import Contexts
 from ciar_train.export import quantiles
-from ciar_train.rollouts import Rollout, roll_out
+from ciar_train.rollouts import Choice, Rollout, roll_out
 
 Progress = Callable[[int, int, str], None]
 BATCH = 32
@@ -53,9 +53,9 @@ class Recorder:
         self.threshold = threshold
         self.scores: dict[str, list[Tensor]] = {name: [] for name in names}
 
-    def keep(self, position: int, centre: Tensor, radius: Tensor) -> Tensor:
+    def keep(self, choice: Choice) -> Tensor:
         for name, column in self.scores.items():
-            column.append(score_rows(name, centre, radius))
+            column.append(score_rows(name, choice.centre, choice.radius))
         return self.scores[self.router][-1] <= self.threshold
 
     def stacked(self) -> dict[str, Tensor]:

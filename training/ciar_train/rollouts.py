@@ -19,17 +19,31 @@ from ciar.sampling import filter_logits, noise_rows
 from ciar.target import Feed, Target, TargetModel
 from ciar.types import SamplingParams
 
-Keep = Callable[[int, Tensor, Tensor], Tensor]
-"""(position, centre [B, V], radius [B, V]) -> bool [B]: which images keep the edge's token here."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Choice:
+    """What both sides predict and drew at one position. A router may look at the edge's half only."""
+
+    position: int
+    centre: Tensor  # [B, V] the edge's logits
+    radius: Tensor  # [B, V]
+    drafted: Tensor  # [B] the edge's draw
+    cloud: Tensor  # [B, V] the cloud's guided logits
+    drawn: Tensor  # [B] the cloud's draw
+
+
+Keep = Callable[[Choice], Tensor]
+"""Which images keep the edge's token here: bool [B]."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rollout:
-    """What happened, on the CPU. tokens, drafted, decided: [B, T]; features [B, T, F] (zero where the cloud decided)."""
+    """What happened, on the CPU. tokens, drafted, drawn, kept: [B, T]; features [B, T, F] (zero where the cloud decided)."""
 
     tokens: Tensor  # committed
     drafted: Tensor  # the edge's own draws
-    clouds: Tensor  # the cloud's own draws
+    drawn: Tensor  # the cloud's own draws
     kept: Tensor  # bool: committed = drafted, without asking
     features: Tensor
 
@@ -77,7 +91,7 @@ def roll_out(
     device = target.injection.weight.device
     count, total, vocab = len(conditions), target.config.num_tokens, target.config.vocab_size
     conditions = [c.to(device) for c in conditions]
-    tokens, drafted, clouds = (torch.zeros(count, total, dtype=torch.long) for _ in range(3))
+    tokens, drafted, drawn = (torch.zeros(count, total, dtype=torch.long) for _ in range(3))
     kept = torch.zeros(count, total, dtype=torch.bool)
     features = torch.zeros(count, total, target.feature_dim)
     edge = BatchedDraft(draft, [target.transformer.cls_embedding(c) for c in conditions]) if draft else None
@@ -103,16 +117,24 @@ def roll_out(
         ]
         noise = noise_rows(seeds, [position] * count, vocab).to(device)
         logits = torch.cat([rows[-1:] for rows in cloud.extend(feeds)])  # [B, V]
-        clouds[:, position] = tokens[:, position] = draw(logits, noise)
+        drawn[:, position] = tokens[:, position] = draw(logits, noise)
         if edge and draft:
             if position:
                 edge.feed(position - 1, tokens[:, position - 1].to(device))
             centre, radius = draft.inter_head(edge.hidden)
             drafted[:, position] = draw(centre, noise)
             if keep and position >= num_prefix:
-                mask = keep(position, centre, radius).cpu()
+                choice = Choice(
+                    position=position,
+                    centre=centre,
+                    radius=radius,
+                    drafted=drafted[:, position],
+                    cloud=logits,
+                    drawn=drawn[:, position],
+                )
+                mask = keep(choice).cpu()
                 kept[:, position] = mask
                 tokens[mask, position] = drafted[mask, position]
                 codes = draft.features(edge.hidden, centre, radius).cpu().float()
                 features[:, position] = torch.where(mask[:, None], codes, 0.0)
-    return Rollout(tokens=tokens, drafted=drafted, clouds=clouds, kept=kept, features=features)
+    return Rollout(tokens=tokens, drafted=drafted, drawn=drawn, kept=kept, features=features)

@@ -4,14 +4,14 @@ A `SceneGenerator` draws any number of them from an `Atlas` of artwork, by a `Re
 a folder with them. `build_artwork` makes the atlas.
 """
 
-from .artwork import build_artwork
-from .atlas import Atlas
-from .backgrounds import BackgroundBank
-from .dataset import draw
-from .generator import Scene, SceneGenerator
-from .packing import pack_atlas, unpack_atlas
-from .plan import Split
-from .recipe import Recipe
+from ciar_train.scenes.artwork import build_artwork
+from ciar_train.scenes.atlas import Atlas
+from ciar_train.scenes.backgrounds import BackgroundBank
+from ciar_train.scenes.dataset import draw
+from ciar_train.scenes.generator import Scene, SceneGenerator
+from ciar_train.scenes.packing import pack_atlas, unpack_atlas
+from ciar_train.scenes.plan import Split
+from ciar_train.scenes.recipe import Recipe
 
 __all__ = [
     "Atlas",

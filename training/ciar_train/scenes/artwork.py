@@ -16,13 +16,20 @@ from pathlib import Path
 from PIL import Image
 
 from ciar.errors import InvalidInput
-
-from .glyphs import GlyphSet, IconSet, WebpSet, cut_water, feet_of, render_svg, trim
-from .nouns import all_nouns
-from .packing import PackWriter
-from .placement import SKIN_TONES, with_skin_tone
-from .progress import Progress, say_nothing
-from .registry import DEFAULT_REGISTRY, Package, fetch_package, find_registry
+from ciar_train.scenes.glyphs import (
+    GlyphSet,
+    IconSet,
+    WebpSet,
+    cut_water,
+    feet_of,
+    render_svg,
+    trim,
+)
+from ciar_train.scenes.nouns import all_nouns
+from ciar_train.scenes.packing import PackWriter
+from ciar_train.scenes.placement import SKIN_TONES, with_skin_tone
+from ciar_train.scenes.progress import Progress, say_nothing
+from ciar_train.scenes.registry import DEFAULT_REGISTRY, Package, fetch_package, find_registry
 
 SPRITE_SIZE = 224  # pixels a side, before the margins are cut off
 PACK_NAME = "atlas.pak"

@@ -15,8 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ciar.errors import InvalidInput
-
-from .colour import MainHue, main_hue
+from ciar_train.scenes.colour import MainHue, main_hue
 
 MAX_CACHED = 4000  # scaled sprites, about 40 KB each at 128 px
 

@@ -16,16 +16,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ciar.errors import InvalidInput
-
-from .atlas import Atlas
-from .canvas import Canvas, Zones
-from .places import PLAIN, find_place, place_names
-from .plan import Plan, times_in
-from .progress import Progress, say_nothing
-from .recipe import Recipe
+from ciar_train.scenes.atlas import Atlas
+from ciar_train.scenes.canvas import Canvas, Zones
+from ciar_train.scenes.places import PLAIN, find_place, place_names
+from ciar_train.scenes.plan import Plan, times_in
+from ciar_train.scenes.progress import Progress, say_nothing
+from ciar_train.scenes.recipe import Recipe
 
 if TYPE_CHECKING:
-    from .generator import SceneGenerator
+    from ciar_train.scenes.generator import SceneGenerator
 
 _BACKGROUND_SEED = 77
 _SUNS = ("sun", "moon", "crescent moon", "saturn")

@@ -13,10 +13,10 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .atlas import Atlas
-from .colour import Array, mix
-from .lights import LIGHTS
-from .noise import SMOOTH_KINDS, noise_field
+from ciar_train.scenes.atlas import Atlas
+from ciar_train.scenes.colour import Array, mix
+from ciar_train.scenes.lights import LIGHTS
+from ciar_train.scenes.noise import SMOOTH_KINDS, noise_field
 
 Band: TypeAlias = tuple[float, float]  # upper and lower y
 Window: TypeAlias = tuple[slice, slice]  # rows, columns

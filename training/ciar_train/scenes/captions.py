@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .nouns import Noun, Vocabulary
-from .placement import stance
-from .places import PLAIN, Place, find_place
-from .plan import Plan, Thing
-from .tables import read_toml
-from .words import is_plural_only, is_uncountable, plural, with_article
+from ciar_train.scenes.nouns import Noun, Vocabulary
+from ciar_train.scenes.placement import stance
+from ciar_train.scenes.places import PLAIN, Place, find_place
+from ciar_train.scenes.plan import Plan, Thing
+from ciar_train.scenes.tables import read_toml
+from ciar_train.scenes.words import is_plural_only, is_uncountable, plural, with_article
 
 _SIZES: Mapping[str, Sequence[str]] = {
     "small": ("small", "tiny", "little"),
@@ -69,7 +69,7 @@ class Captioner:
         return text
 
     def _scene(
-        self, rng: np.random.Generator, plan: Plan, place: Place, *, where: str | None, when: str
+        self, rng: np.random.Generator, plan: Plan, place: Place, *, where: str, when: str
     ) -> str:
         """Things, what they do, where, and when."""
         thing = plan.things[0]
@@ -82,9 +82,9 @@ class Captioner:
         else:
             verb = _verb(rng, plan, noun, words)
             where = _where_above(rng, plan, place, noun, where)
-        if place.on_water and where is not None:
+        if place.on_water:
             where = _where_by_water(rng, plan, place, noun, where)
-        if rng.random() > 0.14 and where is not None:
+        if rng.random() > 0.14:
             words += f" {verb} {where}"
         if thing.position is not None and rng.random() < 0.85:
             words += " " + pick(rng, _POSITIONS[thing.position])
@@ -96,7 +96,8 @@ class Captioner:
         if kind < 0.10:
             return f"{pick(rng, _OPENINGS)} {text}"
         if kind < 0.17:
-            return f"{pick(rng, read_toml('wording.toml')['styles'][plan.style])} {text}"
+            styles = read_toml("wording.toml")["styles"]
+            return f"{pick(rng, styles.get(plan.style, _OPENINGS))} {text}"
         if kind < 0.20 and plan.things:
             is_plural = plan.things[0].count > 1 or re.match(r"some \w+s\b", text)
             return f"there {'are' if is_plural else 'is'} {text}"
@@ -128,7 +129,7 @@ def pick(rng: np.random.Generator, options: Sequence[str]) -> str:
     return options[int(rng.integers(len(options)))]
 
 
-def _where(rng: np.random.Generator, plan: Plan, place: Place) -> str | None:
+def _where(rng: np.random.Generator, plan: Plan, place: Place) -> str:
     """Where the scene is, in one of the place's phrases."""
     if plan.place == PLAIN:
         assert plan.wall is not None
@@ -162,9 +163,7 @@ def _verb(rng: np.random.Generator, plan: Plan, noun: Noun, words: str) -> str:
     return "parked" if verb == "driving" and plan.place not in _DRIVABLE else verb
 
 
-def _where_above(
-    rng: np.random.Generator, plan: Plan, place: Place, noun: Noun, where: str | None
-) -> str | None:
+def _where_above(rng: np.random.Generator, plan: Plan, place: Place, noun: Noun, where: str) -> str:
     """Over the place rather than in it, for what flies there."""
     if noun.category == "sky":
         return where if plan.place in ("sky", PLAIN) else (place.over_sun or "in the sky")

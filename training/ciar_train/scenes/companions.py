@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .nouns import Noun
+from ciar_train.scenes.nouns import Noun
 
 _COMPANIONS = (
     *("land", "head", "bird", "person", "toy", "ball"),

@@ -19,13 +19,12 @@ from typing import Any
 import numpy as np
 
 from ciar.errors import InvalidInput
-
-from .atlas import Atlas
-from .backgrounds import BackgroundBank
-from .generator import Scene, SceneGenerator
-from .plan import Split
-from .progress import Progress, say_nothing
-from .recipe import Recipe
+from ciar_train.scenes.atlas import Atlas
+from ciar_train.scenes.backgrounds import BackgroundBank
+from ciar_train.scenes.generator import Scene, SceneGenerator
+from ciar_train.scenes.plan import Split
+from ciar_train.scenes.progress import Progress, say_nothing
+from ciar_train.scenes.recipe import Recipe
 
 SHARD_SIZE = 4096
 

@@ -5,15 +5,15 @@ Byte for byte, on every machine with the same versions of NumPy and Pillow, whoe
 
 from dataclasses import dataclass
 
-from .atlas import Atlas
-from .backgrounds import BackgroundBank
-from .captions import Captioner
-from .colour import Array
-from .nouns import choose_nouns
-from .plan import Plan, Planner, Split, check_recipe
-from .recipe import Recipe
-from .render import Renderer
-from .things import Box
+from ciar_train.scenes.atlas import Atlas
+from ciar_train.scenes.backgrounds import BackgroundBank
+from ciar_train.scenes.captions import Captioner
+from ciar_train.scenes.colour import Array
+from ciar_train.scenes.nouns import choose_nouns
+from ciar_train.scenes.plan import Plan, Planner, Split, check_recipe
+from ciar_train.scenes.recipe import Recipe
+from ciar_train.scenes.render import Renderer
+from ciar_train.scenes.things import Box
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image, ImageFilter
 
-from .colour import rgb_to_hsv
-from .registry import read_package
+from ciar_train.scenes.colour import rgb_to_hsv
+from ciar_train.scenes.registry import read_package
 
 _VARIATION = "\ufe0f"
 

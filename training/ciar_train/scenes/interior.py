@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from .canvas import Canvas
-from .colour import Array, rgb
-from .lights import LIGHTS
-from .terrain import ground_plane, noise_at
+from ciar_train.scenes.canvas import Canvas
+from ciar_train.scenes.colour import Array, rgb
+from ciar_train.scenes.lights import LIGHTS
+from ciar_train.scenes.terrain import ground_plane, noise_at
 
 
 def board_tone(index: Array, *, phase: float = 4.0) -> Array:

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from .atlas import Atlas
-from .canvas import Zones
-from .nouns import Noun, Vocabulary
-from .placement import Placement, Stance, choose_emoji, stance
-from .places import find_place
-from .plan import Plan, Thing
+from ciar_train.scenes.atlas import Atlas
+from ciar_train.scenes.canvas import Zones
+from ciar_train.scenes.nouns import Noun, Vocabulary
+from ciar_train.scenes.placement import Placement, Stance, choose_emoji, stance
+from ciar_train.scenes.places import find_place
+from ciar_train.scenes.plan import Plan, Thing
 
 _HEIGHTS: Mapping[str, tuple[float, float]] = {
     "S": (0.30, 0.44),

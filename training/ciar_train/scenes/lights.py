@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from .colour import Array, rgb
+from ciar_train.scenes.colour import Array, rgb
 
 Colour: TypeAlias = tuple[float, float, float]
 Stops: TypeAlias = Sequence[tuple[float, Array]]  # place from 0, the top, to 1; colour there

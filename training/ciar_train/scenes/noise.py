@@ -10,7 +10,7 @@ from functools import cache
 
 import numpy as np
 
-from .colour import Array
+from ciar_train.scenes.colour import Array
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,11 @@ from functools import cache
 import numpy as np
 
 from ciar.errors import InvalidInput
-
-from .atlas import Atlas
-from .colour import Array
-from .places import place_names
-from .recipe import Recipe
-from .tables import read_json, read_text, read_toml
+from ciar_train.scenes.atlas import Atlas
+from ciar_train.scenes.colour import Array
+from ciar_train.scenes.places import place_names
+from ciar_train.scenes.recipe import Recipe
+from ciar_train.scenes.tables import read_json, read_text, read_toml
 
 _DEFAULT_WEIGHT = 1.5
 # How often things of a category are drawn, as a factor. Objects and food are many, and dull.

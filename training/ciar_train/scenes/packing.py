@@ -16,8 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ciar.errors import InvalidInput
-
-from .atlas import Atlas
+from ciar_train.scenes.atlas import Atlas
 
 _MAGIC = b"CIARATL1"
 _LENGTH = struct.Struct("<I")

@@ -9,10 +9,10 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from .atlas import Atlas
-from .nouns import Noun
-from .places import find_place
-from .plan import Plan, Thing
+from ciar_train.scenes.atlas import Atlas
+from ciar_train.scenes.nouns import Noun
+from ciar_train.scenes.places import find_place
+from ciar_train.scenes.plan import Plan, Thing
 
 Stance: TypeAlias = Literal["ground", "air", "water", "bottom", "float", "portrait"]
 

@@ -5,14 +5,37 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from .canvas import Canvas
-from .places_country import paint_farm, paint_garden, paint_meadow, paint_park, paint_picnic
-from .places_rooms import paint_bathroom, paint_bedroom, paint_kitchen, paint_living_room
-from .places_sky import paint_moon, paint_open_sky, paint_space
-from .places_table import paint_stage, paint_table, paint_tablecloth
-from .places_town import paint_city, paint_railway, paint_road, paint_stadium, paint_street
-from .places_water import paint_beach, paint_lake, paint_ocean, paint_river, paint_underwater
-from .places_wild import (
+from ciar_train.scenes.canvas import Canvas
+from ciar_train.scenes.places_country import (
+    paint_farm,
+    paint_garden,
+    paint_meadow,
+    paint_park,
+    paint_picnic,
+)
+from ciar_train.scenes.places_rooms import (
+    paint_bathroom,
+    paint_bedroom,
+    paint_kitchen,
+    paint_living_room,
+)
+from ciar_train.scenes.places_sky import paint_moon, paint_open_sky, paint_space
+from ciar_train.scenes.places_table import paint_stage, paint_table, paint_tablecloth
+from ciar_train.scenes.places_town import (
+    paint_city,
+    paint_railway,
+    paint_road,
+    paint_stadium,
+    paint_street,
+)
+from ciar_train.scenes.places_water import (
+    paint_beach,
+    paint_lake,
+    paint_ocean,
+    paint_river,
+    paint_underwater,
+)
+from ciar_train.scenes.places_wild import (
     paint_autumn,
     paint_desert,
     paint_forest,
@@ -21,7 +44,7 @@ from .places_wild import (
     paint_savanna,
     paint_snow,
 )
-from .tables import read_toml
+from ciar_train.scenes.tables import read_toml
 
 PLAIN = "plain"  # one colour without a place; painted by `paint_plain`, which needs the colour
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from .canvas import Canvas, Zones
-from .colour import mix, rgb, smoothstep
-from .plants import paint_flowers, paint_grassland, paint_tufts
-from .terrain import ground_plane, paint_hill
+from ciar_train.scenes.canvas import Canvas, Zones
+from ciar_train.scenes.colour import mix, rgb, smoothstep
+from ciar_train.scenes.plants import paint_flowers, paint_grassland, paint_tufts
+from ciar_train.scenes.terrain import ground_plane, paint_hill
 
 
 def paint_meadow(canvas: Canvas) -> None:

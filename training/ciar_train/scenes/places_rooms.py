@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from .canvas import Canvas, Zones
-from .colour import Array, rgb
-from .interior import (
+from ciar_train.scenes.canvas import Canvas, Zones
+from ciar_train.scenes.colour import Array, rgb
+from ciar_train.scenes.interior import (
     light_room,
     paint_floor,
     paint_lampshade,

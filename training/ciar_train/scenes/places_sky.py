@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from .canvas import Canvas, Zones
-from .colour import Array, rgb, smoothstep
-from .sky import paint_clouds, paint_sky, paint_stars
-from .terrain import paint_hill
+from ciar_train.scenes.canvas import Canvas, Zones
+from ciar_train.scenes.colour import Array, rgb, smoothstep
+from ciar_train.scenes.sky import paint_clouds, paint_sky, paint_stars
+from ciar_train.scenes.terrain import paint_hill
 
 PLAIN_COLOURS: dict[str, Array] = {
     "white": rgb(250, 250, 250),

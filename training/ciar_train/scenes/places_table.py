@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from .canvas import Canvas, Zones
-from .colour import Array, mix, rgb
-from .interior import board_tone, light_room
-from .lights import LIGHTS
-from .terrain import ground_plane
+from ciar_train.scenes.canvas import Canvas, Zones
+from ciar_train.scenes.colour import Array, mix, rgb
+from ciar_train.scenes.interior import board_tone, light_room
+from ciar_train.scenes.lights import LIGHTS
+from ciar_train.scenes.terrain import ground_plane
 
 
 def paint_table(canvas: Canvas) -> None:

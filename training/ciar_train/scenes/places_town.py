@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .canvas import Canvas, Zones
-from .colour import Array, mix, rgb, smoothstep
-from .plants import paint_conifers, paint_grassland
-from .sky import paint_sky
-from .terrain import ground_plane, paint_hill
-from .water import paint_water
+from ciar_train.scenes.canvas import Canvas, Zones
+from ciar_train.scenes.colour import Array, mix, rgb, smoothstep
+from ciar_train.scenes.plants import paint_conifers, paint_grassland
+from ciar_train.scenes.sky import paint_sky
+from ciar_train.scenes.terrain import ground_plane, paint_hill
+from ciar_train.scenes.water import paint_water
 
 _STREET_WALLS = (
     rgb(188, 112, 88),

@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 
-from .canvas import Canvas, Zones
-from .colour import Array, mix, rgb, smoothstep
-from .plants import paint_conifers, paint_grassland
-from .sky import paint_sky
-from .terrain import paint_hill, paint_mountains, wavy_line
-from .water import paint_water
+from ciar_train.scenes.canvas import Canvas, Zones
+from ciar_train.scenes.colour import Array, mix, rgb, smoothstep
+from ciar_train.scenes.plants import paint_conifers, paint_grassland
+from ciar_train.scenes.sky import paint_sky
+from ciar_train.scenes.terrain import paint_hill, paint_mountains, wavy_line
+from ciar_train.scenes.water import paint_water
 
 
 def paint_beach(canvas: Canvas) -> None:

@@ -4,11 +4,11 @@ import math
 
 import numpy as np
 
-from .canvas import Canvas, Zones
-from .colour import Array, mix, rgb, smoothstep
-from .plants import paint_conifers, paint_flowers, paint_tufts
-from .sky import paint_sky
-from .terrain import paint_hill, paint_mountains
+from ciar_train.scenes.canvas import Canvas, Zones
+from ciar_train.scenes.colour import Array, mix, rgb, smoothstep
+from ciar_train.scenes.plants import paint_conifers, paint_flowers, paint_tufts
+from ciar_train.scenes.sky import paint_sky
+from ciar_train.scenes.terrain import paint_hill, paint_mountains
 
 _NO_LIGHT = np.ones(3, np.float32)
 _AUTUMN_LIGHT = np.array([1.55, 0.82, 0.5], np.float32)  # turns green leaves orange

@@ -12,16 +12,15 @@ from typing import Literal
 import numpy as np
 
 from ciar.errors import InvalidInput
-
-from .atlas import Atlas
-from .colour import TINTS
-from .companions import companions, relations
-from .lights import LIGHTS
-from .nouns import Noun, Vocabulary, can_draw, home_of, own_times, place_weights
-from .places import PLAIN, find_place, place_names
-from .places_sky import PLAIN_COLOURS
-from .recipe import Recipe
-from .words import is_uncountable
+from ciar_train.scenes.atlas import Atlas
+from ciar_train.scenes.colour import TINTS
+from ciar_train.scenes.companions import companions, relations
+from ciar_train.scenes.lights import LIGHTS
+from ciar_train.scenes.nouns import Noun, Vocabulary, can_draw, home_of, own_times, place_weights
+from ciar_train.scenes.places import PLAIN, find_place, place_names
+from ciar_train.scenes.places_sky import PLAIN_COLOURS
+from ciar_train.scenes.recipe import Recipe
+from ciar_train.scenes.words import is_uncountable
 
 Split = Literal["train", "test"]
 MAX_ATTEMPTS = 10_000

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from .canvas import Canvas
-from .colour import mix, rgb
-from .sky import paint_sky
-from .terrain import paint_hill
+from ciar_train.scenes.canvas import Canvas
+from ciar_train.scenes.colour import mix, rgb
+from ciar_train.scenes.sky import paint_sky
+from ciar_train.scenes.terrain import paint_hill
 
 _PETALS = (
     rgb(255, 240, 90),

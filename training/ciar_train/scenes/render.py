@@ -2,18 +2,18 @@
 
 import numpy as np
 
-from .atlas import Atlas
-from .backgrounds import BackgroundBank, has_own_sun
-from .canvas import Canvas
-from .colour import Array
-from .layout import Layout
-from .nouns import Vocabulary
-from .places import PLAIN, find_place
-from .places_sky import paint_plain
-from .plan import Plan
-from .recipe import Recipe
-from .things import Box, put_thing
-from .weather import paint_fog, paint_rain, paint_snowfall
+from ciar_train.scenes.atlas import Atlas
+from ciar_train.scenes.backgrounds import BackgroundBank, has_own_sun
+from ciar_train.scenes.canvas import Canvas
+from ciar_train.scenes.colour import Array
+from ciar_train.scenes.layout import Layout
+from ciar_train.scenes.nouns import Vocabulary
+from ciar_train.scenes.places import PLAIN, find_place
+from ciar_train.scenes.places_sky import paint_plain
+from ciar_train.scenes.plan import Plan
+from ciar_train.scenes.recipe import Recipe
+from ciar_train.scenes.things import Box, put_thing
+from ciar_train.scenes.weather import paint_fog, paint_rain, paint_snowfall
 
 
 class Renderer:

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from .canvas import Canvas
-from .colour import mix, rgb, smoothstep
-from .lights import LIGHTS, SUNNY
+from ciar_train.scenes.canvas import Canvas
+from ciar_train.scenes.colour import mix, rgb, smoothstep
+from ciar_train.scenes.lights import LIGHTS, SUNNY
 
 
 def paint_sky(

@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from .canvas import Canvas
-from .colour import Array, mix, rgb, smoothstep
-from .noise import noise_field
+from ciar_train.scenes.canvas import Canvas
+from ciar_train.scenes.colour import Array, mix, rgb, smoothstep
+from ciar_train.scenes.noise import noise_field
 
 
 def wavy_line(

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .atlas import Atlas, Sprite
-from .canvas import Canvas
-from .colour import Array, recolour, rgb, smoothstep
-from .lights import LIGHTS
-from .nouns import Noun
-from .placement import Placement, Stance
-from .places import PLAIN, find_place
-from .plan import Plan
+from ciar_train.scenes.atlas import Atlas, Sprite
+from ciar_train.scenes.canvas import Canvas
+from ciar_train.scenes.colour import Array, recolour, rgb, smoothstep
+from ciar_train.scenes.lights import LIGHTS
+from ciar_train.scenes.nouns import Noun
+from ciar_train.scenes.placement import Placement, Stance
+from ciar_train.scenes.places import PLAIN, find_place
+from ciar_train.scenes.plan import Plan
 
 _UNLIT_PLACES = ("space", "moon", "stage", PLAIN)
 _LUMINOUS = ("campfire", "candle", "light bulb", "ghost", "balloon")

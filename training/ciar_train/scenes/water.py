@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from .canvas import Canvas
-from .colour import Array, mix, rgb, smoothstep
-from .terrain import ground_plane, noise_at
+from ciar_train.scenes.canvas import Canvas
+from ciar_train.scenes.colour import Array, mix, rgb, smoothstep
+from ciar_train.scenes.terrain import ground_plane, noise_at
 
 
 def paint_water(

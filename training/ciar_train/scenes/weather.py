@@ -3,8 +3,8 @@
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .canvas import Canvas
-from .colour import rgb, smoothstep
+from ciar_train.scenes.canvas import Canvas
+from ciar_train.scenes.colour import rgb, smoothstep
 
 
 def paint_fog(canvas: Canvas) -> None:

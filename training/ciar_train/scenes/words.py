@@ -3,7 +3,7 @@
 import re
 from functools import cache
 
-from .tables import read_toml
+from ciar_train.scenes.tables import read_toml
 
 _HEAD = re.compile(
     r"^(?P<head>.*?)(?P<tail>( of | with | on | riding | in | playing | skiing| swimming| surfing"

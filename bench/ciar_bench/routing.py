@@ -1,0 +1,139 @@
+"""`ciar-bench routing`: which score finds the tokens that need the cloud?
+
+Images of seeded prompts are rolled out with the real protocol at a budget. At every routed position both sides predict from
+the same committed context, so for each score we know what it would have kept:
+
+    AUROC         of the score against "total variation between edge and cloud above its median"
+    disagreement  share of tokens among the kept whose coupled draws differ
+    kept TV       mean total variation among the kept
+
+kept: all but the share of positions with the highest scores. The ceiling is the score that knows the total variation;
+disagreement itself is a coin toss given the two distributions, so no score reaches zero.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ciar.interval import interfuse
+from ciar.models.inter_head import DraftModel
+from ciar.sampling import coupled_agreement
+from ciar.target import TargetModel
+from ciar.types import SamplingParams
+from ciar.uncertainty import TENSOR_SCORES
+from ciar_train.calibrate import BATCH, batches, score_rows
+from ciar_train.losses import auroc, total_variation
+from ciar_train.rollouts import Choice, roll_out
+
+CEILING = "total variation (ceiling)"
+RANDOM = "random"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutingRow:
+    """One score."""
+
+    score: str
+    auroc: float
+    disagreement: float
+    kept_tv: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutingReport:
+    num_images: int
+    num_positions: int
+    share: float
+    cloud_share: float  # routed positions the rollouts sent to the cloud
+    disagreement: float  # over all routed positions
+    tv: float
+    expected_agreement: float  # closed form, without the luck of the draw
+    mean_width: float
+    covered: float  # mass of p_C inside the interval
+    rows: tuple[RoutingRow, ...]
+
+
+class Watcher:
+    """Decides by one score with a threshold, and records every score beside the truth."""
+
+    def __init__(self, router: str, threshold: float, names: list[str]) -> None:
+        self.router, self.threshold, self.names = router, threshold, names
+        self.columns: dict[str, list[Tensor]] = {}
+
+    def keep(self, choice: Choice) -> Tensor:
+        p, interval = choice.cloud.softmax(-1), interfuse(choice.centre, choice.radius)
+        inside = (p >= interval.lower) & (p <= interval.upper)
+        values = {name: score_rows(name, choice.centre, choice.radius) for name in self.names}
+        is_kept = values[self.router] <= self.threshold
+        values |= {
+            CEILING: total_variation(p, interval.mid),
+            "differs": (choice.drafted != choice.drawn).float(),
+            "agreement": coupled_agreement(p, interval.mid).float(),
+            "covered": (p * inside).sum(-1),
+            "kept": is_kept.float(),
+        }
+        for name, value in values.items():
+            self.columns.setdefault(name, []).append(value.cpu())
+        return is_kept
+
+    def flat(self) -> dict[str, Tensor]:
+        return {name: torch.cat(column) for name, column in self.columns.items()}
+
+
+def measure_routing(
+    target: TargetModel,
+    draft: DraftModel,
+    conditions: list[Tensor],
+    *,
+    sampling: SamplingParams,
+    calibration: Mapping[str, list[float]],
+    router: str,
+    share: float,
+    num_prefix: int,
+    has_discrete: bool = False,
+    progress: Callable[[int, int, str], None] = lambda done, total, what: None,
+) -> RoutingReport:
+    """Roll out all conditions (text features, one [L, C] an image) and judge every score."""
+    names = [n for n in TENSOR_SCORES if has_discrete or not n.startswith("discrete")]
+    threshold = calibration[router][round(100 * (1 - share))]
+    watcher = Watcher(router, threshold, names)
+    for span in batches(len(conditions), BATCH):
+        roll_out(
+            target,
+            draft,
+            [conditions[i] for i in span],
+            seeds=list(span),
+            sampling=sampling,
+            num_prefix=num_prefix,
+            keep=watcher.keep,
+        )
+        progress(span.stop, len(conditions), "rollouts")
+    values = watcher.flat()
+    values[RANDOM] = torch.rand(values[CEILING].shape, generator=torch.Generator().manual_seed(0))
+    return RoutingReport(
+        num_images=len(conditions),
+        num_positions=len(values[CEILING]),
+        share=share,
+        cloud_share=1 - float(values["kept"].mean()),
+        disagreement=float(values["differs"].mean()),
+        tv=float(values[CEILING].mean()),
+        expected_agreement=float(values["agreement"].mean()),
+        mean_width=float(values["interval"].mean()),
+        covered=float(values["covered"].mean()),
+        rows=tuple(judge(name, values, share) for name in [*names, RANDOM, CEILING]),
+    )
+
+
+def judge(name: str, values: Mapping[str, Tensor], share: float) -> RoutingRow:
+    """Keep the lowest `1 - share` of the positions by this score."""
+    tv, differs = values[CEILING], values["differs"]
+    order = values[name].argsort(stable=True)
+    kept = order[: round((1 - share) * len(order))]
+    return RoutingRow(
+        score=name,
+        auroc=auroc(values[name], tv > tv.median()),
+        disagreement=float(differs[kept].mean()),
+        kept_tv=float(tv[kept].mean()),
+    )

@@ -1,0 +1,208 @@
+"""`ciar-cloud` as its users run it: a process, with exit codes and one line for each error."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import pytest
+from PIL import Image
+
+from ciar import __version__
+from ciar.target import Target
+from ciar.types import ImageRequest, SamplingParams
+from ciar_cloud.bundle import load_cloud_model
+from ciar_cloud.solo import draw_alone
+from tests.tiny import PROMPT, write_bundle
+
+COMMAND = [sys.executable, "-m", "ciar_cloud.cli"]
+KEYS = """prompt seed mode tokens grid prefix_tokens cloud_calls cloud_forwards cloud_decided
+round_trips uplink_bytes downlink_bytes fallbacks resumes seconds output"""
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+def environment(**more: str) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("CIAR_")}
+    return kept | {"OMP_NUM_THREADS": "1"} | more
+
+
+def call(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, text=True, timeout=60, env=environment(**env)
+    )
+
+
+@contextmanager
+def serving(
+    bundle: Path, *arguments: str, stdin: int | IO[bytes] = subprocess.DEVNULL
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A cloud in a process, and its ready line."""
+    options = ["--model", str(bundle), "--port", "0", "--metrics-port", "0"]
+    process = subprocess.Popen(
+        [*COMMAND, "serve", *options, *arguments],
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment(),
+    )
+    assert process.stdout is not None
+    try:
+        yield process, process.stdout.readline()
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        if process.stdin is not None:
+            process.stdin.close()
+
+
+def test_generate_prints_one_object_and_writes_the_picture(bundle: Path, tmp_path: Path) -> None:
+    output = tmp_path / "dog.png"
+    done = call(
+        *("generate", PROMPT, "-o", str(output), "--seed", "7", "--cfg-scale", "1.5", "--json"),
+        CIAR_CLOUD_MODEL=str(bundle),
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert set(report) == set(KEYS.split())
+    model = load_cloud_model(str(bundle))
+    (features,) = model.encoder.encode([PROMPT])
+    request = ImageRequest(prompt=PROMPT, sampling=SamplingParams(seed=7, cfg_scale=1.5))
+    image = draw_alone(Target(model.target, num_slots=1), request, features)
+    assert report["tokens"] == list(image.tokens)
+    assert report["mode"] == "base"
+    assert (report["cloud_calls"], report["cloud_forwards"]) == (1.0, 16)
+    with Image.open(output) as picture:
+        assert picture.size == (8, 8)
+        chunks = picture.text  # type: ignore[attr-defined]
+        assert (chunks["prompt"], chunks["seed"]) == (PROMPT, "7")
+        assert chunks["fingerprint"] == model.info.fingerprint
+        assert json.loads(chunks["counts"])["cloud_forwards"] == 16
+
+
+def test_generate_shows_lines_where_there_is_no_terminal(bundle: Path, tmp_path: Path) -> None:
+    output = tmp_path / "x.png"
+    done = call("generate", "a 🐶", "-o", str(output), "--model", str(bundle))
+    assert done.returncode == 0, done.stderr
+    assert "16/16 tokens" in done.stderr
+    assert "🐶" in done.stderr
+    assert str(output) in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["generate", " "], 2, "prompt"),
+        (["generate", "x" * 10_000], 2, "prompt"),
+        (["generate", "x", "--top-p", "0"], 2, "top_p"),
+        (["generate", "x", "--seed", "-1"], 2, "seed"),
+        (["generate", "x", "--dtype", "int4"], 2, "dtype"),
+        (["generate", "x", "--device", "toaster"], 2, "device"),
+        (["generate", "x", "-o", "x.jpg"], 2, "output"),
+        (["generate", "x", "-o", "/no/such/folder/x.png"], 6, "output"),
+        (["generate", "x", "--model", "no-such-model"], 5, "no-such-model"),
+        (["serve", "--host", "0.0.0.0"], 2, "--insecure"),
+        (["serve", "--port", "70000"], 2, "port"),
+        (["serve", "--max-queue", "0"], 2, "max_queue"),
+        (["serve", "--model", "no-such-model"], 5, "no-such-model"),
+    ],
+)
+def test_mistakes_are_one_line(
+    arguments: list[str], code: int, words: str, bundle: Path, tmp_path: Path
+) -> None:
+    if "generate" in arguments and "-o" not in arguments:
+        arguments = [*arguments, "-o", str(tmp_path / "x.png")]
+    done = call(*arguments, CIAR_CLOUD_MODEL=str(bundle))
+    assert done.returncode == code, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert words in done.stderr
+
+
+def test_a_truncated_checkpoint_is_told(tmp_path: Path) -> None:
+    weights = write_bundle(tmp_path) / "cloud" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    done = call("serve", "--model", str(tmp_path))
+    assert done.returncode == 5
+    assert done.stderr.startswith("error: ")
+    assert "truncated" in done.stderr
+
+
+def test_version() -> None:
+    assert call("--version").stdout == f"ciar-cloud {__version__}\n"
+
+
+def test_serve_says_where_and_leaves_on_sigterm(bundle: Path, tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    with serving(bundle, "--ready-file", str(ready)) as (process, line):
+        fingerprint = load_cloud_model(str(bundle)).info.fingerprint
+        address = line.split()[3]
+        assert line == (
+            f"ciar-cloud ready on {address} (model ciar-tiny, fingerprint {fingerprint})\n"
+        )
+        while not ready.exists():
+            assert process.poll() is None
+        assert ready.read_text() == f"{address}\n"
+        with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=5):
+            pass
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(15) == 0
+        assert process.stdout is not None
+        assert process.stdout.read() == ""
+
+
+def test_a_port_that_is_taken_is_told(bundle: Path) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = str(holder.getsockname()[1])
+        done = call("serve", "--model", str(bundle), "--metrics-port", "0", "--port", port)
+        assert (done.returncode, done.stderr.count("error: ")) == (2, 1)
+        assert port in done.stderr
+        done = call("serve", "--model", str(bundle), "--port", "0", "--metrics-port", port)
+        assert done.returncode == 2
+        assert "metrics_port" in done.stderr
+
+
+def test_an_embedded_cloud_ends_when_its_stdin_closes(bundle: Path) -> None:
+    with serving(bundle, "--exit-with-parent", stdin=subprocess.PIPE) as (process, _):
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(15) == 0
+
+
+PARENT = """
+import subprocess, sys, time
+print(subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL).pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs pidfd")
+def test_an_embedded_cloud_does_not_outlive_its_parent(bundle: Path) -> None:
+    """However the parent ends: here by SIGKILL, with no pipe between the two."""
+    options = ["--model", str(bundle), "--port", "0", "--metrics-port", "0", "--exit-with-parent"]
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, *COMMAND, "serve", *options],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    assert parent.stdout is not None
+    with parent.stdout:
+        assert int(parent.stdout.readline()) > 0
+        assert "ready" in parent.stdout.readline()
+        parent.kill()
+        parent.wait()
+        assert parent.stdout.read() == ""  # its end of the output closes when the cloud is gone

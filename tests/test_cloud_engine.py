@@ -1,0 +1,121 @@
+"""Failures inside a step reach only those who caused them."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from grpc import StatusCode
+
+from ciar.errors import CiarError, CloudUnavailable
+from ciar.target import Target
+from ciar.types import (
+    Verdict,
+    VerifyBatch,
+)
+from ciar_cloud.bundle import CloudModel, load_cloud_model
+from ciar_cloud.solo import draw_alone
+from tests.cloud_client import (
+    F,
+    Sketch,
+    cloud,
+    draw,
+    request,
+    status_of,
+    uncertain,
+)
+from tests.tiny import PROMPT, write_bundle
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="module")
+def model(bundle: Path) -> CloudModel:
+    return load_cloud_model(str(bundle))
+
+
+@pytest.fixture(scope="module")
+def truth(model: CloudModel) -> Callable[[int], list[int]]:
+    """The cloud's own image of a seed."""
+    (features,) = model.encoder.encode([PROMPT])
+    target = Target(model.target, num_slots=1)
+    return lambda seed: list(draw_alone(target, request(seed), features).tokens)
+
+
+def test_a_failed_step_fails_its_works_alone(
+    model: CloudModel, truth: Callable[[int], list[int]], run: Any
+) -> None:
+    """The slots are taken away under a step, then given back: others and newcomers go on."""
+
+    async def scenario() -> None:
+        async with cloud(model) as client:
+            victim, witness = await client.session(request(1)), await client.session(request(2))
+            sketch = Sketch(2)
+            await sketch.go_on(witness, until=4)
+            cache = client.server.engine._target.cache
+            whole, cache.data = cache.data, cache.data[:1]
+            with pytest.raises(CiarError, match="step failed"):
+                await victim.verify(uncertain(0, [1]))
+            cache.data = whole
+            assert await sketch.go_on(witness) == truth(2)
+            assert await draw(client, 5) == truth(5)
+
+    run(scenario())
+
+
+def test_logits_that_are_no_numbers_fail_their_session_alone(bundle: Path, run: Any) -> None:
+    """One damaged embedding row: who feeds that token fails, who shares the step does not."""
+    damaged = load_cloud_model(str(bundle))
+    weight = damaged.target.transformer.tok_embeddings.weight
+    weight[0] = torch.nan
+    (text,) = damaged.encoder.encode([PROMPT])
+    # An image whose own tokens are all undamaged, so that it can be drawn.
+    weight_ok = load_cloud_model(str(bundle))
+    target = Target(weight_ok.target, num_slots=1)
+    images = ((seed, draw_alone(target, request(seed), text).tokens) for seed in range(50))
+    seed, own = next((seed, tokens) for seed, tokens in images if 0 not in tokens)
+
+    async def scenario() -> None:
+        async with cloud(damaged) as client:
+            victim = await client.session(request(seed))
+            witness = await client.session(request(seed))
+            both = await asyncio.gather(
+                victim.verify(
+                    VerifyBatch(
+                        position=0,
+                        tokens=(0,),
+                        uncertain=(False,),
+                        features=torch.zeros(1, F),
+                    )
+                ),
+                witness.verify(uncertain(0, list(own[:2]))),
+                return_exceptions=True,
+            )
+            assert isinstance(both[0], CiarError)
+            assert "not finite" in str(both[0])
+            assert isinstance(both[1], Verdict)
+            assert both[1].token == own[2]
+
+    run(scenario())
+
+
+def test_a_model_thread_that_dies_leaves_nobody_waiting(model: CloudModel, run: Any) -> None:
+    """A defect outside the forward pass ends the thread: who waits is told, and so is the server."""
+
+    async def scenario() -> None:
+        async with cloud(model) as client:
+            link = await client.session(request(1))
+            client.server.engine._observer = None  # type: ignore[assignment]
+            with pytest.raises(CloudUnavailable):
+                await link.verify(uncertain(0, [1]))
+            await asyncio.wait_for(client.server.engine.died.wait(), 5)
+            code, _ = await status_of(client.inject(request(2, num_prefix=1)))
+            assert code is StatusCode.UNAVAILABLE
+            assert await client.is_free()
+
+    run(scenario())

@@ -1,0 +1,180 @@
+"""Who gets into a step, who waits, who is dropped; and whose slot is taken."""
+
+import math
+
+import pytest
+import torch
+
+from ciar.errors import DeadlineExceeded, InvalidInput, Overloaded
+from ciar.session import SessionState
+from ciar.types import ImageRequest, SamplingParams, VerifyBatch, no_features
+from ciar_cloud.scheduler import Job, Scheduler, Seat
+from ciar_cloud.slots import SlotPool
+
+ROWS = 5  # of a condition
+
+
+def new_scheduler(
+    *, num_slots: int = 4, max_queue: int = 8, max_positions: int = 100, min_idle: float = 0.0
+) -> Scheduler:
+    slots: SlotPool[Seat] = SlotPool(num_slots, min_idle_seconds=min_idle)
+    return Scheduler(slots, max_queue=max_queue, max_step_positions=max_positions)
+
+
+def new_seat(num_known: int = 0) -> Seat:
+    request = ImageRequest(prompt="x", sampling=SamplingParams())
+    state = SessionState(request, torch.zeros(ROWS, 8), num_tokens=16, vocab_size=24, feature_dim=4)
+    state.tokens = [1] * num_known
+    return Seat(state=state, idle_since=0.0)
+
+
+def prefix(seat: Seat, *, deadline: float = math.inf) -> Job:
+    return Job(seat=seat, deliver=print, accepted=0.0, until=16, deadline=deadline)
+
+
+def verify(seat: Seat, *, position: int = 0, epoch: int = 0) -> Job:
+    batch = VerifyBatch(
+        position=position, tokens=(1,), uncertain=(True,), features=no_features(4), epoch=epoch
+    )
+    return Job(seat=seat, deliver=print, accepted=0.0, batch=batch)
+
+
+def test_a_step_takes_every_session_once_oldest_first() -> None:
+    scheduler, seats = new_scheduler(), [new_seat() for _ in range(3)]
+    jobs = [prefix(seat) for seat in seats]
+    for job in jobs:
+        scheduler.add(job)
+    scheduler.add(prefix(seats[0]))  # behind the first one of its seat
+    step = scheduler.next_step(1.0)
+    assert step.jobs == jobs
+    assert sorted(seat.slot for seat in seats if seat.slot is not None) == [0, 1, 2]
+    assert scheduler.num_waiting == 1
+    assert all(job.queue_seconds == 1.0 for job in jobs)
+    assert scheduler.next_step(1.0).jobs == []  # all are running
+
+
+def test_a_long_work_goes_to_the_end_of_the_queue_after_each_step() -> None:
+    scheduler = new_scheduler(max_positions=ROWS)
+    long, short = prefix(new_seat()), prefix(new_seat())
+    scheduler.add(long)
+    scheduler.add(short)
+    order = []
+    for _ in range(4):
+        (job,) = scheduler.next_step(0.0).jobs
+        order.append(job)
+        scheduler.end_step([(job, False)], 0.0)
+    assert order == [long, short, long, short]
+
+
+def test_a_step_is_bounded_by_its_new_rows_but_never_empty() -> None:
+    scheduler = new_scheduler(max_positions=ROWS + 2)
+    huge, small, other = prefix(new_seat(num_known=12)), prefix(new_seat()), prefix(new_seat())
+    for job in (huge, small, other):
+        scheduler.add(job)
+    assert scheduler.next_step(0.0).jobs == [huge]
+    assert scheduler.next_step(0.0).jobs == [small]
+    assert scheduler.next_step(0.0).jobs == [other]
+
+
+def test_what_does_not_fit_lets_smaller_ones_pass_and_is_first_next_time() -> None:
+    scheduler = new_scheduler(max_positions=2 * ROWS)
+    first, huge, small = prefix(new_seat()), prefix(new_seat(num_known=12)), prefix(new_seat())
+    for job in (first, huge, small):
+        scheduler.add(job)
+    assert scheduler.next_step(0.0).jobs == [first, small]
+    scheduler.add(prefix(new_seat()))
+    assert scheduler.next_step(0.0).jobs == [huge]
+
+
+def test_a_passed_deadline_drops_the_work_unrun() -> None:
+    scheduler, seat = new_scheduler(), new_seat()
+    late, next_one = prefix(seat, deadline=1.0), verify(seat)
+    scheduler.add(late)
+    scheduler.add(next_one)
+    step = scheduler.next_step(1.0)
+    assert step.jobs == [next_one]
+    ((job, error),) = step.dropped
+    assert job is late
+    assert isinstance(error, DeadlineExceeded)
+    assert scheduler.num_waiting == 0
+
+
+def test_batches_of_older_epochs_are_dropped_without_an_answer() -> None:
+    scheduler, seat = new_scheduler(), new_seat()
+    old, new = verify(seat, epoch=0), verify(seat, epoch=1)
+    scheduler.add(old)
+    scheduler.add(new)
+    step = scheduler.next_step(0.0)
+    assert step.jobs == [new]
+    assert step.dropped == [(old, None)]
+
+
+def test_a_full_queue_refuses_with_a_hint() -> None:
+    scheduler = new_scheduler(max_queue=2)
+    scheduler.add(prefix(new_seat()))
+    scheduler.check_room()
+    scheduler.add(prefix(new_seat()))
+    with pytest.raises(Overloaded) as caught:
+        scheduler.check_room()
+    assert caught.value.retry_seconds > 0
+    scheduler.next_step(0.0)
+    scheduler.check_room()
+
+
+def test_the_longest_idle_session_loses_its_slot() -> None:
+    scheduler = new_scheduler(num_slots=2)
+    seats = [new_seat(), new_seat()]
+    for now, seat in enumerate(seats):
+        scheduler.add(prefix(seat))
+        scheduler.end_step([(job, True) for job in scheduler.next_step(0.0).jobs], float(now))
+        seat.state.num_cached = 3
+    newcomer = new_seat()
+    scheduler.add(prefix(newcomer))
+    scheduler.next_step(5.0)
+    assert (seats[0].slot, seats[0].state.num_cached) == (None, -1)
+    assert (seats[1].slot, seats[1].state.num_cached) == (1, 3)
+    assert newcomer.slot == 0
+    assert scheduler.slots.num_evictions == 1
+
+
+def test_working_and_just_idle_sessions_keep_their_slots() -> None:
+    scheduler, holder, newcomer = new_scheduler(num_slots=1, min_idle=2.0), new_seat(), new_seat()
+    scheduler.add(prefix(holder))
+    running = scheduler.next_step(0.0).jobs
+    scheduler.add(prefix(newcomer, deadline=9.0))
+    assert scheduler.next_step(1.0).jobs == []
+    assert scheduler.wake_at() == 9.0  # only the deadline can change that by itself
+    scheduler.end_step([(running[0], True)], 3.0)
+    assert scheduler.next_step(4.9).jobs == []
+    assert scheduler.wake_at() == 5.0
+    assert [job.seat for job in scheduler.next_step(5.0).jobs] == [newcomer]
+
+
+def test_closing_frees_the_slot_but_never_under_a_running_step() -> None:
+    scheduler, seat = new_scheduler(num_slots=1), new_seat()
+    job = prefix(seat)
+    scheduler.add(job)
+    scheduler.add(verify(seat))
+    scheduler.next_step(0.0)
+    scheduler.close(seat)
+    assert scheduler.slots.num_in_use == 1
+    assert scheduler.num_waiting == 0
+    scheduler.end_step([(job, False)], 0.0)
+    assert scheduler.slots.num_in_use == 0
+    scheduler.add(verify(seat))  # from a stream that has not noticed
+    assert scheduler.num_waiting == 0
+    assert scheduler.next_step(0.0).jobs == []
+
+
+def test_closing_twice_is_harmless() -> None:
+    scheduler, seat = new_scheduler(), new_seat()
+    scheduler.add(prefix(seat))
+    scheduler.close(seat)
+    scheduler.close(seat)
+    assert scheduler.num_waiting == 0
+    assert scheduler.next_step(0.0).jobs == []
+
+
+def test_no_slots_is_no_pool() -> None:
+    with pytest.raises(InvalidInput, match="slots"):
+        SlotPool(0)
