@@ -78,7 +78,8 @@ class Client:
 
     async def health(self, service: str = wire.SERVICE_NAME) -> int:
         stub = health_pb2_grpc.HealthStub(self.channel)
-        answer = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)
+        request = health_pb2.HealthCheckRequest(service=service)
+        answer = await stub.Check(request, timeout=5)  # type: ignore[attr-defined]
         return int(answer.status)
 
     async def is_free(self) -> bool:

@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -18,10 +18,12 @@ from ciar import __version__
 from ciar.target import Target
 from ciar.types import ImageRequest, SamplingParams
 from ciar_cloud.bundle import load_cloud_model
+from ciar_cloud.cli import main
 from ciar_cloud.solo import draw_alone
 from tests.tiny import PROMPT, write_bundle
 
 COMMAND = [sys.executable, "-m", "ciar_cloud.cli"]
+Command = Callable[..., tuple[object, str]]
 KEYS = """prompt seed mode tokens grid prefix_tokens cloud_calls cloud_forwards cloud_decided
 round_trips uplink_bytes downlink_bytes fallbacks resumes seconds output"""
 
@@ -29,6 +31,19 @@ round_trips uplink_bytes downlink_bytes fallbacks resumes seconds output"""
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """A command that fails, in this process: its exit code and what it said."""
+
+    def run(*arguments: str) -> tuple[object, str]:
+        monkeypatch.setattr(sys, "argv", ["ciar-cloud", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, capsys.readouterr().err
+
+    return run
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -91,13 +106,22 @@ def test_generate_prints_one_object_and_writes_the_picture(bundle: Path, tmp_pat
         assert json.loads(chunks["counts"])["cloud_forwards"] == 16
 
 
-def test_generate_shows_lines_where_there_is_no_terminal(bundle: Path, tmp_path: Path) -> None:
-    output = tmp_path / "x.png"
-    done = call("generate", "a 🐶", "-o", str(output), "--model", str(bundle))
-    assert done.returncode == 0, done.stderr
-    assert "16/16 tokens" in done.stderr
-    assert "🐶" in done.stderr
-    assert str(output) in done.stdout
+def test_generate_shows_lines_where_there_is_no_terminal(
+    bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = str(tmp_path / "x.png")
+    arguments = ["generate", "a 🐶", "-o", output, "--model", str(bundle)]
+    monkeypatch.setattr(sys, "argv", ["ciar-cloud", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    assert ended.value.code == 0
+    assert said.err.splitlines()[:4] == [f"{n}/16 tokens" for n in (4, 8, 12, 16)]
+    assert "🐶" in said.err
+    assert output in said.out
 
 
 @pytest.mark.parametrize(
@@ -111,36 +135,46 @@ def test_generate_shows_lines_where_there_is_no_terminal(bundle: Path, tmp_path:
         (["generate", "x", "--device", "toaster"], 2, "device"),
         (["generate", "x", "-o", "x.jpg"], 2, "output"),
         (["generate", "x", "-o", "/no/such/folder/x.png"], 6, "output"),
-        (["generate", "x", "--model", "no-such-model"], 5, "no-such-model"),
         (["serve", "--host", "0.0.0.0"], 2, "--insecure"),
         (["serve", "--port", "70000"], 2, "port"),
         (["serve", "--max-queue", "0"], 2, "max_queue"),
-        (["serve", "--model", "no-such-model"], 5, "no-such-model"),
     ],
 )
 def test_mistakes_are_one_line(
-    arguments: list[str], code: int, words: str, bundle: Path, tmp_path: Path
+    arguments: list[str], code: int, words: str, bundle: Path, tmp_path: Path, command: Command
 ) -> None:
     if "generate" in arguments and "-o" not in arguments:
         arguments = [*arguments, "-o", str(tmp_path / "x.png")]
-    done = call(*arguments, CIAR_CLOUD_MODEL=str(bundle))
-    assert done.returncode == code, done.stderr
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    assert words in done.stderr
+    status, error = command(*arguments, "--model", str(bundle))
+    assert status == code, error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert words in error
 
 
-def test_a_truncated_checkpoint_is_told(tmp_path: Path) -> None:
-    weights = write_bundle(tmp_path) / "cloud" / "model.safetensors"
+def test_a_model_that_is_not_there_is_told(command: Command) -> None:
+    for name in ("serve", "generate x"):
+        status, error = command(*name.split(), "--model", "no-such-model")
+        assert status == 5
+        assert "no-such-model" in error
+
+
+@pytest.mark.parametrize("part", ["cloud", "text"])
+def test_a_truncated_checkpoint_is_told(part: str, tmp_path: Path, command: Command) -> None:
+    weights = write_bundle(tmp_path) / part / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    done = call("serve", "--model", str(tmp_path))
-    assert done.returncode == 5
-    assert done.stderr.startswith("error: ")
-    assert "truncated" in done.stderr
+    status, error = command("serve", "--model", str(tmp_path))
+    assert status == 5
+    assert error.startswith("error: ")
+    assert str(weights) in error
 
 
-def test_version() -> None:
-    assert call("--version").stdout == f"ciar-cloud {__version__}\n"
+def test_version(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["ciar-cloud", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"ciar-cloud {__version__}\n"
 
 
 def test_serve_says_where_and_leaves_on_sigterm(bundle: Path, tmp_path: Path) -> None:
@@ -162,17 +196,18 @@ def test_serve_says_where_and_leaves_on_sigterm(bundle: Path, tmp_path: Path) ->
         assert process.stdout.read() == ""
 
 
-def test_a_port_that_is_taken_is_told(bundle: Path) -> None:
+@pytest.mark.parametrize("option", ["--port", "--metrics-port"])
+def test_a_port_that_is_taken_is_told(option: str, bundle: Path) -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         port = str(holder.getsockname()[1])
-        done = call("serve", "--model", str(bundle), "--metrics-port", "0", "--port", port)
-        assert (done.returncode, done.stderr.count("error: ")) == (2, 1)
-        assert port in done.stderr
-        done = call("serve", "--model", str(bundle), "--port", "0", "--metrics-port", port)
-        assert done.returncode == 2
-        assert "metrics_port" in done.stderr
+        with serving(bundle, option, port) as (process, line):
+            assert process.wait(30) == 2
+            assert process.stdout is not None
+            last = [line, *process.stdout][-1]  # gRPC says a line of its own before
+            assert last.startswith(f"error: {option.strip('-').replace('-', '_')}: ")
+            assert port in last
 
 
 def test_an_embedded_cloud_ends_when_its_stdin_closes(bundle: Path) -> None:

@@ -147,7 +147,8 @@ def test_bad_requests_are_refused_at_both_doors(
 
 
 def span(**values: Any) -> pb.TokenSpan:
-    return pb.TokenSpan(**{"position": 1, "tokens": [1], "uncertain": b"\x01"} | values)
+    fields: dict[str, Any] = {"position": 1, "tokens": [1], "uncertain": b"\x01"}
+    return pb.TokenSpan(**fields | values)
 
 
 def batch_message(**values: Any) -> pb.VerifyBatchRequest:

@@ -266,7 +266,7 @@ def test_a_full_disk(bundle: Path, tmp_path: Path) -> None:
         (["--router", "best"], 2, "router: 'best': give one of interval,"),
         (["--budget", "1.5"], 2, "budget: 1.5: give a share"),
         (["--budget", "much"], 2, "--budget.*'much': give a number"),
-        (["--seed", "1.5"], 2, "--seed.*'1.5': give a whole number"),
+        (["--seed", "1.5"], 2, "--seed.*'1.5': give a whole"),
         (["--seed", "-1"], 2, "seed: -1: give an integer"),
         (["--deadline", "0"], 2, "deadline_seconds: 0.0: give"),
         (["--temperature", "-1"], 2, "temperature: -1.0: give"),

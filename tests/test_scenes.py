@@ -181,10 +181,26 @@ def test_things_are_painted_in_their_boxes(atlas: Atlas) -> None:
         assert np.abs(scene.image[:2].astype(int) - corner).max() < 20 or top < 4
 
 
+def test_tinted_things_are_painted_in_their_tint(atlas: Atlas) -> None:
+    recipe = replace(SMALL, nouns=("car",), places=("plain",), two_objects=False, max_count=1)
+    generator = SceneGenerator(atlas, replace(recipe, size=64))
+    tints = set()
+    for index in range(80):
+        scene = generator.sample(index)
+        if scene.colour in ("red", "green", "blue", "purple", "orange"):
+            left, top, right, bottom = scene.boxes[0].corners
+            x, y = round(32 * (left + right)), round(32 * (top + bottom))
+            hue, saturation, _ = rgb_to_hsv(scene.image[y, x] / 255)
+            assert saturation > 0.4
+            assert abs((float(hue) - TINTS[scene.colour][0] + 0.5) % 1 - 0.5) < 0.03
+            tints.add(scene.colour)
+    assert len(tints) >= 3
+
+
 # ---- recipes
 
 
-def scenes(atlas: Atlas, recipe: Recipe, count: int = 300, **options: Any) -> Iterator[Scene]:
+def scenes(atlas: Atlas, recipe: Recipe, count: int = 200, **options: Any) -> Iterator[Scene]:
     generator = SceneGenerator(atlas, replace(recipe, size=16), **options)
     return (generator.sample(index, num_captions=2) for index in range(count))
 
@@ -193,7 +209,7 @@ def test_recipe_restricts_scenes(atlas: Atlas) -> None:
     seen_places: set[str] = set()
     seen_nouns: set[str] = set()
     seen_times: set[str] = set()
-    for scene in scenes(atlas, SMALL):
+    for scene in scenes(atlas, SMALL, 300):
         assert SMALL.nouns is not None and SMALL.places is not None
         assert set(scene.nouns) <= set(SMALL.nouns)
         assert scene.place in SMALL.places
@@ -211,7 +227,7 @@ def test_recipe_restricts_scenes(atlas: Atlas) -> None:
 
 def test_single_things_only(atlas: Atlas) -> None:
     recipe = replace(SMALL, two_objects=False, max_count=1)
-    for scene in scenes(atlas, recipe):
+    for scene in scenes(atlas, recipe, 300):
         assert len(scene.nouns) <= 1
         assert scene.relation is None
         assert len(scene.boxes) == len(scene.nouns)
@@ -219,7 +235,7 @@ def test_single_things_only(atlas: Atlas) -> None:
 
 def test_count_of_boxes_is_count_of_things(atlas: Atlas) -> None:
     counts = set()
-    for scene in scenes(atlas, Recipe(two_objects=False)):
+    for scene in scenes(atlas, Recipe(two_objects=False), 300):
         assert len(scene.boxes) == sum(thing.count for thing in scene.plan.things)
         counts.add(len(scene.boxes))
     assert counts == {0, 1, 2, 3, 4, 5, 6}
@@ -424,7 +440,7 @@ def test_articles_in_captions_fit(atlas: Atlas) -> None:
 def test_splits_share_no_pair_of_noun_and_place(atlas: Atlas) -> None:
     pairs: dict[str, set[tuple[str, str]]] = {"train": set(), "test": set()}
     for split in pairs:
-        for scene in scenes(atlas, Recipe(), 200, split=split):
+        for scene in scenes(atlas, Recipe(), 150, split=split):
             new = {(noun, scene.place) for noun in scene.nouns}
             held_out = {pair for pair in new if is_held_out(*pair)}
             assert (split == "test") == bool(held_out)
@@ -535,6 +551,8 @@ def test_draw_goes_on_where_it_stopped(atlas_path: Path, tmp_path: Path) -> None
     assert steps == [(16, 24, "scenes"), (24, 24, "scenes")]
     run(count=28)  # more of the same
     assert len(np.load(tmp_path / "images-00003.npy")) == 4
+    assert {name: drawn(tmp_path)[name] for name in before} == before
+    run(count=4)  # fewer are there already
     assert {name: drawn(tmp_path)[name] for name in before} == before
 
 

@@ -1,4 +1,7 @@
-"""Verification equals the cloud's own image, whatever the batches; rollback, resume and repetition change nothing."""
+"""Verification equals the cloud's own image, whatever the batches.
+
+Rollback, resume and repetition change nothing.
+"""
 
 import random
 
@@ -13,7 +16,14 @@ from ciar.target import Target, TargetModel
 from ciar.types import ImageRequest, SamplingParams, TokenSpan, Verdict, VerifyBatch, no_features
 
 CONFIG = TransformerConfig(
-    vocab_size=24, grid_size=4, num_layers=2, dim=32, num_heads=2, ffn_multiple_of=8, num_condition=6, condition_dim=8
+    vocab_size=24,
+    grid_size=4,
+    num_layers=2,
+    dim=32,
+    num_heads=2,
+    ffn_multiple_of=8,
+    num_condition=6,
+    condition_dim=8,
 )
 T = CONFIG.num_tokens
 
@@ -62,16 +72,20 @@ def all_uncertain(session: SessionState, tokens: list[int], position: int) -> Ve
 
 @pytest.mark.parametrize("num_prefix", [0, 1, 5])
 @pytest.mark.parametrize("seed", [3, 4])
-def test_everything_verified_is_the_clouds_own_image(target: Target, num_prefix: int, seed: int) -> None:
+def test_everything_verified_is_the_clouds_own_image(
+    target: Target, num_prefix: int, seed: int
+) -> None:
     """Wrong drafts of random lengths: the committed tokens are the base's."""
     truth, rng = image(target, seed), random.Random(seed)
     session = new_session(seed)
     if num_prefix:
         run(target, PrefixWork(session, num_prefix))
     while not session.is_complete:
-        position = len(session.tokens) - rng.choice([0, 0, 1]) * bool(session.tokens)  # sometimes ask again
+        back = rng.choice([0, 0, 1]) * bool(session.tokens)  # sometimes ask again
+        position = len(session.tokens) - back
         length = rng.randint(1, min(5, T - position))
-        draft = [t if rng.random() < 0.7 else rng.randrange(24) for t in truth[position : position + length]]
+        right = truth[position : position + length]
+        draft = [token if rng.random() < 0.7 else rng.randrange(24) for token in right]
         verdict = verify(target, session, all_uncertain(session, draft, position))
         assert draft[: verdict.num_agreed] == truth[position : position + verdict.num_agreed]
         end = position + verdict.num_agreed
@@ -84,14 +98,19 @@ def mixed_batch(position: int, length: int, seed: int) -> VerifyBatch:
     tokens = torch.randint(24, (length,), generator=generator).tolist()
     uncertain = tuple((torch.rand(length, generator=generator) < 0.4).tolist())
     features = torch.randn(uncertain.count(False), 4, generator=generator)
-    return VerifyBatch(position=position, tokens=tuple(tokens), uncertain=uncertain, features=features, epoch=99)
+    return VerifyBatch(
+        position=position, tokens=tuple(tokens), uncertain=uncertain, features=features, epoch=99
+    )
 
 
 def history(session: SessionState) -> TokenSpan:
     uncertain = tuple(not bool(row.any()) for row in session.features[: len(session.tokens)])
     kept = [i for i, flag in enumerate(uncertain) if not flag]
     return TokenSpan(
-        position=0, tokens=tuple(session.tokens), uncertain=uncertain, features=session.features[kept].clone()
+        position=0,
+        tokens=tuple(session.tokens),
+        uncertain=uncertain,
+        features=session.features[kept].clone(),
     )
 
 
@@ -134,9 +153,7 @@ def test_features_change_what_the_cloud_draws(target: Target) -> None:
 def test_a_last_token_the_edge_kept_needs_no_logits(target: Target) -> None:
     session, truth = new_session(), image(target)
     run(target, PrefixWork(session, T - 1))
-    kept = VerifyBatch(
-        position=T - 1, tokens=(5,), uncertain=(False,), features=torch.ones(1, 4)
-    )
+    kept = VerifyBatch(position=T - 1, tokens=(5,), uncertain=(False,), features=torch.ones(1, 4))
     verdict = verify(target, session, kept)
     assert (verdict.num_agreed, verdict.token) == (1, None)
     assert session.tokens == [*truth[:-1], 5]
@@ -150,18 +167,28 @@ def test_older_epochs_are_void(target: Target) -> None:
     assert not session.is_void(all_uncertain(session, [truth[1]], 1))
 
 
+def a_batch(position: int, tokens: list[int], *, kept: Tensor | None = None) -> VerifyBatch:
+    """All uncertain, or all kept with these features."""
+    return VerifyBatch(
+        position=position,
+        tokens=tuple(tokens),
+        uncertain=(kept is None,) * len(tokens),
+        features=no_features(4) if kept is None else kept,
+    )
+
+
 @pytest.mark.parametrize(
     ("batch", "field"),
     [
-        (dict(position=1, tokens=(1,), uncertain=(True,)), "position"),
-        (dict(position=0, tokens=(), uncertain=()), "tokens"),
-        (dict(position=0, tokens=(24,), uncertain=(True,)), "tokens"),
-        (dict(position=0, tokens=(1,) * 17, uncertain=(True,) * 17), "position"),
-        (dict(position=0, tokens=(1,), uncertain=(False,), features=torch.zeros(1, 3)), "features"),
-        (dict(position=0, tokens=(1,), uncertain=(False,), features=torch.full((1, 4), torch.nan)), "features"),
+        (a_batch(1, [1]), "position"),
+        (a_batch(0, []), "tokens"),
+        (a_batch(0, [24]), "tokens"),
+        (a_batch(0, [1] * 17), "position"),
+        (a_batch(0, [1], kept=torch.zeros(1, 3)), "features"),
+        (a_batch(0, [1], kept=torch.full((1, 4), torch.nan)), "features"),
     ],
 )
-def test_bad_batches_name_the_field(batch: dict[str, object], field: str) -> None:
+def test_bad_batches_name_the_field(batch: VerifyBatch, field: str) -> None:
     with pytest.raises(InvalidInput) as caught:
-        VerifyWork(new_session(), VerifyBatch(**{"features": no_features(4), **batch}))  # type: ignore[arg-type]
+        VerifyWork(new_session(), batch)
     assert field in caught.value.field

@@ -1,4 +1,7 @@
-"""Every training step on a tiny size: it learns, it resumes bit for bit, and what it exports loads and fits together."""
+"""Every training step on a tiny size.
+
+It learns, it resumes bit for bit, and what it exports loads and fits together.
+"""
 
 import json
 from pathlib import Path
@@ -6,17 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from ciar.checkpoint import fingerprint, read_config
 from ciar.errors import InvalidInput
+from ciar.interval import interfuse
 from ciar.models.text_encoder import TextEncoder
 from ciar.target import TargetModel
 from ciar_train import steps
-from ciar_train.loop import Run, TrainingPlan, World, batch_indices, train
+from ciar_train.loop import Metrics, Run, TrainingPlan, World, batch_indices, train
 from ciar_train.losses import InterDroWeights, auroc, inter_dro_loss, interval_score
 from ciar_train.sizes import Size, load_size, size_names
 from ciar_train.steps import RunFolder
-from ciar.interval import interfuse
 
 CPU = World(0, 1, torch.device("cpu"))
 
@@ -126,22 +130,23 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
             torch.manual_seed(0)
             model = torch.nn.Linear(4, 4)
 
-            def step(number: int, model: torch.nn.Linear = model) -> tuple[torch.Tensor, dict[str, float]]:
+            def step(number: int, model: torch.nn.Linear = model) -> tuple[Tensor, Metrics]:
                 x = torch.randn(8, 4, generator=torch.Generator().manual_seed(number))
                 return (model(x) - x.flip(1)).square().mean(), {}
 
             plan = TrainingPlan(steps=10, batch_size=8, lr=1e-2, save_every=stop, ema=0.9)
+            silent = Run(tmp_path / folder, world=CPU, show=lambda _: None)
             if stop == 10:
-                train(model, step, plan=plan, run=Run(tmp_path / folder, world=CPU, show=lambda _: None))
+                train(model, step, plan=plan, run=silent)
                 return model.weight.detach()
 
-            def stopping(number: int, stop: int = stop) -> tuple[torch.Tensor, dict[str, float]]:
+            def stopping(number: int, stop: int = stop) -> tuple[Tensor, Metrics]:
                 if number == stop:
                     raise KeyboardInterrupt
                 return step(number)
 
             with pytest.raises(KeyboardInterrupt):
-                train(model, stopping, plan=plan, run=Run(tmp_path / folder, world=CPU, show=lambda _: None))
+                train(model, stopping, plan=plan, run=silent)
         raise AssertionError("the last stop is the end")
 
     assert torch.equal(weights("through", [10]), weights("stopped", [4, 10]))
@@ -166,7 +171,7 @@ def test_auroc_by_hand() -> None:
 
 
 def test_the_published_pair_shrinks_the_radius_and_the_interval_score_does_not() -> None:
-    """Gradients at a centre that misses p_C: Inter-DRO pulls the radius down, the interval score up."""
+    """At a centre that misses p_C, Inter-DRO pulls the radius down, the interval score up."""
     torch.manual_seed(0)
     p = torch.randn(1, 64, 50).softmax(-1)
     centre = (p.log() + 0.8 * torch.randn_like(p)).detach()

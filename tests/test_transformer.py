@@ -1,5 +1,9 @@
-"""The transformer equals the public LlamaGen implementation on golden files; cached equals uncached; rollback is free."""
+"""The transformer equals the public LlamaGen implementation on golden files.
 
+Cached equals uncached, and rollback is free.
+"""
+
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +20,8 @@ CAPTIONS = ("input.caption_len7", "input.caption_len23")
 
 def golden(name: str) -> Tensor:
     with safe_open(GOLDEN, "pt") as file:
-        return file.get_tensor(name)
+        tensor: Tensor = file.get_tensor(name)
+        return tensor
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +79,7 @@ def test_uncached_logits_equal_the_reference(model: TargetModel, row: int) -> No
 
 @pytest.mark.parametrize("chunks", [(15,), (1,) * 15, (5, 1, 9)])
 def test_cached_logits_equal_the_reference(model: TargetModel, chunks: tuple[int, ...]) -> None:
-    """Both prompts in one step, whatever the chunking; the reference halves are recovered by guidance 1 and by hand."""
+    """Both prompts in one step, whatever the chunking; the reference is guided by hand."""
     target = Target(model, num_slots=2)
     tokens = golden("input.tokens").long()
     feeds = [prefill(target, i, golden(c), tokens[i, :0], 3.0) for i, c in enumerate(CAPTIONS)]
@@ -134,10 +139,12 @@ def test_rollback_never_happened(model: TargetModel) -> None:
     def last_logits(wrong_first: bool) -> Tensor:
         target = Target(model, num_slots=1)
         target.extend([prefill(target, 0, caption, tokens[:3], 3.0)])
-        feed = dict(slot=0, num_condition=len(caption), cfg_scale=3.0)
+        feed = Feed(
+            slot=0, num_condition=len(caption), position=3, tokens=tokens[3:6], cfg_scale=3.0
+        )
         if wrong_first:
-            target.extend([Feed(position=3, tokens=(tokens[3:9] + 1) % 96, **feed)])  # type: ignore[arg-type]
-        return target.extend([Feed(position=3, tokens=tokens[3:6], **feed)])[0]  # type: ignore[arg-type]
+            target.extend([replace(feed, tokens=(tokens[3:9] + 1) % 96)])
+        return target.extend([feed])[0]
 
     assert torch.equal(last_logits(False), last_logits(True))
 
@@ -160,14 +167,14 @@ def test_features_move_the_logits_and_zero_rows_do_not(model: TargetModel) -> No
     caption, tokens = golden(CAPTIONS[0]), golden("input.tokens")[0].long()
     target = Target(model, num_slots=1)
     target.extend([prefill(target, 0, caption, tokens[:0], 3.0)])
-    feed = dict(slot=0, num_condition=len(caption), position=0, tokens=tokens[:4], cfg_scale=3.0)
-    plain = target.extend([Feed(**feed)])[0]  # type: ignore[arg-type]
-    assert torch.equal(target.extend([Feed(**feed, features=torch.zeros(4, 8))])[0], plain)  # type: ignore[arg-type]
+    feed = Feed(slot=0, num_condition=len(caption), position=0, tokens=tokens[:4], cfg_scale=3.0)
+    plain = target.extend([feed])[0]
+    assert torch.equal(target.extend([replace(feed, features=torch.zeros(4, 8))])[0], plain)
     with torch.no_grad():
         model.injection.weight.normal_()
     features = torch.zeros(4, 8)
     features[2] = 1.0
-    moved = target.extend([Feed(**feed, features=features)])[0]  # type: ignore[arg-type]
+    moved = target.extend([replace(feed, features=features)])[0]
     torch.testing.assert_close(moved[:2], plain[:2])
     assert not torch.allclose(moved[2], plain[2], atol=1e-3)
     with torch.no_grad():

@@ -40,7 +40,8 @@ def vq16() -> VQModel:
 
 def golden(name: str) -> torch.Tensor:
     with safe_open(GOLDEN, "pt") as file:
-        return file.get_tensor(name)
+        tensor: torch.Tensor = file.get_tensor(name)
+        return tensor
 
 
 def test_state_dict_is_the_public_one(vq16: VQModel) -> None:

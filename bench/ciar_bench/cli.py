@@ -50,12 +50,16 @@ def options(
 
 @app.command()
 def latency(
-    model: Annotated[str, typer.Option(help="A model folder or an embedded model.")] = DEFAULT_MODEL,
+    model: Annotated[
+        str, typer.Option(help="A model folder or an embedded model.")
+    ] = DEFAULT_MODEL,
     size: Annotated[
         str, typer.Option(help="Time this size with random weights instead of a model.")
     ] = "",
     rounds: Annotated[int, typer.Option(min=1, help="Images of each method.")] = 5,
-    share: Annotated[float, typer.Option(min=0, max=1, help="Share of tokens sent to the cloud.")] = 0.30,
+    share: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of tokens sent to the cloud.")
+    ] = 0.30,
     out: Annotated[Path | None, typer.Option(help="Write the table here as Markdown.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -81,10 +85,16 @@ def latency(
 
 @app.command()
 def routing(
-    model: Annotated[str, typer.Option(help="A model folder or an embedded model.")] = DEFAULT_MODEL,
-    size: Annotated[str, typer.Option(help="The size whose nouns and places make the prompts.")] = "mini-cpu",
+    model: Annotated[
+        str, typer.Option(help="A model folder or an embedded model.")
+    ] = DEFAULT_MODEL,
+    size: Annotated[
+        str, typer.Option(help="The size whose nouns and places make the prompts.")
+    ] = "mini-cpu",
     images: Annotated[int, typer.Option(min=1, help="Seeded prompts.")] = 200,
-    budget: Annotated[float, typer.Option(min=0.01, max=0.99, help="Share of tokens sent to the cloud.")] = 0.30,
+    budget: Annotated[
+        float, typer.Option(min=0.01, max=0.99, help="Share of tokens sent to the cloud.")
+    ] = 0.30,
     discrete: Annotated[bool, typer.Option(help="Also the discrete scores (slow).")] = False,
     out: Annotated[Path | None, typer.Option(help="Write the table here as Markdown.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -118,17 +128,23 @@ def routing(
 
 def routing_markdown(report: RoutingReport, model: str) -> str:
     head = (
-        f"{describe_machine()}; {report.num_images} images, {report.num_positions} routed positions, "
-        f"{report.cloud_share:.1%} of them sent to the cloud. Over all: disagreement {report.disagreement:.3f}, "
-        f"total variation {report.tv:.3f}, expected agreement {report.expected_agreement:.3f}, "
-        f"width {report.mean_width:.3f}, covered mass {report.covered:.3f}."
+        f"{describe_machine()}; {report.num_images} images, "
+        f"{report.num_positions} routed positions, "
+        f"{report.cloud_share:.1%} of them sent to the cloud. "
+        f"Over all: disagreement {report.disagreement:.3f}, total variation {report.tv:.3f}, "
+        f"expected agreement {report.expected_agreement:.3f}, width {report.mean_width:.3f}, "
+        f"covered mass {report.covered:.3f}."
     )
     lines = [f"# routing of {model}", "", head, ""]
+    kept = f"among the kept {1 - report.share:.0%}"
     lines += [
-        f"| score | AUROC, TV > median | disagreement among the kept {1 - report.share:.0%} | TV among the kept |",
+        f"| score | AUROC, TV > median | disagreement {kept} | TV among the kept |",
         "| --- | --- | --- | --- |",
     ]
-    lines += [f"| {r.score} | {r.auroc:.3f} | {r.disagreement:.3f} | {r.kept_tv:.3f} |" for r in report.rows]
+    lines += [
+        f"| {row.score} | {row.auroc:.3f} | {row.disagreement:.3f} | {row.kept_tv:.3f} |"
+        for row in report.rows
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -150,7 +166,10 @@ def rows(report: LatencyReport) -> list[tuple[str, str]]:
         *((f"cloud step C({k})", f"{1e3 * s:.2f} ms") for k, s in report.cloud_step.items()),
         ("edge step e", f"{1e3 * report.edge_step:.3f} ms"),
         ("protocol, a round trip", f"{1e3 * report.protocol_seconds:.2f} ms"),
-        ("round trips, blocking / exact", f"{report.blocking_round_trips:.0f} / {report.exact_round_trips:.0f}"),
+        (
+            "round trips, blocking / exact",
+            f"{report.blocking_round_trips:.0f} / {report.exact_round_trips:.0f}",
+        ),
         (
             "cloud calls, blocking / exact",
             f"{report.blocking_cloud_calls:.1%} / {report.exact_cloud_calls:.1%}",
@@ -169,7 +188,8 @@ def show(report: LatencyReport, title: str) -> None:
 
 
 def markdown(report: LatencyReport, title: str, plan: LatencyPlan) -> str:
-    lines = [f"# {title}", "", f"{describe_machine()}; {plan.rounds} rounds, routing share {plan.share:.2f}, RTT 0.", ""]
+    head = f"{describe_machine()}; {plan.rounds} rounds, routing share {plan.share:.2f}, RTT 0."
+    lines = [f"# {title}", "", head, ""]
     lines += ["| what | median |", "| --- | --- |", *(f"| {a} | {b} |" for a, b in rows(report))]
     return "\n".join(lines) + "\n"
 

@@ -12,6 +12,7 @@ def describe_machine() -> str:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        names = [x.split(":", 1)[1].strip() for x in info.read_text().splitlines() if x.startswith("model name")]
+        lines = info.read_text().splitlines()
+        names = [x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")]
         cpu = names[0] if names else cpu
     return f"{cpu}, {os.cpu_count()} cores, {platform.system()}, torch {torch.__version__}, float32"

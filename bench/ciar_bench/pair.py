@@ -19,7 +19,10 @@ HEAD_STD = 0.05  # of output heads, so that predictions are neither flat nor cer
 
 
 def write_random_pair(size: Size, folder: Path, *, seed: int = 0) -> Path:
-    """A model bundle of the size's shapes. Edge and cloud are unrelated: they agree by chance only."""
+    """A model bundle of the size's shapes.
+
+    Edge and cloud are unrelated: they agree by chance only.
+    """
     torch.manual_seed(seed)
     target = TargetModel(size.transformer, feature_dim=size.head.feature_dim)
     draft = DraftModel(one_layer(size.transformer), size.head)
@@ -28,7 +31,9 @@ def write_random_pair(size: Size, folder: Path, *, seed: int = 0) -> Path:
     for head in (target.transformer.output, draft.inter_head.centre):
         nn.init.normal_(head.weight, std=HEAD_STD)
     fingerprint = export_target(target, folder / "cloud", name="random", sampling=size.sampling)
-    export_draft(draft, folder / "edge", name="random", target_fingerprint=fingerprint, calibration={})
+    export_draft(
+        draft, folder / "edge", name="random", target_fingerprint=fingerprint, calibration={}
+    )
     export_vq(VQModel(size.vq), folder / "vq")
     shutil.copytree(find_model(DEFAULT_MODEL) / "text", folder / "text", dirs_exist_ok=True)
     return folder

@@ -1,14 +1,16 @@
 """`ciar-bench routing`: which score finds the tokens that need the cloud?
 
-Images of seeded prompts are rolled out with the real protocol at a budget. At every routed position both sides predict from
-the same committed context, so for each score we know what it would have kept:
+Images of seeded prompts are rolled out with the real protocol at a budget. At every routed position
+both sides predict from the same committed context, so for each score we know what it would have
+kept:
 
     AUROC         of the score against "total variation between edge and cloud above its median"
     disagreement  share of tokens among the kept whose coupled draws differ
     kept TV       mean total variation among the kept
 
-kept: all but the share of positions with the highest scores. The ceiling is the score that knows the total variation;
-disagreement itself is a coin toss given the two distributions, so no score reaches zero.
+kept: all but the share of positions with the highest scores. The ceiling is the score that knows
+the total variation; disagreement itself is a coin toss given the two distributions, so no score
+reaches zero.
 """
 
 from collections.abc import Callable, Mapping

@@ -35,6 +35,7 @@ def load_cloud_model(
     `CheckpointError` for a bundle that cannot be used and `InvalidInput` for a device that is not
     there.
     """
+    check_dtype(dtype)
     check_device(device)
     folder = find_model(model)
     cloud = folder / "cloud"
@@ -49,6 +50,12 @@ def load_cloud_model(
     check_fit(folder, target, encoder)
     info = model_info(cloud, config, target, max_batch_tokens=max_batch_tokens)
     return CloudModel(folder=folder, target=target, encoder=encoder, info=info)
+
+
+def check_dtype(dtype: str) -> None:
+    """Raise `InvalidInput` unless weights can be held in it."""
+    if dtype not in DTYPES:
+        raise InvalidInput("dtype", dtype, f"give one of {', '.join(DTYPES)}")
 
 
 def check_device(device: str) -> None:

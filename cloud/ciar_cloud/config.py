@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ciar.checkpoint import DEFAULT_MODEL
 from ciar.errors import InvalidInput
-from ciar_cloud.bundle import DTYPES
+from ciar_cloud.bundle import check_dtype
 
 MAX_PORT = 65535
 
@@ -47,8 +47,7 @@ class ServeConfig:
         for name in (f.name for f in fields(self) if f.name.endswith("_seconds")):
             if not 0 <= getattr(self, name) <= 86400:
                 raise InvalidInput(name, getattr(self, name), "give 0 to 86400 seconds")
-        if self.dtype not in DTYPES:
-            raise InvalidInput("dtype", self.dtype, f"give one of {', '.join(DTYPES)}")
+        check_dtype(self.dtype)
         if not self.insecure and not is_loopback(self.host):
             raise InvalidInput(
                 "host", self.host, "give 127.0.0.1, or add --insecure to listen without encryption"

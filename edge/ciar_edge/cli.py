@@ -109,7 +109,7 @@ def generate(
     ] = "ciar-mini",
     budget: Annotated[
         float | None,
-        _option(env="BUDGET", **FLOAT, help="Share of uncertain tokens, 0 to 1. Default: 0.30."),
+        _option(env="BUDGET", **FLOAT, help="Share of tokens to ask about. Default: 0.30."),
     ] = None,
     threshold: Annotated[
         float | None,

@@ -1,12 +1,16 @@
-"""Model folders: `config.json` beside `model.safetensors`, strict both ways; a bundle of four makes a model.
+"""Model folders: `config.json` beside `model.safetensors`, strict both ways.
+
+A bundle of four makes a model:
 
     NAME/cloud/  target transformer, and `injection.weight` [D, F], the cloud's half of phi
-    NAME/edge/   draft model, with the cloud's fingerprint it was trained for, and the calibration of its scores
+    NAME/edge/   draft model, the fingerprint of the cloud it was trained for, the calibration of
+                 its scores
     NAME/vq/     tokenizer
     NAME/text/   text encoder (see `models.text_encoder`)
 
-Matrices may be stored as int8 with a scale a row, other tensors as float16; they are loaded as float32. The fingerprint of
-a folder is a SHA-256 over its configuration and tensor bytes, so it changes when any weight does.
+Matrices may be stored as int8 with a scale a row, other tensors as float16; they are loaded as
+float32. The fingerprint of a folder is a SHA-256 over its configuration and tensor bytes, so it
+changes when any weight does.
 """
 
 import dataclasses
@@ -36,7 +40,10 @@ PARTS = ("cloud", "edge", "vq", "text")
 
 
 def from_dict(kind: type[T], values: Mapping[str, Any], *, where: str) -> T:
-    """A dataclass from JSON or TOML values, nested ones included; unknown or missing names are errors naming the place."""
+    """A dataclass from JSON or TOML values, nested ones included.
+
+    Unknown or missing names raise `CheckpointError`, naming the place.
+    """
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(fields))
     if unknown:
@@ -112,7 +119,10 @@ def save_folder(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, T
 
 
 def fingerprint(folder: Path) -> str:
-    """First 16 hex digits of the SHA-256 over a folder's configuration (without calibration) and weights file."""
+    """First 16 hex digits of a SHA-256 over a folder's configuration and weights file.
+
+    The calibration is left out: it may be measured again for the same weights.
+    """
     config = {k: v for k, v in read_config(folder).items() if k != "calibration"}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     try:
@@ -125,15 +135,18 @@ def fingerprint(folder: Path) -> str:
 
 
 def find_model(model: str | Path) -> Path:
-    """A bundle by folder, or by name among the embedded ones (in the wheel, or in the source tree)."""
+    """A bundle by folder, or by name among the embedded ones.
+
+    Those are in the wheel, or in the source tree.
+    """
     path = Path(model)
     package = Path(str(files("ciar")))
     for candidate in (path, package / "_models" / path, package.parents[1] / "models" / path):
         if any((candidate / part).is_dir() for part in PARTS):
             return candidate
     raise CheckpointError(
-        f"model: {str(model)!r}: no such model folder; give a folder that holds {', '.join(PARTS)}, "
-        f"or the embedded {DEFAULT_MODEL!r}"
+        f"model: {str(model)!r}: no such model folder; give a folder that holds "
+        f"{', '.join(PARTS)}, or the embedded {DEFAULT_MODEL!r}"
     )
 
 

@@ -1,7 +1,7 @@
-"""The error tree. One table in `wire.py` maps it to gRPC status codes and back; `exit_code` is what the commands return.
+"""The error tree, with the exit code that a command returns for each.
 
     CiarError                    1
-    ├── InvalidInput             2   a field of the user's or the peer's is wrong (also a ValueError)
+    ├── InvalidInput             2   a field of the user's or the peer's is wrong (a ValueError)
     ├── CloudUnavailable         3   no cloud there, or it is going away
     │   ├── DeadlineExceeded     3   it did not answer in time
     │   └── Overloaded           3   its queue is full; `retry_seconds` says when to come back
@@ -10,6 +10,8 @@
     ├── OutputError              6   the picture could not be written
     ├── SessionLost              7   the cloud no longer holds this session: resume it
     └── EngineError              8   the model step failed
+
+One table in `status.py` (re-exported by `wire.py`) maps it to gRPC status codes and back.
 """
 
 from typing import Any
@@ -70,7 +72,7 @@ class OutputError(CiarError, OSError):
 
 
 class SessionLost(CiarError):
-    """The cloud no longer holds this session (evicted, restarted, or another replica): resume it."""
+    """The cloud no longer holds this session (evicted, restarted, another replica): resume it."""
 
     exit_code = 7
 

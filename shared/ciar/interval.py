@@ -1,12 +1,13 @@
 """InterFuse: from centre logits and radii to a probability interval for every token.
 
-With `z_i = logit(softmax(c)_i)`, the interval softmax of credal networks (Wang et al., NeurIPS 2024):
+With `z_i = logit(softmax(c)_i)`, the interval softmax of credal networks (Wang et al., NeurIPS
+2024):
 
     lower_i = sigmoid(z_i - r_i)    mid = softmax(c)    upper_i = sigmoid(z_i + r_i)
 
-so lower <= mid <= upper elementwise and sum(lower) <= 1 <= sum(upper): the set of distributions inside is never empty.
-Everything is computed in float32 and log space. The naive ratio of exponentials overflows, and `1 - p` cancels for the
-most likely token.
+so lower <= mid <= upper elementwise and sum(lower) <= 1 <= sum(upper): the set of distributions
+inside is never empty. Everything is computed in float32 and log space. The naive ratio of
+exponentials overflows, and `1 - p` cancels for the most likely token.
 
     V codebook size; all functions work on the last dimension
 """
@@ -46,7 +47,10 @@ class Interval:
 
 
 def interfuse(centre: Tensor, radius: Tensor) -> Interval:
-    """InterFuse of centre logits and radii (>= 0), both [..., V]. -inf logits get the interval [0, 0]."""
+    """InterFuse of centre logits and radii (>= 0), both [..., V].
+
+    -inf logits get the interval [0, 0].
+    """
     centre, radius = centre.float(), radius.float()
     log_mid, z = log_odds(centre)
     return Interval(
@@ -65,13 +69,15 @@ def interval_width(centre: Tensor, radius: Tensor) -> Tensor:
 
 def log_width(z: Tensor, radius: Tensor) -> Tensor:
     """log(sigmoid(z + r) - sigmoid(z - r)) = log(sinh r / (cosh z + cosh r)); -inf where r = 0."""
-    return F.logsigmoid(z + radius) + F.logsigmoid(radius - z) + torch.log(-torch.expm1(-2 * radius))
+    log_gap = torch.log(-torch.expm1(-2 * radius))  # log(1 - e^-2r)
+    return F.logsigmoid(z + radius) + F.logsigmoid(radius - z) + log_gap
 
 
 def log_odds(logits: Tensor) -> tuple[Tensor, Tensor]:
     """(log p, log p - log(1 - p)) of softmax(logits), each [..., V].
 
-    `1 - p` is the sum over the others. For the largest logit, where p may round to 1, that sum is taken directly.
+    `1 - p` is the sum over the others. For the largest logit, where p may round to 1, that sum is
+    taken directly.
     """
     top = logits.argmax(dim=-1, keepdim=True)
     log_mid = logits - logits.logsumexp(dim=-1, keepdim=True)

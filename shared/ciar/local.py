@@ -1,4 +1,7 @@
-"""LocalVerifier: the cloud without a network, one image at a time. The oracle that the remote one must equal."""
+"""LocalVerifier: the cloud without a network, one image at a time.
+
+It is the oracle that the remote one must equal.
+"""
 
 import time
 from collections.abc import AsyncIterator, Callable

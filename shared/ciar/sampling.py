@@ -1,9 +1,12 @@
-"""Coupled sampling: edge and cloud draw with the same noise, so a drafted token is right exactly when the draws are equal.
+"""Coupled sampling: edge and cloud draw with the same noise.
+
+So a drafted token is right exactly when the two draws are equal.
 
     x_t = argmax_v( logit_v / temperature + G(seed, t, v) ),    G = -log(-log u)
 
-u comes from Philox, keyed by the image's seed, with the absolute token position as counter: never from a shared
-generator, so batch neighbours, retries and replicas change nothing. Tokens filtered out are -inf.
+u comes from Philox, keyed by the image's seed, with the absolute token position as counter: never
+from a shared generator, so batch neighbours, retries and replicas change nothing. Tokens filtered
+out are -inf.
 
     V codebook size
 """
@@ -18,15 +21,21 @@ from ciar.types import SamplingParams
 
 
 def guide(cond: Tensor, uncond: Tensor, cfg_scale: float) -> Tensor:
-    """Classifier-free guidance, [..., V] float32: `uncond + cfg_scale (cond - uncond)`. The *model view* of the cloud."""
+    """Classifier-free guidance, [..., V] float32: `uncond + cfg_scale (cond - uncond)`.
+
+    This is the *model view* of the cloud.
+    """
     cond, uncond = cond.float(), uncond.float()
     return torch.lerp(uncond, cond, cfg_scale)
 
 
 def filter_logits(logits: Tensor, *, temperature: float, top_k: int, top_p: float) -> Tensor:
-    """The *sampling view*: temperature, then top-k (ties with the k-th stay), then top-p (the crossing token stays).
+    """The *sampling view*: temperature, then top-k, then top-p.
 
-    logits [..., V] -> [..., V] float32 with -inf for tokens that cannot be drawn. Temperature 0 leaves logits unscaled.
+    Ties with the k-th logit stay, and so does the token that crosses top_p. Temperature 0 leaves
+    logits unscaled.
+
+    logits [..., V] -> [..., V] float32 with -inf for tokens that cannot be drawn.
     """
     logits = logits.float()
     if temperature not in (0.0, 1.0):
@@ -37,7 +46,7 @@ def filter_logits(logits: Tensor, *, temperature: float, top_k: int, top_p: floa
     if top_p < 1:
         ordered, order = logits.sort(dim=-1, descending=True)
         mass = ordered.softmax(-1)
-        is_beyond = mass.cumsum(-1) - mass >= top_p  # the mass before this token already reaches top_p
+        is_beyond = mass.cumsum(-1) - mass >= top_p  # the mass before the token reaches it already
         logits = logits.masked_fill(is_beyond.scatter(-1, order, is_beyond), -torch.inf)
     return logits
 
@@ -45,7 +54,8 @@ def filter_logits(logits: Tensor, *, temperature: float, top_k: int, top_p: floa
 def gumbel_noise(seed: int, position: int, vocab_size: int) -> Tensor:
     """G(seed, position, 0..V-1), [V] float32.
 
-    u has 53 random bits and is never 0 or 1: a float32 u would clip G near 17, which a codebook of 16384 reaches.
+    u has 53 random bits and is never 0 or 1: a float32 u would clip G near 17, which a codebook of
+    16384 reaches.
     """
     key = np.array([seed, 0], dtype=np.uint64)  # a plain list would go through float64
     bits = np.random.Philox(counter=[0, 0, 0, position], key=key).random_raw(vocab_size)
@@ -60,7 +70,10 @@ def noise_rows(seeds: Sequence[int], positions: Sequence[int], vocab_size: int) 
 
 
 def coupled_draw(logits: Tensor, position: int, params: SamplingParams) -> int:
-    """The token at `position` from model-view logits [V]: distributed as their sampling view, fixed by the seed."""
+    """The token at `position` from model-view logits [V].
+
+    Distributed as their sampling view, fixed by the seed.
+    """
     view = filter_logits(
         logits, temperature=params.temperature, top_k=params.top_k, top_p=params.top_p
     )
@@ -75,9 +88,10 @@ def draw_span(logits: Tensor, position: int, params: SamplingParams) -> list[int
 
 
 def coupled_agreement(p: Tensor, q: Tensor) -> Tensor:
-    """The probability that coupled draws from p and q are equal, [...]: `sum_j 1 / sum_i max(p_i / p_j, q_i / q_j)`.
+    """The probability that coupled draws from p and q are equal, [...].
 
-    p, q are distributions [..., V]. O(V log V) by sorting the ratios `R = p / q` (Daliri, Musco, Suresh, 2024).
+    It is `sum_j 1 / sum_i max(p_i / p_j, q_i / q_j)` for distributions p, q [..., V], in O(V log V)
+    by sorting the ratios `R = p / q` (Daliri, Musco, Suresh, 2024).
     """
     order = (p.log() - q.log()).nan_to_num(0.0).argsort(dim=-1)  # ascending p/q
     p, q = p.gather(-1, order).double(), q.gather(-1, order).double()

@@ -1,13 +1,14 @@
-"""What the cloud knows of one image, and the two kinds of work on it: drawing a prefix and verifying a batch.
+"""What the cloud knows of one image, and the works on it: drawing a prefix, verifying a batch.
 
-Pure bookkeeping around `Target.extend`, shared by the cloud's engine and by `LocalVerifier`. A work hands out feeds and
-takes the logits that come back, until it has its result; it may take several steps (a prefix) or one (a verify).
+Pure bookkeeping around `Target.extend`, shared by the cloud's engine and by `LocalVerifier`. A work
+hands out feeds and takes the logits that come back, until it has its result; it may take several
+steps (a prefix) or one (a verify).
 
     known tokens    x_0 .. x_{n-1}; the last one is never cached
     cached tokens   the first `num_cached` of them, -1 while not even the condition is prefilled
 
-Because the cloud's token at a position depends only on (seed, position, known tokens, features), anything here can be
-repeated, rolled back or rebuilt in another slot without changing a token.
+Because the cloud's token at a position depends only on (seed, position, known tokens, features),
+anything here can be repeated, rolled back or rebuilt in another slot without changing a token.
 """
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from ciar.errors import InvalidInput
 from ciar.sampling import coupled_draw
 from ciar.target import Feed
-from ciar.types import ImageRequest, TokenSpan, Verdict, VerifyBatch, no_features
+from ciar.types import ImageRequest, TokenSpan, Verdict, VerifyBatch
 
 NOT_PREFILLED = -1
 
@@ -28,14 +29,20 @@ class SessionState:
     """
 
     def __init__(
-        self, request: ImageRequest, condition: Tensor, *, num_tokens: int, vocab_size: int, feature_dim: int
+        self,
+        request: ImageRequest,
+        condition: Tensor,
+        *,
+        num_tokens: int,
+        vocab_size: int,
+        feature_dim: int,
     ) -> None:
         self.request = request
         self.condition = condition
         self.num_tokens = num_tokens
         self.vocab_size = vocab_size
         self.tokens: list[int] = []
-        self.features = torch.zeros(num_tokens, feature_dim)  # zero rows for tokens the edge did not decide
+        self.features = torch.zeros(num_tokens, feature_dim)  # zero where the edge did not decide
         self.num_cached = NOT_PREFILLED
         self.epoch = 0
 
@@ -44,20 +51,28 @@ class SessionState:
         return len(self.tokens) == self.num_tokens
 
     def forget_cache(self) -> None:
-        """The slot was taken away, or holds garbage after a failed step: the next feed starts over."""
+        """The slot is lost, or holds garbage after a failed step: the next feed starts over."""
         self.num_cached = NOT_PREFILLED
 
     def restore(self, history: TokenSpan) -> None:
-        """Take over known tokens and features from the edge (resume). The next feed rebuilds the cache."""
+        """Take over known tokens and features from the edge (resume).
+
+        The next feed rebuilds the cache.
+        """
         if history.position != 0:
-            raise InvalidInput("history.position", history.position, "a resume starts at position 0")
+            raise InvalidInput(
+                "history.position", history.position, "a resume starts at position 0"
+            )
         self.check_span(history, field="history")
         self.tokens = []
         self._append(history, len(history.tokens))
         self.forget_cache()
 
     def is_void(self, batch: VerifyBatch) -> bool:
-        """Whether the batch was drafted before a difference the edge had not heard of: no forward is spent on it."""
+        """Whether the batch was drafted before a difference the edge had not heard of.
+
+        No forward is spent on it.
+        """
         return batch.epoch < self.epoch
 
     def check_batch(self, batch: VerifyBatch) -> None:
@@ -75,7 +90,9 @@ class SessionState:
     def check_span(self, span: TokenSpan, *, field: str) -> None:
         if span.position < 0 or span.end > self.num_tokens:
             raise InvalidInput(
-                f"{field}.position", span.position, f"tokens {span.position}..{span.end - 1} leave 0..{self.num_tokens - 1}"
+                f"{field}.position",
+                span.position,
+                f"tokens {span.position}..{span.end - 1} leave 0..{self.num_tokens - 1}",
             )
         for token in span.tokens:
             if not 0 <= token < self.vocab_size:
@@ -99,9 +116,9 @@ class SessionState:
         self.num_cached = min(self.num_cached, position)
 
     def feed(self, slot: int, *, first_needed: int, drafted: TokenSpan | None = None) -> Feed:
-        """All known and drafted tokens the cache lacks, early enough to get logits from `first_needed` on.
+        """All known and drafted tokens that the cache lacks.
 
-        The first row of logits predicts `first_needed`.
+        It begins early enough to get logits from `first_needed` on, which the first row predicts.
         """
         tokens, features = self.tokens, self.features
         if drafted:
@@ -125,11 +142,14 @@ class SessionState:
         )
 
     def _start(self, first_needed: int) -> int:
-        """First position to feed, at least one; NOT_PREFILLED: the condition first (it brings logits for position 0)."""
+        """First position to feed, so that there is at least one.
+
+        NOT_PREFILLED: the condition first (it brings logits for position 0).
+        """
         return min(self.num_cached, first_needed - 1, self.num_tokens - 2)
 
     def accept(self, drafted: TokenSpan | None, count: int, token: int | None) -> None:
-        """`count` drafted tokens stand and `token` follows them. Everything but `token` was fed."""
+        """`count` drafted tokens stand and `token` follows them. All but `token` were fed."""
         if drafted:
             self._append(drafted, count)
         self.num_cached = min(len(self.tokens), self.num_tokens - 1)
@@ -149,7 +169,7 @@ def kept_positions(span: TokenSpan) -> list[int]:
 
 
 class PrefixWork:
-    """Draw tokens until `until` are known: the prefix, or with `until = T` a whole image (the base)."""
+    """Draw until `until` tokens are known: the prefix, or with T the whole image (the base)."""
 
     def __init__(self, session: SessionState, until: int) -> None:
         self.session = session
@@ -173,7 +193,8 @@ class PrefixWork:
 class VerifyWork:
     """Extend by a batch in one step and compare its uncertain tokens with the cloud's own draws.
 
-    Construct it when its step begins, after the session's earlier works: it rolls the session back to the batch.
+    Construct it when its step begins, after the session's earlier works: it rolls the session back
+    to the batch.
     """
 
     verdict: Verdict
@@ -189,7 +210,10 @@ class VerifyWork:
         return self.session.feed(slot, first_needed=self._first_needed, drafted=self.batch)
 
     def receive(self, logits: Tensor) -> bool:
-        """Take the logits of the feed; always done after one. A difference makes older batches void."""
+        """Take the logits of the feed; always done after one.
+
+        A difference makes older batches void.
+        """
         session, batch = self.session, self.batch
         first = self._first_needed
         count, token = len(batch.tokens), None

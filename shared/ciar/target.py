@@ -1,7 +1,8 @@
 """The target model at work: slots, guidance and one operation, `extend`.
 
-Prefill, catch-up and verify differ only in length. A feed hands over tokens the cache has not seen, starting at the last
-known one (which is never cached), and gets the guided logits that follow each of them:
+Prefill, catch-up and verify differ only in length. A feed hands over tokens the cache has not seen,
+starting at the last known one (which is never cached), and gets the guided logits that follow each
+of them:
 
     feed(position p, tokens x_p .. x_{p+k-1})  ->  logits for positions p+1 .. p+k       [k, V]
     with a condition (prefill)                 ->  logits for positions 0 .. k           [1 + k, V]
@@ -45,7 +46,9 @@ class TargetModel(nn.Module):
         return self.injection.in_features
 
     @classmethod
-    def load(cls, folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> "TargetModel":
+    def load(
+        cls, folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> "TargetModel":
         """Load `NAME/cloud`; raises `CheckpointError`."""
         config = read_config(folder)
         if config.get("family") != "llamagen":
@@ -64,7 +67,7 @@ class TargetModel(nn.Module):
 class Feed:
     """One session's share of a step.
 
-    condition: [L, condition_dim] text features to prefill first; None when the slot holds them already.
+    condition: [L, condition_dim] text features to prefill first; None when the slot holds them.
     num_condition: L, in both cases.
     position: of the first fed token.  tokens: [k] ids, may be empty only in a prefill.
     features: [k, F] codes, zero rows for tokens the edge did not decide; None when all are zero.
@@ -86,14 +89,20 @@ class Feed:
 
     @property
     def first_output(self) -> int:
-        """The first of the new rows whose logits are wanted; all but one condition rows predict nothing."""
+        """The first of the new rows whose logits are wanted.
+
+        All but one condition rows predict nothing.
+        """
         if self.num_outputs is not None:
             return self.num_new_rows - self.num_outputs
         return self.num_condition - 1 if self.condition is not None else 0
 
 
 class Target:
-    """A target model with KV slots. Each slot holds the conditional and the unconditional sequence of one session."""
+    """A target model with KV slots.
+
+    Each slot holds the conditional and the unconditional sequence of one session.
+    """
 
     ROWS = 2
 
@@ -102,17 +111,27 @@ class Target:
         self.config = model.config
         weight = model.transformer.output.weight
         self.cache = KVCache(
-            self.config, num_slots=num_slots, num_rows=self.ROWS, device=weight.device, dtype=weight.dtype
+            self.config,
+            num_slots=num_slots,
+            num_rows=self.ROWS,
+            device=weight.device,
+            dtype=weight.dtype,
         )
 
     @torch.inference_mode()
     def extend(self, feeds: Sequence[Feed]) -> list[Tensor]:
-        """One forward pass for all feeds; returns each one's guided logits, float32 [num outputs, V]."""
+        """One forward pass for all feeds.
+
+        Returns each one's guided logits, float32 [num outputs, V].
+        """
         transformer = self.model.transformer
         inputs, ropes, segments = zip(*(self._pack(feed) for feed in feeds), strict=True)
-        hidden = transformer.hidden(torch.cat(inputs), torch.cat(ropes), self.cache.attend(segments))
+        hidden = transformer.hidden(
+            torch.cat(inputs), torch.cat(ropes), self.cache.attend(segments)
+        )
+        blocks = torch.split(hidden, [len(x) for x in inputs])
         wanted = []
-        for feed, block in zip(feeds, hidden.split([len(x) for x in inputs]), strict=True):
+        for feed, block in zip(feeds, blocks, strict=True):
             rows = block.view(self.ROWS, feed.num_new_rows, -1)  # [2, new, D]
             wanted.append(rows[:, feed.first_output :])
         sizes = [w.shape[1] for w in wanted]
@@ -120,16 +139,20 @@ class Target:
         return [
             guide(cond, uncond, feed.cfg_scale)
             for feed, cond, uncond in zip(
-                feeds, logits[0].split(sizes), logits[1].split(sizes), strict=True
+                feeds, torch.split(logits[0], sizes), torch.split(logits[1], sizes), strict=True
             )
         ]
 
     def condition_rows(self, condition: Tensor) -> Tensor:
-        """Text features [L, condition_dim] -> the projected rows [L, D] the edge layer starts from."""
-        return self.model.transformer.cls_embedding(condition)  # type: ignore[no-any-return]
+        """Text features [L, condition_dim] -> projected rows [L, D] the edge layer starts from."""
+        rows: Tensor = self.model.transformer.cls_embedding(condition)
+        return rows
 
     def _pack(self, feed: Feed) -> tuple[Tensor, Tensor, Segment]:
-        """Inputs [2 * new, D] (conditional, then unconditional), their rotary rows, and where they go."""
+        """Inputs [2 * new, D], their rotary rows, and where they go.
+
+        First the conditional rows, then the unconditional ones.
+        """
         transformer, rows = self.model.transformer, feed.num_condition
         tokens = feed.tokens.to(transformer.rope.device)
         x = transformer.tok_embeddings(tokens)  # [k, D]

@@ -1,6 +1,7 @@
-"""The values that pass between rooms: requests, batches, verdicts. Plain data that knows no gRPC and no model.
+"""The values that pass between rooms: requests, batches, verdicts.
 
-Positions are absolute raster indices 0..T-1 of the token grid. A token is *known* once both sides hold it.
+Plain data that knows no gRPC and no model. Positions are absolute raster indices 0..T-1 of the
+token grid. A token is *known* once both sides hold it.
 """
 
 import math
@@ -16,11 +17,14 @@ MAX_SEED = 2**64 - 1
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """The sampling view of a distribution: guidance, then temperature, then top-k, then top-p, the same on both sides.
+    """The sampling view of a distribution: guidance, temperature, top-k, top-p, in this order.
+
+    Both sides use the same.
 
     seed: keys the noise together with the absolute token position (0..2^64-1).
     temperature: 0 is greedy, a test mode.
-    top_k: keep the k largest logits, 0 keeps all.  top_p: keep the smallest nucleus of this mass, 1 keeps all.
+    top_k: keep the k largest logits, 0 keeps all.
+    top_p: keep the smallest nucleus of this mass, 1 keeps all.
     cfg_scale: guidance; 1 turns it off.
     """
 
@@ -34,7 +38,9 @@ class SamplingParams:
         if not 0 <= self.seed <= MAX_SEED:
             raise InvalidInput("seed", self.seed, "give an integer from 0 to 2^64-1")
         if not (math.isfinite(self.temperature) and 0 <= self.temperature <= 100):
-            raise InvalidInput("temperature", self.temperature, "give a number from 0 (greedy) to 100")
+            raise InvalidInput(
+                "temperature", self.temperature, "give a number from 0 (greedy) to 100"
+            )
         if self.top_k < 0:
             raise InvalidInput("top_k", self.top_k, "give 0 (off) or a positive count")
         if not 0 < self.top_p <= 1:
@@ -48,7 +54,8 @@ class ImageRequest:
     """One image to be: what the cloud must know to open, or to rebuild, its session.
 
     num_prefix: tokens the cloud draws before the edge starts (`floor(rho * T)`).
-    fingerprint: of the checkpoint pair the edge holds; the cloud refuses another one. Empty: do not check.
+    fingerprint: of the checkpoint pair the edge holds; the cloud refuses another one. Empty: do
+        not check.
     """
 
     prompt: str
@@ -84,12 +91,12 @@ class Timings:
     queue_seconds: float = 0.0  # accepted until its step began
     compute_seconds: float = 0.0  # the model steps it took part in
     num_forwards: int = 0  # sequential cloud forward passes
-    num_positions: int = 0  # token positions fed, summed over forwards (each runs cond and uncond rows)
+    num_positions: int = 0  # fed, summed over forwards (each runs cond and uncond rows)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prefix:
-    """The answer to PrefixInject: an open session, its first tokens, and what the edge layer needs to know of the prompt."""
+    """The answer to PrefixInject: an open session, its first tokens, and the prompt's condition."""
 
     session_id: str
     tokens: tuple[int, ...]
@@ -101,7 +108,7 @@ class Prefix:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TokenSpan:
-    """Consecutive tokens from `position` on, some of them decided by the edge alone (kept, not `uncertain`).
+    """Consecutive tokens from `position` on; the edge alone decided some (kept, not `uncertain`).
 
     features: [num_kept, feature_dim] float32, one interval-feature code per kept token, in order.
     """
@@ -114,12 +121,16 @@ class TokenSpan:
     def __post_init__(self) -> None:
         if len(self.tokens) != len(self.uncertain):
             raise InvalidInput(
-                "uncertain", len(self.uncertain), f"give one flag for each of the {len(self.tokens)} tokens"
+                "uncertain",
+                len(self.uncertain),
+                f"give one flag for each of the {len(self.tokens)} tokens",
             )
         num_kept = self.num_kept
         if self.features.ndim != 2 or (num_kept and self.features.shape[0] != num_kept):
             raise InvalidInput(
-                "features", tuple(self.features.shape), f"give one row for each of the {num_kept} kept tokens"
+                "features",
+                tuple(self.features.shape),
+                f"give one row for each of the {num_kept} kept tokens",
             )
 
     @property
@@ -134,7 +145,9 @@ class TokenSpan:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class VerifyBatch(TokenSpan):
-    """Drafted tokens for the cloud: kept ones extend its cache, uncertain ones are compared with its own draw.
+    """Drafted tokens for the cloud.
+
+    Kept ones extend its cache, uncertain ones are compared with its own draw.
 
     epoch: grows each time the edge rolls back; answers to older epochs are void.
     """
@@ -146,9 +159,10 @@ class VerifyBatch(TokenSpan):
 class Verdict:
     """The cloud's answer to a batch.
 
-    num_agreed: leading tokens of the batch that stand (kept ones before the first difference included).
-    token: the cloud's own token at `position + num_agreed`, the first difference or the next position; None after the
-        last position of the image.
+    num_agreed: leading tokens of the batch that stand, kept ones before the first difference
+        included.
+    token: the cloud's own token at `position + num_agreed`, the first difference or the next
+        position; None after the last position of the image.
     """
 
     epoch: int
@@ -162,7 +176,8 @@ class Verdict:
 class Resume:
     """All a replica needs to continue a session it has never seen, token for token.
 
-    history: every known token from position 0, prefix and cloud-decided ones marked `uncertain` (they carry no features).
+    history: every known token from position 0, prefix and cloud-decided ones marked `uncertain`
+        (they carry no features).
     """
 
     request: ImageRequest

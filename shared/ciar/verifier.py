@@ -1,6 +1,6 @@
 """The seam between edge and cloud: whoever can open sessions and verify batches can be the cloud.
 
-`ciar_edge.remote` implements it over gRPC. `LocalVerifier` (below the protocols, see `ciar.local`) is the oracle: the same
+`ciar_edge.remote` implements it over gRPC. `ciar.local.LocalVerifier` is the oracle: the same
 target model called in this process, which the remote one must equal token for token.
 """
 
@@ -19,8 +19,9 @@ class Session(Protocol):
     async def verify(self, batch: VerifyBatch) -> Verdict:
         """Extend the cloud's cache by the batch and compare its uncertain tokens.
 
-        Raises `DeadlineExceeded` when the answer is late (the session stays usable: roll back and go on with a higher
-        epoch) and `CloudUnavailable` or `SessionLost` when the session is gone for good.
+        Raises `DeadlineExceeded` when the answer is late (the session stays usable: roll back and
+        go on with a higher epoch) and `CloudUnavailable` or `SessionLost` when the session is gone
+        for good.
         """
         ...
 

@@ -1,7 +1,8 @@
-"""Rollouts of the real protocol: contexts for the draft's training, and the calibration of its scores.
+"""Rollouts of the real protocol: contexts to train the draft on, and the calibration of its scores.
 
-A threshold on a score means a share of calls only on the scores' own distribution, which is that of the edge's *own*
-rollouts, not of teacher forcing. So: roll out with a threshold, take the quantiles, and once more with those.
+A threshold on a score means a share of calls only on the scores' own distribution, which is that of
+the edge's *own* rollouts, not of teacher forcing. So: roll out with a threshold, take the
+quantiles, and once more with those.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -35,13 +36,52 @@ def cloud_images(
     first_seed: int,
     progress: Progress = lambda done, total, what: None,
 ) -> Contexts:
-    """Images the cloud draws alone for these prompts: contexts with guidance in them, which drawn pictures lack."""
+    """Images the cloud draws alone for these prompts.
+
+    They are contexts with guidance in them, which drawn pictures lack.
+    """
     grids = []
     for span in batches(len(conditions)):
         picked = [conditions[i].float() for i in span]
         seeds = [first_seed + i for i in span]
         grids.append(roll_out(target, None, picked, seeds=seeds, sampling=sampling).tokens)
         progress(span.stop, len(conditions), "cloud images")
+    return Contexts(tokens=torch.cat(grids), conditions=conditions)
+
+
+def protocol_images(
+    target: TargetModel,
+    draft: DraftModel,
+    conditions: list[Tensor],
+    *,
+    sampling: SamplingParams,
+    kept_share: float,
+    num_prefix: int,
+    first_seed: int,
+    progress: Progress = lambda done, total, what: None,
+) -> Contexts:
+    """Images both sides draw, a random `kept_share` of the routed tokens the edge's own.
+
+    Random, because the radius that would route is not trained yet; features are zero until phi is.
+    """
+    generator = torch.Generator().manual_seed(first_seed)
+    grids = []
+
+    def keep(choice: Choice) -> Tensor:
+        return torch.rand(len(choice.centre), generator=generator) < kept_share
+
+    for span in batches(len(conditions)):
+        rollout = roll_out(
+            target,
+            draft,
+            [conditions[i].float() for i in span],
+            seeds=[first_seed + i for i in span],
+            sampling=sampling,
+            num_prefix=num_prefix,
+            keep=keep,
+        )
+        grids.append(rollout.tokens)
+        progress(span.stop, len(conditions), "protocol images")
     return Contexts(tokens=torch.cat(grids), conditions=conditions)
 
 
@@ -64,7 +104,10 @@ class Recorder:
 
 
 def score_rows(name: str, centre: Tensor, radius: Tensor) -> Tensor:
-    """A score for each row of centre and radius [B, V]: [B]. The discrete ones know single tokens only."""
+    """A score for each row of centre and radius [B, V]: [B].
+
+    The discrete ones know single tokens only.
+    """
     score = TENSOR_SCORES[name]
     if name.startswith("discrete"):
         rows = [score(HeadOutput(c, r)) for c, r in zip(centre, radius, strict=True)]

@@ -1,4 +1,7 @@
-"""`ciar-train scenes | tokenizer | target | draft | export | all`: every step of ciar-mini, resumable, one run folder."""
+"""`ciar-train scenes | tokenizer | target | draft | export | all`: the steps of ciar-mini.
+
+Each step is resumable; all of them work in one run folder.
+"""
 
 import os
 import sys
@@ -8,7 +11,14 @@ from typing import Annotated
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from ciar import __version__
 from ciar.errors import CiarError
@@ -25,9 +35,12 @@ app = typer.Typer(
 )
 
 SizeOption = Annotated[
-    str, typer.Option("--size", help=f"One of {', '.join(size_names())}, or the path of a TOML file.")
+    str,
+    typer.Option("--size", help=f"One of {', '.join(size_names())}, or the path of a TOML file."),
 ]
-RunOption = Annotated[Path, typer.Option("--run", help="Run folder; an interrupted run in it goes on.")]
+RunOption = Annotated[
+    Path, typer.Option("--run", help="Run folder; an interrupted run in it goes on.")
+]
 DeviceOption = Annotated[str, typer.Option(help="cpu or cuda; default: cuda when present.")]
 ThreadsOption = Annotated[int, typer.Option(help="CPU threads of the model; 0: all cores.")]
 ArtworkOption = Annotated[
@@ -52,7 +65,7 @@ class ProgressBars:
             TimeRemainingColumn(),
             console=self.console,
         )
-        self.tasks: dict[str, int] = {}
+        self.tasks: dict[str, TaskID] = {}
         self.said: dict[str, int] = {}
 
     def __call__(self, done: int, total: int, what: str) -> None:
@@ -66,7 +79,7 @@ class ProgressBars:
         if what not in self.tasks:
             self.tasks[what] = self.bars.add_task(what, total=total)
             self.bars.start()
-        self.bars.update(self.tasks[what], completed=done, total=total)  # type: ignore[arg-type]
+        self.bars.update(self.tasks[what], completed=done, total=total)
         if all(task.finished for task in self.bars.tasks):
             self.bars.stop()
 
@@ -74,7 +87,9 @@ class ProgressBars:
 def open_run(size: str, run: Path, device: str, threads: int) -> RunFolder:
     if threads:
         torch.set_num_threads(threads)
-    return RunFolder(root=run, size=load_size(size), world=World.start(device), progress=ProgressBars())
+    return RunFolder(
+        root=run, size=load_size(size), world=World.start(device), progress=ProgressBars()
+    )
 
 
 @app.command()
@@ -85,7 +100,9 @@ def scenes(
     workers: WorkersOption = 0,
 ) -> None:
     """Fetch the artwork once, then draw captioned pictures in parallel."""
-    steps.draw_scenes(open_run(size, run, "cpu", 1), artwork=artwork, num_workers=workers or num_cores())
+    steps.draw_scenes(
+        open_run(size, run, "cpu", 1), artwork=artwork, num_workers=workers or num_cores()
+    )
 
 
 @app.command()
@@ -122,7 +139,11 @@ def draft(
 
 
 @app.command()
-def export(size: SizeOption = DEFAULT_SIZE, run: RunOption = DEFAULT_RUN, out: OutOption = Path("models/ciar-mini")) -> None:
+def export(
+    size: SizeOption = DEFAULT_SIZE,
+    run: RunOption = DEFAULT_RUN,
+    out: OutOption = Path("models/ciar-mini"),
+) -> None:
     """Copy the finished bundle and say how large it is."""
     num_bytes = steps.export_bundle(open_run(size, run, "cpu", 0), out)
     print(f"{out}: {num_bytes / 2**20:.1f} MiB")
@@ -165,7 +186,9 @@ def version(value: bool) -> None:
 
 @app.callback()
 def options(
-    _: Annotated[bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")] = False,
+    _: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Train ciar-mini."""
 

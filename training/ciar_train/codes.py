@@ -1,10 +1,11 @@
-"""Scenes as a transformer sees them: token grids beside text features, stored once and read through memory maps.
+"""Scenes as a transformer sees them: token grids beside text features, stored once.
 
     tokens.npy     uint16 [N, T]      raster token ids
     features.npy   float16 [rows, C]  text features of all captions, one caption after another
     starts.npy     int64 [N * K + 1]  where caption k of picture n begins: entry n * K + k
 
-A picture is 512 bytes at T = 256, so a million fit where thousands of pixels would.
+They are read through memory maps. A picture is 512 bytes at T = 256, so a million fit where
+thousands of pixel images would.
 """
 
 from collections.abc import Callable
@@ -50,12 +51,8 @@ class CodeFolder:
     def condition_batch(self, indices: Tensor, captions: Tensor) -> Conditions:
         """Features of caption `captions[i]` of picture `indices[i]`."""
         entries = (indices * self.num_captions + captions).tolist()
-        return pad_left(
-            [
-                torch.from_numpy(self.features[self.starts[e] : self.starts[e + 1]].astype(np.float32))
-                for e in entries
-            ]
-        )
+        rows = (self.features[self.starts[e] : self.starts[e + 1]] for e in entries)
+        return pad_left([torch.from_numpy(r.astype(np.float32)) for r in rows])
 
 
 def pad_left(rows: list[Tensor]) -> Conditions:
@@ -111,7 +108,10 @@ def picture_tokens(
 def caption_features(
     scenes: SceneFolder, text: TextEncoder, batch_size: int, progress: Progress
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Equal captions are encoded once; prompts of like length go together, so that little is padding."""
+    """All captions' features, and where each begins.
+
+    Equal captions are encoded once; prompts of like length go together, so that little is padding.
+    """
     captions = [c for alternatives in scenes.captions() for c in alternatives]
     unique = sorted(set(captions), key=lambda c: (len(c.split()), c))
     encoded: dict[str, np.ndarray] = {}

@@ -1,12 +1,15 @@
-"""`ciar-train draft`: the one-layer edge model of a target folder, in three stages on the same contexts.
+"""`ciar-train draft`: the one-layer edge model of a target, in three stages on the same contexts.
 
-    centre    KL and anchor to the guided cloud                               trunk, embeddings, centre head
-    radius    interval score on a frozen trunk and centre (default), or the published Inter-DRO, everything at once
-    phi       features of kept tokens, through the frozen cloud: the cloud with features on a context that holds the
-              edge's own tokens should predict what it predicts on the clean context
+    centre    trunk, embeddings and centre head by KL and anchor to the guided cloud
+    radius    interval score on a frozen trunk and centre (default), or the published Inter-DRO,
+              which trains everything at once
+    phi       features of kept tokens, through the frozen cloud: the cloud with features on a
+              context that holds the edge's own tokens should predict what it predicts on the clean
+              context
 
-Contexts are token grids: drawn pictures, and images the protocol itself produced (see `rollouts`). A share of each
-context's tokens is replaced by the edge's own draws, as happens in serving.
+Contexts are token grids. Centre and phi learn on drawn pictures and images the guided cloud drew, a
+share of whose tokens is replaced by the edge's own draws; the radius learns on images of the real
+protocol, most of whose tokens the edge drew itself (see `rollouts`), and on the cloud's.
 
     B images   n positions   V codebook size   D width
 """
@@ -25,7 +28,7 @@ from ciar.models.transformer import TransformerConfig
 from ciar.sampling import coupled_agreement, guide
 from ciar.target import TargetModel
 from ciar_train.codes import Conditions, pad_left
-from ciar_train.loop import Metrics, Run, TrainingPlan, World, batch_indices, train
+from ciar_train.loop import Metrics, Run, Step, TrainingPlan, World, batch_indices, train
 from ciar_train.losses import (
     InterDroWeights,
     auroc,
@@ -38,7 +41,10 @@ from ciar_train.losses import (
 
 @dataclass(frozen=True, kw_only=True)
 class DraftPlan:
-    """Stages and their lengths. `loss`: "interval-score" (two stages) or "inter-dro" (as published, one stage)."""
+    """Stages and their lengths.
+
+    loss: "interval-score" (two stages) or "inter-dro" (as published, one stage).
+    """
 
     centre: TrainingPlan
     radius: TrainingPlan
@@ -46,7 +52,7 @@ class DraftPlan:
     loss: str = "interval-score"
     miss_rate: float = 0.2  # of the interval score
     replaced: float = 0.5  # largest share of context tokens replaced by the edge's own
-    num_rollouts: int = 512  # images of the protocol among the contexts
+    num_rollouts: int = 512  # images the cloud draws; half as many more are drawn by both
     weights: InterDroWeights = InterDroWeights()
 
     def __post_init__(self) -> None:
@@ -60,7 +66,7 @@ def one_layer(config: TransformerConfig) -> TransformerConfig:
 
 
 def draft_from_target(target: TargetModel, head: InterHeadConfig) -> DraftModel:
-    """A draft model with the target's first layer, embeddings, norm and output head to start from."""
+    """A draft model that starts from the target's first layer, embeddings, norm and output head."""
     draft = DraftModel(one_layer(target.config), head)
     source = target.transformer
     pairs: list[tuple[nn.Module, nn.Module]] = [
@@ -78,10 +84,10 @@ def draft_from_target(target: TargetModel, head: InterHeadConfig) -> DraftModel:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Contexts:
-    """Token grids with the text features of their prompts. tokens [N, T]; conditions one [L, C] an image."""
+    """Token grids with the text features of their prompts."""
 
-    tokens: Tensor
-    conditions: list[Tensor]
+    tokens: Tensor  # [N, T]
+    conditions: list[Tensor]  # one [L, C] an image
 
     def batch(self, indices: Tensor, device: torch.device) -> tuple[Conditions, Tensor]:
         padded = pad_left([self.conditions[i].float() for i in indices.tolist()])
@@ -100,10 +106,16 @@ class Teacher:
 
     def rows(self, conditions: Conditions) -> Tensor:
         """Projected condition [B, L, D]."""
-        return self.target.transformer.cls_embedding(conditions.features)  # type: ignore[no-any-return]
+        rows: Tensor = self.target.transformer.cls_embedding(conditions.features)
+        return rows
 
-    def logits(self, conditions: Conditions, tokens: Tensor, injected: Tensor | None = None) -> Tensor:
-        """Guided logits [B, n + 1, V] for tokens [B, n]; `injected` [B, n, D] is added to their embeddings."""
+    def logits(
+        self, conditions: Conditions, tokens: Tensor, injected: Tensor | None = None
+    ) -> Tensor:
+        """Guided logits [B, n + 1, V] for tokens [B, n].
+
+        injected: [B, n, D], added to their embeddings.
+        """
         model = self.target.transformer
         x = model.tok_embeddings(tokens)
         if injected is not None:
@@ -121,7 +133,13 @@ class DraftTrainer:
     """The three stages over shared contexts."""
 
     def __init__(
-        self, target: TargetModel, head: InterHeadConfig, plan: DraftPlan, *, cfg_scale: float, world: World
+        self,
+        target: TargetModel,
+        head: InterHeadConfig,
+        plan: DraftPlan,
+        *,
+        cfg_scale: float,
+        world: World,
     ) -> None:
         torch.manual_seed(0)
         self.target = copy.deepcopy(target).to(world.device).requires_grad_(False)
@@ -137,8 +155,13 @@ class DraftTrainer:
         return hidden, centre, radius
 
     @torch.no_grad()
-    def corrupt(self, conditions: Conditions, tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Replace a random share of tokens by the edge's own draws; returns (tokens, which were replaced)."""
+    def corrupt(
+        self, conditions: Conditions, tokens: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Replace a random share of tokens by the edge's own draws.
+
+        Returns the tokens and which were replaced.
+        """
         _, centre, _ = self.outputs(conditions, tokens)
         flat = centre.softmax(-1).flatten(0, 1)
         own = torch.multinomial(flat, 1).view_as(tokens)
@@ -146,7 +169,9 @@ class DraftTrainer:
         picked = (torch.rand(tokens.shape, generator=generator) < share).to(tokens.device)
         return torch.where(picked, own, tokens), picked
 
-    def batches(self, contexts: Contexts, plan: TrainingPlan, number: int) -> tuple[Conditions, Tensor, torch.Generator]:
+    def batches(
+        self, contexts: Contexts, plan: TrainingPlan, number: int
+    ) -> tuple[Conditions, Tensor, torch.Generator]:
         indices = batch_indices(
             number,
             count=len(contexts.tokens),
@@ -174,7 +199,8 @@ class DraftTrainer:
                 loss, extra = centre_loss(p, interval, self.plan.weights), {}
             with torch.no_grad():
                 tv = float(total_variation(p, interval.mid).mean())
-            return loss, {"tv": tv, "mean_width": float(interval.width.detach().sum(-1).mean())} | extra
+                mean_width = float(interval.width.sum(-1).mean())
+            return loss, {"tv": tv, "mean_width": mean_width} | extra
 
         self.draft.requires_grad_(True).cap_proj.requires_grad_(False)
         self.draft.phi.requires_grad_(False)
@@ -183,14 +209,16 @@ class DraftTrainer:
         self._train(self.draft, step, plan, folder / "centre", held_out)
 
     def train_radius(self, contexts: Contexts, held_out: Contexts, folder: Path) -> None:
-        """The interval score on a frozen trunk and centre; nothing to do for Inter-DRO, which trains all at once."""
+        """The interval score on a frozen trunk and centre.
+
+        Nothing to do for Inter-DRO, which trains all at once.
+        """
         if self.plan.loss == "inter-dro":
             return
         plan = self.plan.radius
 
         def step(number: int) -> tuple[Tensor, Metrics]:
-            conditions, tokens, generator = self.batches(contexts, plan, number)
-            tokens, _ = self.corrupt(conditions, tokens, generator)
+            conditions, tokens, _ = self.batches(contexts, plan, number)
             p = self.cloud(conditions, tokens)
             with torch.no_grad():
                 hidden, centre, _ = self.outputs(conditions, tokens)
@@ -204,7 +232,7 @@ class DraftTrainer:
         self._train(self.draft, step, plan, folder / "radius", held_out)
 
     def train_phi(self, contexts: Contexts, folder: Path) -> None:
-        """Both halves of phi; clean contexts against the same ones with the edge's tokens in them."""
+        """Both halves of phi: clean contexts against the same ones with the edge's tokens."""
         plan = self.plan.phi
         halves = nn.ModuleDict({"phi": self.draft.phi, "injection": self.target.injection})
 
@@ -219,7 +247,7 @@ class DraftTrainer:
             codes = self.draft.phi(hidden, interval) * kept[..., None]  # [B, T, F]
             injected = self.target.injection(codes)[:, :-1]
             found = self.teacher.logits(conditions, mixed[:, :-1], injected).log_softmax(-1)
-            loss, without = (F.kl_div(x, wanted, reduction="none", log_target=True).sum(-1).mean() for x in (found, plain))
+            loss, without = (mean_kl(wanted, log_q) for log_q in (found, plain))
             return loss, {"kl_without": float(without)}
 
         self.draft.requires_grad_(False)
@@ -238,7 +266,7 @@ class DraftTrainer:
         """What to watch: agreement, widths, covered mass, and the AUROC of every score."""
         generator = torch.Generator().manual_seed(5)
         found: dict[str, list[Tensor]] = {}
-        for indices in torch.arange(min(count, len(held_out.tokens))).split(8):
+        for indices in torch.split(torch.arange(min(count, len(held_out.tokens))), 8):
             conditions, tokens = held_out.batch(indices, self.world.device)
             tokens, _ = self.corrupt(conditions, tokens, generator)
             p = self.cloud(conditions, tokens)
@@ -253,19 +281,24 @@ class DraftTrainer:
         return metrics
 
     def _train(
-        self, model: nn.Module, step: object, plan: TrainingPlan, folder: Path, held_out: Contexts
+        self, model: nn.Module, step: Step, plan: TrainingPlan, folder: Path, held_out: Contexts
     ) -> None:
         train(
             model,
-            step,  # type: ignore[arg-type]
+            step,
             plan=plan,
             run=Run(folder, world=self.world),
             evaluate=lambda: self.monitor(held_out),
         )
 
 
+def mean_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q) of log-probabilities [..., V], the mean over positions."""
+    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1).mean()
+
+
 def describe(p: Tensor, interval: Interval, radius: Tensor) -> dict[str, Tensor]:
-    """Per position [B, T]: distance to the cloud, scores, and how much of p_C the interval covers."""
+    """Per position [B, T]: distance to the cloud, scores, and the mass of p_C in the interval."""
     width, mid = interval.width, interval.mid
     inside = (p >= interval.lower) & (p <= interval.upper)
     return {
@@ -278,4 +311,3 @@ def describe(p: Tensor, interval: Interval, radius: Tensor) -> dict[str, Tensor]
         "radius": radius.mean(-1),
         "covered": (p * inside).sum(-1),
     }
-

@@ -1,4 +1,4 @@
-"""Drawn pictures on disk, as `ciar-train scenes` leaves them: shards of uint8 images beside their captions."""
+"""Drawn pictures on disk, as `ciar-train scenes` leaves them: shards of images beside captions."""
 
 import json
 from pathlib import Path

@@ -1,7 +1,8 @@
 """One training loop for every step: resumable, logged, distributed when torchrun started it.
 
-The loop owns time (schedule, checkpoints, log); the step owns the mathematics: it gets the step number and returns a loss
-and what to log. Data order must depend on the step number alone, so that a resumed run continues as if never stopped.
+The loop owns time (schedule, checkpoints, log); the step owns the mathematics: it gets the step
+number and returns a loss and what to log. Data order must depend on the step number alone, so that
+a resumed run continues as if never stopped.
 """
 
 import json
@@ -22,7 +23,10 @@ Step = Callable[[int], tuple[Tensor, Metrics]]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
-    """How long and how fast. Learning rate: linear warm-up, constant, then linear cool-down to zero."""
+    """How long and how fast.
+
+    Learning rate: linear warm-up, constant, then linear cool-down to zero.
+    """
 
     steps: int
     batch_size: int  # over all processes
@@ -59,7 +63,10 @@ class World:
 
     @classmethod
     def start(cls, device: str = "") -> "World":
-        """Join torchrun's process group when there is one. Device: cuda when present, unless named."""
+        """Join torchrun's process group when there is one.
+
+        Device: cuda when present, unless named.
+        """
         size = int(os.environ.get("WORLD_SIZE", "1"))
         rank = int(os.environ.get("RANK", "0"))
         kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -85,25 +92,33 @@ class World:
 
 
 def batch_indices(step: int, *, count: int, batch_size: int, world: World, seed: int) -> Tensor:
-    """This process's example indices [batch_size / world.size] at `step`: epochs of seeded permutations of `count`."""
+    """This process's example indices [batch_size / world.size] at `step`.
+
+    They are epochs of seeded permutations of `count`.
+    """
     first = step * batch_size
     wanted = torch.arange(first + world.rank, first + batch_size, world.size)
     out = torch.empty_like(wanted)
-    for epoch in wanted.div(count, rounding_mode="floor").unique().tolist():
-        here = wanted.div(count, rounding_mode="floor") == epoch
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 100_003 + epoch))
+    epochs = wanted.div(count, rounding_mode="floor")
+    for epoch in sorted(set(epochs.tolist())):
+        here = epochs == epoch
+        generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
+        order = torch.randperm(count, generator=generator)
         out[here] = order[wanted[here] % count]
     return out
 
 
-def optimizer_for(model: nn.Module, plan: TrainingPlan, *, device: torch.device) -> torch.optim.Optimizer:
+def optimizer_for(
+    model: nn.Module, plan: TrainingPlan, *, device: torch.device
+) -> torch.optim.Optimizer:
     """AdamW; weight decay on matrices only."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": plan.weight_decay},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=plan.lr, betas=plan.betas, fused=device.type == "cuda" or None)
+    is_fused = device.type == "cuda" or None
+    return torch.optim.AdamW(groups, lr=plan.lr, betas=plan.betas, fused=is_fused)
 
 
 class Run:
@@ -148,7 +163,8 @@ class Ema:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.shadow = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+        trainable = ((n, p) for n, p in model.named_parameters() if p.requires_grad)
+        self.shadow = {name: p.detach().clone() for name, p in trainable}
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
@@ -165,14 +181,17 @@ class Ema:
 
 
 def average_gradients(parameters: Iterable[nn.Parameter], world: World) -> None:
-    """Mean over processes of every gradient (what DDP does, without its wrapper around custom forwards)."""
+    """Mean over processes of every gradient.
+
+    It is what DDP does, without its wrapper around custom forwards.
+    """
     if world.size == 1:
         return
     grads = [p.grad for p in parameters if p.grad is not None]
     flat = torch.cat([g.flatten() for g in grads])
     dist.all_reduce(flat)
     flat /= world.size
-    for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+    for grad, part in zip(grads, torch.split(flat, [g.numel() for g in grads]), strict=True):
         grad.copy_(part.view_as(grad))
 
 
@@ -186,7 +205,10 @@ def train(
     after_step: Callable[[int], None] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> None:
-    """Run or resume the plan. On return the model holds the averaged weights when the plan asks for an average."""
+    """Run or resume the plan.
+
+    On return the model holds the averaged weights when the plan asks for an average.
+    """
     world = run.world
     optimizer = optimizer or optimizer_for(model, plan, device=world.device)
     ema = Ema(model, plan.ema) if plan.ema else None
@@ -198,7 +220,7 @@ def train(
             group["lr"] = plan.lr_at(step) * group.get("lr_scale", 1.0)
         loss, metrics = step_fn(step)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         average_gradients(parameters, world)
         norm = torch.nn.utils.clip_grad_norm_(parameters, plan.grad_clip)
         optimizer.step()
@@ -209,7 +231,8 @@ def train(
         done, seen = step + 1, seen + plan.batch_size
         if done % plan.log_every == 0 or done == plan.steps:
             rate = seen / (time.monotonic() - started)
-            extra = {"loss": float(loss.detach()), "grad_norm": float(norm), "examples_per_second": rate}
+            extra = {"loss": float(loss.detach()), "grad_norm": float(norm)}
+            extra["examples_per_second"] = rate
             run.log(done, extra | metrics, steps=plan.steps)
         if evaluate and (done % plan.eval_every == 0 or done == plan.steps):
             run.log(done, evaluate_averaged(model, ema, evaluate), steps=plan.steps, kind="eval")
@@ -226,9 +249,7 @@ def snapshot(
     return state | ({"ema": ema.shadow} if ema else {})
 
 
-def restore(
-    run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None
-) -> int:
+def restore(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None) -> int:
     """Load the last checkpoint, if any; returns the step to go on from."""
     state = run.load()
     if state is None:
@@ -243,7 +264,9 @@ def restore(
 
 
 @torch.no_grad()
-def evaluate_averaged(model: nn.Module, ema: Ema | None, evaluate: Callable[[], Metrics]) -> Metrics:
+def evaluate_averaged(
+    model: nn.Module, ema: Ema | None, evaluate: Callable[[], Metrics]
+) -> Metrics:
     """Evaluate with the averaged weights in place, then put the live ones back."""
     if ema is None:
         return evaluate()

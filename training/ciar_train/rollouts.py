@@ -1,8 +1,8 @@
-"""The real protocol for many images at once, in lock step: what the draft trains on and is judged by.
+"""The real protocol for many images in lock step: what the draft trains on and is judged by.
 
-At each position the edge draws its own token and the cloud its own, from the same noise. A position is *kept* (the edge's
-token, with its interval feature) or the cloud's. Kept tokens and features enter both models exactly as in serving, so
-contexts carry the drift that local tokens cause.
+At each position the edge draws its own token and the cloud its own, from the same noise. A position
+is *kept* (the edge's token, with its interval feature) or the cloud's. Kept tokens and features
+enter both models exactly as in serving, so contexts carry the drift that local tokens cause.
 
     B images   T tokens   V codebook size   F feature width
 """
@@ -20,10 +20,12 @@ from ciar.target import Feed, Target, TargetModel
 from ciar.types import SamplingParams
 
 
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Choice:
-    """What both sides predict and drew at one position. A router may look at the edge's half only."""
+    """What both sides predict and drew at one position.
+
+    A router may look at the edge's half only.
+    """
 
     position: int
     centre: Tensor  # [B, V] the edge's logits
@@ -39,13 +41,13 @@ Keep = Callable[[Choice], Tensor]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rollout:
-    """What happened, on the CPU. tokens, drafted, drawn, kept: [B, T]; features [B, T, F] (zero where the cloud decided)."""
+    """What happened, on the CPU."""
 
-    tokens: Tensor  # committed
-    drafted: Tensor  # the edge's own draws
-    drawn: Tensor  # the cloud's own draws
-    kept: Tensor  # bool: committed = drafted, without asking
-    features: Tensor
+    tokens: Tensor  # [B, T] committed
+    drafted: Tensor  # [B, T] the edge's own draws
+    drawn: Tensor  # [B, T] the cloud's own draws
+    kept: Tensor  # [B, T] bool: committed = drafted, without asking
+    features: Tensor  # [B, T, F], zero where the cloud decided
 
 
 class BatchedDraft:
@@ -56,7 +58,11 @@ class BatchedDraft:
         self.lengths = [len(c) for c in conditions]
         weight = model.norm.weight
         self.cache = KVCache(
-            model.config, num_slots=len(conditions), num_rows=1, device=weight.device, dtype=weight.dtype
+            model.config,
+            num_slots=len(conditions),
+            num_rows=1,
+            device=weight.device,
+            dtype=weight.dtype,
         )
         rope = torch.cat([model.condition_rope(n) for n in self.lengths])
         segments = [Segment(slot, 0, n) for slot, n in enumerate(self.lengths)]
@@ -94,7 +100,8 @@ def roll_out(
     tokens, drafted, drawn = (torch.zeros(count, total, dtype=torch.long) for _ in range(3))
     kept = torch.zeros(count, total, dtype=torch.bool)
     features = torch.zeros(count, total, target.feature_dim)
-    edge = BatchedDraft(draft, [target.transformer.cls_embedding(c) for c in conditions]) if draft else None
+    rows = [target.transformer.cls_embedding(c) for c in conditions]
+    edge = BatchedDraft(draft, rows) if draft else None
 
     def draw(logits: Tensor, noise: Tensor) -> Tensor:
         view = filter_logits(
@@ -116,7 +123,7 @@ def roll_out(
             for slot, condition in enumerate(conditions)
         ]
         noise = noise_rows(seeds, [position] * count, vocab).to(device)
-        logits = torch.cat([rows[-1:] for rows in cloud.extend(feeds)])  # [B, V]
+        logits = torch.cat([found[-1:] for found in cloud.extend(feeds)])  # [B, V]
         drawn[:, position] = tokens[:, position] = draw(logits, noise)
         if edge and draft:
             if position:

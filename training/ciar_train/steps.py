@@ -1,9 +1,11 @@
-"""The steps of a training run over one run folder, each resumable, each leaving what the next one reads.
+"""The steps of a training run over one run folder.
 
     RUN/artwork.pak RUN/atlas      artwork, fetched and unpacked once
     RUN/scenes/{train,held_out}    drawn pictures with captions, and their codes
     RUN/{tokenizer,target,draft}   checkpoints and metrics.jsonl of each step
     RUN/bundle                     the model bundle as it grows: vq, text, cloud, edge
+
+Each step is resumable, and leaves what the next one reads.
 """
 
 import shutil
@@ -18,7 +20,7 @@ from ciar.errors import InvalidInput
 from ciar.models.text_encoder import TextEncoder
 from ciar.models.vq import VQConfig, VQModel
 from ciar.target import TargetModel
-from ciar_train.calibrate import calibrate, cloud_images
+from ciar_train.calibrate import calibrate, cloud_images, protocol_images
 from ciar_train.codes import CodeFolder, write_codes
 from ciar_train.draft import Contexts, DraftTrainer
 from ciar_train.export import export_draft, export_target, export_vq, round_as_stored
@@ -27,11 +29,13 @@ from ciar_train.loop import World
 from ciar_train.scenes import Atlas, draw, unpack_atlas
 from ciar_train.sizes import Size
 from ciar_train.target import train_target
-from ciar_train.tokenizer import train_tokenizer
+from ciar_train.tokenizer import channels_last, train_tokenizer
 
 Progress = Callable[[int, int, str], None]
 HELD_OUT_START = 10_000_000
 NUM_CALIBRATION = 64
+BUDGET = 0.30  # share of routed tokens that are asked for
+PREFIX_RATE = 0.06
 NUM_HELD_OUT = 64
 MODEL_NAME = "ciar-mini"
 
@@ -68,7 +72,8 @@ def draw_scenes(run: RunFolder, *, artwork: Path | None, num_workers: int) -> No
         unpack_atlas(pack, atlas)
     Atlas(atlas)  # a damaged atlas is reported before any worker starts
     data, recipe = run.size.data, run.size.data.scene_recipe()
-    for part, start, count in (("train", 0, data.count), ("held_out", HELD_OUT_START, data.held_out)):
+    parts = (("train", 0, data.count), ("held_out", HELD_OUT_START, data.held_out))
+    for part, start, count in parts:
         draw(
             recipe,
             atlas,
@@ -100,7 +105,7 @@ def load_vq(folder: Path, device: torch.device) -> VQModel:
     config = from_dict(VQConfig, read_config(folder)["vq"], where=str(folder))
     vq = VQModel(config)
     load_into(vq, read_weights(folder), where=folder)
-    return vq.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload,no-any-return]
+    return channels_last(vq, device).eval().requires_grad_(False)
 
 
 def text_folder(run: RunFolder) -> Path:
@@ -118,7 +123,8 @@ def encode_scenes(run: RunFolder) -> dict[str, CodeFolder]:
         text.to(run.world.device)
         vq = load_vq(run.bundle / "vq", run.world.device)
         for part in ("train", "held_out"):
-            write_codes(SceneFolder(run.scenes(part)), vq, text, run.codes(part), progress=run.progress)
+            scenes = SceneFolder(run.scenes(part))
+            write_codes(scenes, vq, text, run.codes(part), progress=run.progress)
     run.world.wait()
     return {part: CodeFolder(run.codes(part)) for part in ("train", "held_out")}
 
@@ -167,7 +173,7 @@ def run_draft(run: RunFolder, *, folder_name: str = "draft") -> None:
         target, size.head, plan, cfg_scale=size.sampling.cfg_scale, world=run.world
     )
     trainer.train_centre(train_on, held_out, folder)
-    trainer.train_radius(train_on, held_out, folder)
+    trainer.train_radius(protocol_contexts(run, trainer, train_on, folder), held_out, folder)
     trainer.train_phi(train_on, folder)
     if not run.world.is_main:
         return
@@ -182,8 +188,8 @@ def run_draft(run: RunFolder, *, folder_name: str = "draft") -> None:
         trainer.draft,
         [c.float() for c in picked.conditions],
         sampling=size.sampling,
-        budget=0.30,
-        num_prefix=int(0.06 * size.transformer.num_tokens),
+        budget=BUDGET,
+        num_prefix=num_prefix(size),
         progress=run.progress,
     )
     export_draft(
@@ -195,10 +201,41 @@ def run_draft(run: RunFolder, *, folder_name: str = "draft") -> None:
     )
 
 
+def num_prefix(size: Size) -> int:
+    return int(PREFIX_RATE * size.transformer.num_tokens)
+
+
+def protocol_contexts(
+    run: RunFolder, trainer: DraftTrainer, drawn: Contexts, folder: Path
+) -> Contexts:
+    """Images of the real protocol with the trained centre, beside twice as many of `drawn`."""
+    count = max(1, len(drawn.tokens) // 4)
+    prompts, path = drawn.conditions[:count], folder / "protocol_images.pt"
+    if not path.exists() and run.world.is_main:
+        images = protocol_images(
+            trainer.target,
+            trainer.draft,
+            prompts,
+            sampling=run.size.sampling,
+            kept_share=1 - BUDGET,
+            num_prefix=num_prefix(run.size),
+            first_seed=8_000_000,
+            progress=run.progress,
+        )
+        torch.save({"tokens": images.tokens}, path)
+    run.world.wait()
+    own = Contexts(tokens=torch.load(path, weights_only=True)["tokens"], conditions=prompts)
+    rest = Contexts(tokens=drawn.tokens[: 2 * count], conditions=drawn.conditions[: 2 * count])
+    return joined(own, rest)
+
+
 def draft_contexts(
     run: RunFolder, target: TargetModel, codes: dict[str, CodeFolder], folder: Path
 ) -> tuple[Contexts, Contexts]:
-    """Drawn pictures and images the cloud drew, in equal parts; the held-out ones are the cloud's alone."""
+    """Drawn pictures and images the cloud drew, in equal parts.
+
+    The held-out ones are the cloud's alone.
+    """
     count = min(run.size.draft.num_rollouts, len(codes["train"]) // 2)
     test_count = min(NUM_HELD_OUT, len(codes["held_out"]))
     path = folder / "cloud_images.pt"
@@ -208,7 +245,11 @@ def draft_contexts(
     if not path.exists() and run.world.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         drawn = cloud_images(
-            target, both.conditions, sampling=run.size.sampling, first_seed=7_000_000, progress=run.progress
+            target,
+            both.conditions,
+            sampling=run.size.sampling,
+            first_seed=7_000_000,
+            progress=run.progress,
         )
         torch.save({"tokens": drawn.tokens}, path)
     run.world.wait()
@@ -220,10 +261,13 @@ def draft_contexts(
 
 def export_bundle(run: RunFolder, out: Path) -> int:
     """Copy the finished bundle; returns its bytes."""
-    missing = [p for p in ("vq", "text", "cloud", "edge") if not (run.bundle / p / "config.json").exists()]
+    parts = ("vq", "text", "cloud", "edge")
+    missing = [p for p in parts if not (run.bundle / p / "config.json").exists()]
     if missing:
         raise InvalidInput("run", str(run.root), f"train these parts first: {', '.join(missing)}")
     if read_config(run.bundle / "edge")["target"] != fingerprint(run.bundle / "cloud"):
-        raise InvalidInput("run", str(run.root), "the draft belongs to another target: ciar-train draft")
+        raise InvalidInput(
+            "run", str(run.root), "the draft belongs to another target: ciar-train draft"
+        )
     shutil.copytree(run.bundle, out, dirs_exist_ok=True)
     return sum(p.stat().st_size for p in out.rglob("*") if p.is_file())

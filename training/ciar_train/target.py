@@ -1,7 +1,11 @@
-"""`ciar-train target`: the cloud's transformer, next-token prediction on token grids with dropped captions for guidance."""
+"""`ciar-train target`: the cloud's transformer.
+
+Next-token prediction on token grids, with dropped captions for guidance.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +27,9 @@ def init_weights(model: nn.Module, *, num_layers: int) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
             std = (0.5 / module.in_features) ** 0.5
-            is_residual = name.endswith(("attention.wo", "feed_forward.w2"))
-            nn.init.normal_(module.weight, std=std / (2 * num_layers) ** 0.5 if is_residual else std)
+            if name.endswith(("attention.wo", "feed_forward.w2")):
+                std /= (2 * num_layers) ** 0.5
+            nn.init.normal_(module.weight, std=std)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
@@ -35,16 +40,20 @@ class MuonWithAdamW(torch.optim.Optimizer):
     """Muon for the hidden matrices, AdamW for the rest, stepped as one."""
 
     def __init__(self, model: nn.Module, plan: TargetPlan) -> None:
-        matrices, rest = [], []
+        matrices: list[nn.Parameter] = []
+        rest: list[nn.Parameter] = []
         for name, parameter in model.named_parameters():
             is_hidden = parameter.ndim == 2 and name.startswith("layers.")
             (matrices if is_hidden else rest).append(parameter)
         self.muon = torch.optim.Muon(
-            matrices, lr=plan.muon_lr, weight_decay=plan.weight_decay, adjust_lr_fn="match_rms_adamw"
+            matrices,
+            lr=plan.muon_lr,
+            weight_decay=plan.weight_decay,
+            adjust_lr_fn="match_rms_adamw",
         )
         self.adamw = torch.optim.AdamW(rest, lr=plan.lr, betas=plan.betas, weight_decay=0.0)
         self.parts: tuple[torch.optim.Optimizer, ...] = (self.muon, self.adamw)
-        super().__init__(matrices + rest, {})
+        super().__init__([*matrices, *rest], {})
         self.param_groups = [g for part in self.parts for g in part.param_groups]
         for group in self.muon.param_groups:
             group["lr_scale"] = plan.muon_lr / plan.lr
@@ -57,17 +66,20 @@ class MuonWithAdamW(torch.optim.Optimizer):
         for part in self.parts:
             part.zero_grad(set_to_none)
 
-    def state_dict(self) -> dict[str, object]:  # type: ignore[override]
+    def state_dict(self) -> dict[str, Any]:
         return {"parts": [part.state_dict() for part in self.parts]}
 
-    def load_state_dict(self, state_dict: dict[str, object]) -> None:  # type: ignore[override]
-        for part, state in zip(self.parts, state_dict["parts"], strict=True):  # type: ignore[call-overload]
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
         self.param_groups = [g for part in self.parts for g in part.param_groups]
 
 
 def drop_captions(model: Transformer, conditions: Conditions, dropped: Tensor) -> Tensor:
-    """Features [B, L, C] with the unconditional ones in the rows of `dropped` [B]; the mask stays the prompt's."""
+    """Features [B, L, C] with the unconditional ones in the rows of `dropped` [B].
+
+    The mask stays the prompt's.
+    """
     features = conditions.features
     uncond = model.cls_embedding.uncond(features.shape[1]).expand_as(features)
     uncond = uncond * conditions.mask[..., None]
@@ -90,14 +102,17 @@ def train_target(
     model.to(world.device)
     optimizer = MuonWithAdamW(model, plan) if plan.muon_lr else None
 
-    def batch(folder: CodeFolder, indices: Tensor, generator: torch.Generator) -> tuple[Conditions, Tensor]:
+    def batch(
+        folder: CodeFolder, indices: Tensor, generator: torch.Generator
+    ) -> tuple[Conditions, Tensor]:
         picks = torch.randint(folder.num_captions, (len(indices),), generator=generator)
-        conditions = folder.condition_batch(indices, picks)
-        on_device = Conditions(conditions.features.to(world.device), conditions.mask.to(world.device))
-        return on_device, folder.token_batch(indices).to(world.device)
+        rows = folder.condition_batch(indices, picks)
+        conditions = Conditions(rows.features.to(world.device), rows.mask.to(world.device))
+        return conditions, folder.token_batch(indices).to(world.device)
 
     def step(number: int) -> tuple[Tensor, Metrics]:
-        generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + number * world.size + world.rank)
+        seed = plan.seed * 1_000_003 + number * world.size + world.rank
+        generator = torch.Generator().manual_seed(seed)
         indices = batch_indices(
             number, count=len(data), batch_size=plan.batch_size, world=world, seed=plan.seed
         )

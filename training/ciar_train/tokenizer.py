@@ -2,8 +2,9 @@
 
 loss = |x - y|_1 + edge * |grad x - grad y|_1 + commitment * |z - sg(e)|^2
 
-Codes follow their latents by exponential averages (van den Oord et al., 2017, appendix A) on the unit sphere, and codes
-nobody uses move to latents of the current batch, so that the whole codebook stays in use.
+Codes follow their latents by exponential averages (van den Oord et al., 2017, appendix A) on the
+unit sphere, and codes nobody uses move to latents of the current batch, so that the whole codebook
+stays in use.
 """
 
 from dataclasses import dataclass
@@ -38,14 +39,16 @@ class CodeTracker(nn.Module):
         self.codebook = vq.quantize
         self.codebook.embedding.weight.requires_grad_(False)
         codes = self.codebook.codes()
-        self.register_buffer("counts", torch.zeros(codes.shape[0]))  # so that the first batch places all
+        # Counts start at zero, so that the first batch places all codes.
+        self.register_buffer("counts", torch.zeros(codes.shape[0]))
         self.register_buffer("sums", codes.detach().clone())
 
     @torch.no_grad()
     def update(self, z: Tensor, ids: Tensor, *, can_move: bool) -> None:
         """z [B, C, h, w] latents as compared, ids [B, h, w]."""
         flat = z.detach().permute(0, 2, 3, 1).reshape(-1, z.shape[1])
-        hot = torch.zeros_like(self.counts).index_add_(0, ids.flatten(), torch.ones(len(flat), device=z.device))
+        ones = torch.ones(len(flat), device=z.device)
+        hot = torch.zeros_like(self.counts).index_add_(0, ids.flatten(), ones)
         sums = torch.zeros_like(self.sums).index_add_(0, ids.flatten(), flat)
         self.counts.lerp_(hot, 1 - self.loss.code_decay)
         self.sums.lerp_(sums, 1 - self.loss.code_decay)
@@ -70,6 +73,16 @@ def psnr(x: Tensor, y: Tensor) -> float:
     return float(10 * torch.log10(4 / F.mse_loss(x, y.clamp(-1, 1))))
 
 
+def num_distinct(ids: Tensor) -> int:
+    return len(torch.unique(ids))
+
+
+def channels_last(vq: VQModel, device: torch.device) -> VQModel:
+    """On the device, in the memory layout that convolutions are fastest with."""
+    vq.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return vq
+
+
 def train_tokenizer(
     config: VQConfig,
     plan: TrainingPlan,
@@ -82,9 +95,9 @@ def train_tokenizer(
 ) -> VQModel:
     """Train or resume; returns the model in eval mode."""
     torch.manual_seed(plan.seed)
-    vq = VQModel(config).to(world.device, memory_format=torch.channels_last)
-    model = nn.ModuleDict({"vq": vq, "tracker": CodeTracker(vq, loss)})
-    tracker: CodeTracker = model["tracker"]  # type: ignore[assignment]
+    vq = channels_last(VQModel(config), world.device)
+    tracker = CodeTracker(vq, loss)
+    model = nn.ModuleDict({"vq": vq, "tracker": tracker})
 
     def load(folder: SceneFolder, indices: Tensor) -> Tensor:
         return folder.images(indices).to(world.device, memory_format=torch.channels_last)
@@ -101,13 +114,13 @@ def train_tokenizer(
         commitment = F.mse_loss(z, codes.detach()) * z.shape[1]
         total = reconstruction_loss(x, y, edge=loss.edge) + loss.commitment * commitment
         tracker.update(z, ids, can_move=number < plan.steps * (1 - plan.cooldown))
-        return total, {"psnr": psnr(x, y.detach()), "codes": float(ids.unique().numel())}
+        return total, {"psnr": psnr(x, y.detach()), "codes": float(num_distinct(ids))}
 
     def evaluate() -> Metrics:
         x = load(held_out, torch.arange(min(256, len(held_out))))
         with torch.inference_mode():
             ids = vq.encode(x)
-            return {"psnr": psnr(x, vq.decode(ids)), "codes": float(ids.unique().numel())}
+            return {"psnr": psnr(x, vq.decode(ids)), "codes": float(num_distinct(ids))}
 
     train(model, step, plan=plan, run=Run(run_folder, world=world), evaluate=evaluate)
     return vq.eval()

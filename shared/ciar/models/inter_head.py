@@ -1,11 +1,12 @@
-"""The draft model: one layer of the target's own architecture, the Inter-Head, and the interval features.
+"""The draft model: one layer of the target's architecture, the Inter-Head, the interval features.
 
     c_t = W_c h_t                          centre logits
     r_t = softplus(W_r h_t + b_r)          radii, W_r of low rank, capped
-    f_t = phi(concat(h_t, p^l_t, p^u_t))   the code of a token the edge kept; its last linear layer runs in the cloud
+    f_t = phi(concat(h_t, p^l_t, p^u_t))   the code of a token the edge kept
 
-The draft is distilled from the *guided* target, so it runs one conditional branch. Its condition rows are the target's
-projected ones, which come with the prefix; a frozen copy of that projection serves when there is no cloud at all.
+The last linear layer of phi runs in the cloud. The draft is distilled from the *guided* target, so
+it runs one conditional branch. Its condition rows are the target's projected ones, which come with
+the prefix; a frozen copy of that projection serves when there is no cloud at all.
 
     D width   V codebook size   F feature width   R radius rank
 """
@@ -58,7 +59,7 @@ class InterHead(nn.Module):
 
 
 class IntervalFeatures(nn.Module):
-    """The edge's part of phi: `gelu(W concat(h, p^l, p^u) + b)`, a code of F numbers a kept token."""
+    """The edge's part of phi: `gelu(W concat(h, p^l, p^u) + b)`, F numbers for a kept token."""
 
     def __init__(self, dim: int, vocab_size: int, config: InterHeadConfig) -> None:
         super().__init__()
@@ -81,8 +82,9 @@ class DraftModel(Trunk):
         self.phi = IntervalFeatures(config.dim, config.vocab_size, head)
 
     def forward(self, rows: Tensor, mask: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Teacher-forced, for training: rows [B, L, D] projected condition, mask [B, L], tokens [B, n].
+        """Teacher-forced, for training.
 
+        rows [B, L, D] projected condition, mask [B, L] true where valid, tokens [B, n].
         Returns hidden states [B, n + 1, D], centres and radii [B, n + 1, V].
         """
         hidden = self.masked_hidden(rows, tokens, mask)
@@ -90,4 +92,5 @@ class DraftModel(Trunk):
 
     def features(self, hidden: Tensor, centre: Tensor, radius: Tensor) -> Tensor:
         """Interval-feature codes [..., F]."""
-        return self.phi(hidden, interfuse(centre, radius))  # type: ignore[no-any-return]
+        codes: Tensor = self.phi(hidden, interfuse(centre, radius))
+        return codes

@@ -1,11 +1,12 @@
 """KV memory as a table of fixed slots, and attention over it.
 
-Every image of a checkpoint has the same length, so a slot is one fixed block for a whole sequence: no paging. A slot
-holds `num_rows` sequences of one session side by side (guidance: conditional, unconditional).
+Every image of a checkpoint has the same length, so a slot is one fixed block for a whole sequence:
+no paging. A slot holds `num_rows` sequences of one session side by side (guidance: conditional,
+unconditional).
 
-**The last known token is never in the cache**: it is the first input of the next extend. A slot that has been fed the
-condition (L rows) and n image tokens holds L + n rows and can be rolled back by feeding from an earlier position: rows
-beyond the fed ones are overwritten before they are read.
+**The last known token is never in the cache**: it is the first input of the next extend. A slot
+that has been fed the condition (L rows) and n image tokens holds L + n rows and can be rolled back
+by feeding from an earlier position: rows beyond the fed ones are overwritten before they are read.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,10 @@ from ciar.models.transformer import Attend, TransformerConfig
 
 @dataclass(frozen=True)
 class Segment:
-    """A session's share of a packed step: `count` new rows for each of its sequences, stored from row `start` on."""
+    """A session's share of a packed step.
+
+    `count` new rows for each of its sequences, stored from row `start` on.
+    """
 
     slot: int
     start: int
@@ -40,27 +44,27 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.num_rows = num_rows
-        self.data = torch.zeros(
-            (config.num_layers, 2, num_slots, num_rows, config.num_heads, config.max_rows, config.head_dim),
-            device=device,
-            dtype=dtype,
-        )
+        block = (num_rows, config.num_heads, config.max_rows, config.head_dim)
+        shape = (config.num_layers, 2, num_slots, *block)
+        self.data = torch.zeros(shape, device=device, dtype=dtype)
 
     @property
     def num_bytes(self) -> int:
         return self.data.nbytes
 
     def attend(self, segments: Sequence[Segment]) -> Attend:
-        """Attention for one packed step. q, k, v are [N, H, d], segment after segment, sequence after sequence.
+        """Attention for one packed step.
 
-        Each segment attends on its own over exactly its rows, so neighbours in the step cannot change its result.
+        q, k, v are [N, H, d], segment after segment, sequence after sequence. Each segment attends
+        on its own over exactly its rows, so neighbours in the step cannot change its result.
         """
         sizes = [self.num_rows * s.count for s in segments]
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             if len(segments) == 1:
                 return self._attend_one(layer, segments[0], q, k, v)
-            parts = zip(segments, q.split(sizes), k.split(sizes), v.split(sizes), strict=True)
+            shares = (torch.split(x, sizes) for x in (q, k, v))
+            parts = zip(segments, *shares, strict=True)
             return torch.cat([self._attend_one(layer, *part) for part in parts])
 
         return attend
@@ -82,7 +86,10 @@ class KVCache:
 
 
 def causal_mask(count: int, end: int, device: torch.device) -> Tensor | None:
-    """[count, end] true where the i-th of the last `count` rows may look; None when nothing is hidden."""
+    """[count, end] true where the i-th of the last `count` rows may look.
+
+    None when nothing is hidden.
+    """
     if count == 1:
         return None
     return torch.ones(count, end, dtype=torch.bool, device=device).tril(end - count)

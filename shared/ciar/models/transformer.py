@@ -1,13 +1,18 @@
 """The LlamaGen text-to-image transformer, target and draft alike.
 
-    B batch   L condition rows   n image tokens fed   N = rows packed over sessions   D width   H heads   d = D / H   V codebook
+    B batch   L condition rows   n image tokens fed   N rows packed over sessions
+    D width   H heads   d = D / H   V codebook size
 
 Facts of the public model that are kept exactly:
-- condition rows come first and have *zero* rotary rows, so their queries and keys vanish: every condition key scores 0;
-- image token n sits in grid cell (n // grid, n % grid); its rotary angles are `[row * f, col * f]` on adjacent pairs;
-- the last condition row predicts token 0, and token n, when fed, predicts token n + 1; the last token is never fed;
-- conditions are left-padded, padding is seen by nobody, and the unconditional branch sees as many rows as the prompt.
-  Padding can therefore be left out: the cached path stores valid rows only, the training path masks it.
+- condition rows come first and have *zero* rotary rows, so their queries and keys vanish: every
+  condition key scores 0;
+- image token n sits in grid cell (n // grid, n % grid); its rotary angles are `[row * f, col * f]`
+  on adjacent pairs;
+- the last condition row predicts token 0, and token n, when fed, predicts token n + 1; the last
+  token is never fed;
+- conditions are left-padded, padding is seen by nobody, and the unconditional branch sees as many
+  rows as the prompt. Padding can therefore be left out: the cached path stores valid rows only, the
+  training path masks it.
 
 Attention is handed in (`Attend`), so one forward serves training (a mask) and serving (a cache).
 """
@@ -88,7 +93,8 @@ class Attention(nn.Module):
         qkv = self.wqkv(x).view(*shape, 3 * self.num_heads, self.head_dim)
         qk, v = qkv.split((2 * self.num_heads, self.num_heads), dim=-2)
         q, k = rotate(qk, rope).chunk(2, dim=-2)  # [..., n, H, d]
-        return self.wo(attend(self.layer, q, k, v).reshape(x.shape))  # type: ignore[no-any-return]
+        y: Tensor = self.wo(attend(self.layer, q, k, v).reshape(x.shape))
+        return y
 
 
 class FeedForward(nn.Module):
@@ -101,7 +107,8 @@ class FeedForward(nn.Module):
         self.w2 = nn.Linear(config.ffn_dim, config.dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(F.silu(self.w1(x)) * self.w3(x))  # type: ignore[no-any-return]
+        y: Tensor = self.w2(F.silu(self.w1(x)) * self.w3(x))
+        return y
 
 
 class Block(nn.Module):
@@ -114,7 +121,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, rope: Tensor, attend: Attend) -> Tensor:
         x = x + self.attention(self.attention_norm(x), rope, attend)
-        return x + self.feed_forward(self.ffn_norm(x))  # type: ignore[no-any-return]
+        y: Tensor = self.feed_forward(self.ffn_norm(x))
+        return x + y
 
 
 class Trunk(nn.Module):
@@ -131,15 +139,16 @@ class Trunk(nn.Module):
         self.register_buffer("rope", rope_table(config), persistent=False)
 
     def rebuild_tables(self, device: torch.device | str) -> None:
-        """The rotary table is not in the weights and stays float32 whatever the model's dtype is."""
+        """The rotary table is not in the weights, and stays float32 whatever the model's dtype."""
         with torch.device("cpu"):
             self.rope = rope_table(self.config).to(device)
 
     def hidden(self, x: Tensor, rope: Tensor, attend: Attend) -> Tensor:
-        """Inputs [..., n, D] and their rotary rows [n, d/2, 2] -> normed hidden states [..., n, D]."""
+        """Inputs [..., n, D] and rotary rows [n, d/2, 2] -> normed hidden states [..., n, D]."""
         for block in self.layers:
             x = block(x, rope, attend)
-        return self.norm(x)  # type: ignore[no-any-return]
+        y: Tensor = self.norm(x)
+        return y
 
     def image_rope(self, position: int, count: int) -> Tensor:
         """Rotary rows [count, d/2, 2] of the image tokens `position`, `position + 1`, ..."""
@@ -152,8 +161,8 @@ class Trunk(nn.Module):
     def masked_hidden(self, rows: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """One causal pass over whole sequences, for training.
 
-        rows [B, L, D] left-padded projected condition, mask [B, L] true where valid, tokens [B, n] ids.
-        Returns hidden states [B, n + 1, D], the i-th predicting token i.
+        rows [B, L, D] left-padded projected condition, mask [B, L] true where valid, tokens [B, n]
+        ids. Returns hidden states [B, n + 1, D], the i-th predicting token i.
         """
         x = torch.cat([rows, self.tok_embeddings(tokens)], dim=1)
         return self.embedded_hidden(x, mask)[:, rows.shape[1] - 1 :]
@@ -180,7 +189,8 @@ class CaptionMLP(nn.Module):
         self.fc2 = nn.Linear(config.dim, config.dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))  # type: ignore[no-any-return]
+        y: Tensor = self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return y
 
 
 class CaptionEmbedder(nn.Module):
@@ -196,10 +206,11 @@ class CaptionEmbedder(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """[..., L, condition_dim] -> [..., L, D]; zero rows stay zero."""
-        return self.cap_proj(features)  # type: ignore[no-any-return]
+        rows: Tensor = self.cap_proj(features)
+        return rows
 
     def uncond(self, count: int) -> Tensor:
-        """The unconditional features [count, condition_dim] that stand in for `count` prompt rows."""
+        """The unconditional features [count, condition_dim] in place of `count` prompt rows."""
         return self.uncond_embedding[-count:]
 
 
@@ -214,14 +225,19 @@ class Transformer(Trunk):
     def forward(self, features: Tensor, mask: Tensor, tokens: Tensor) -> Tensor:
         """Teacher-forced logits, for training.
 
-        features [B, L, condition_dim] left-padded text features, mask [B, L] true where valid, tokens [B, n] ids.
-        Returns [B, n + 1, V], the i-th predicting token i.
+        features [B, L, condition_dim] left-padded text features, mask [B, L] true where valid,
+        tokens [B, n] ids. Returns [B, n + 1, V], the i-th predicting token i.
         """
-        return self.output(self.masked_hidden(self.cls_embedding(features), tokens, mask))  # type: ignore[no-any-return]
+        hidden = self.masked_hidden(self.cls_embedding(features), tokens, mask)
+        logits: Tensor = self.output(hidden)
+        return logits
 
 
 def rope_table(config: TransformerConfig) -> Tensor:
-    """[1 + T, d/2, 2] as (cos, sin): a zero row for every condition position, then one row per grid cell."""
+    """[1 + T, d/2, 2] as (cos, sin).
+
+    A zero row for every condition position, then one row per grid cell.
+    """
     half = config.head_dim // 2
     freqs = config.rope_base ** (-torch.arange(0, half, 2, dtype=torch.float64) / half)
     cells = torch.arange(config.num_tokens, dtype=torch.float64)
@@ -232,14 +248,17 @@ def rope_table(config: TransformerConfig) -> Tensor:
 
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """Rotary embedding on adjacent pairs: x [..., n, H, d], rope [n, d/2, 2]; computed in float32."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))  # [..., n, H, d/2]
+    """Rotary embedding on adjacent pairs, in float32: x [..., n, H, d], rope [n, d/2, 2]."""
+    pairs = torch.view_as_complex(torch.unflatten(x.float(), -1, (-1, 2)))  # [..., n, H, d/2]
     turned = pairs * torch.view_as_complex(rope)[..., None, :]
     return torch.view_as_real(turned).flatten(-2).type_as(x)
 
 
 def sequence_mask(valid: Tensor, num_tokens: int) -> Tensor:
-    """Who sees whom: valid [B, L] -> [B, S, S] bool, S = L + num_tokens. Causal, padding hidden, the diagonal open."""
+    """Who sees whom: valid [B, L] -> [B, S, S] bool, S = L + num_tokens.
+
+    Causal, padding hidden, the diagonal open.
+    """
     size = valid.shape[1] + num_tokens
     columns = F.pad(valid, (0, num_tokens), value=True)  # [B, S]
     eye = torch.eye(size, dtype=torch.bool, device=valid.device)

@@ -2,9 +2,9 @@
 
     B batch   H, W pixels   h, w tokens, h = H / downsample   C codebook width   V codebook size
 
-Module names follow the public checkpoint (`vq_ds16_t2i.pt`), so its state dict loads as it is. In the decoder
-`conv_blocks.0` is the lowest resolution. One more level in `channel_multipliers` doubles the downsampling: three levels
-are f4, four f8, five f16.
+Module names follow the public checkpoint (`vq_ds16_t2i.pt`), so its state dict loads as it is. In
+the decoder `conv_blocks.0` is the lowest resolution. One more level in `channel_multipliers`
+doubles the downsampling: three levels are f4, four f8, five f16.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class VQConfig:
     num_res_blocks: int = 2  # a level; the decoder has one more
     z_channels: int = 256
     norm_groups: int = 32
-    has_lowest_attention: bool = True  # LlamaGen: attention at the lowest level, not only in the middle
+    has_lowest_attention: bool = True  # at the lowest level too, not only in the middle
     is_l2_normalized: bool = True  # compare and look up codes on the unit sphere
 
     @property
@@ -50,7 +50,7 @@ class ResBlock(nn.Module):
         self.nin_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv1(F.silu(self.norm1(x)))
+        y: Tensor = self.conv1(F.silu(self.norm1(x)))
         y = self.conv2(F.silu(self.norm2(y)))
         return (x if self.nin_shortcut is None else self.nin_shortcut(x)) + y
 
@@ -69,7 +69,8 @@ class SpatialAttention(nn.Module):
             conv(y).flatten(2).transpose(1, 2).contiguous() for conv in (self.q, self.k, self.v)
         )  # [B, h*w, C]
         y = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
-        return x + self.proj_out(y.transpose(1, 2).reshape(x.shape))
+        out: Tensor = self.proj_out(y.transpose(1, 2).reshape(x.shape))
+        return x + out
 
 
 class Downsample(nn.Module):
@@ -78,7 +79,8 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
+        y: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))
+        return y
 
 
 class Upsample(nn.Module):
@@ -87,7 +89,8 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        y: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return y
 
 
 class Level(nn.Module):
@@ -158,7 +161,8 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         for block in [*self.conv_blocks, *self.mid]:
             x = block(x)
-        return self.conv_out(F.silu(self.norm_out(x)))  # type: ignore[no-any-return]
+        y: Tensor = self.conv_out(F.silu(self.norm_out(x)))
+        return y
 
 
 class Decoder(nn.Module):
@@ -189,7 +193,8 @@ class Decoder(nn.Module):
         z = self.conv_in(z)
         for block in [*self.mid, *self.conv_blocks]:
             z = block(z)
-        return self.conv_out(F.silu(self.norm_out(z)))  # type: ignore[no-any-return]
+        y: Tensor = self.conv_out(F.silu(self.norm_out(z)))
+        return y
 
 
 class Codebook(nn.Module):
@@ -222,7 +227,10 @@ class Codebook(nn.Module):
 
 
 class VQModel(nn.Module):
-    """Encoder, codebook and decoder. Pixels are RGB in [-1, 1] (the decoder's output is not clamped)."""
+    """Encoder, codebook and decoder.
+
+    Pixels are RGB in [-1, 1]; the decoder's output is not clamped.
+    """
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
@@ -240,7 +248,8 @@ class VQModel(nn.Module):
             raise InvalidInput(
                 "pixels", tuple(pixels.shape), f"give height and width that are multiples of {step}"
             )
-        return self.quant_conv(self.encoder(pixels))  # type: ignore[no-any-return]
+        z: Tensor = self.quant_conv(self.encoder(pixels))
+        return z
 
     def encode(self, pixels: Tensor) -> Tensor:
         """[B, 3, H, W] in [-1, 1] -> token ids [B, h, w]."""
@@ -248,7 +257,8 @@ class VQModel(nn.Module):
 
     def decode_latents(self, z: Tensor) -> Tensor:
         """[B, C, h, w] -> [B, 3, H, W]."""
-        return self.decoder(self.post_quant_conv(z))  # type: ignore[no-any-return]
+        pixels: Tensor = self.decoder(self.post_quant_conv(z))
+        return pixels
 
     def decode(self, ids: Tensor) -> Tensor:
         """Token ids [B, h, w] -> pixels [B, 3, H, W], nominally in [-1, 1]."""
@@ -256,5 +266,5 @@ class VQModel(nn.Module):
 
 
 def to_uint8(pixels: Tensor) -> Tensor:
-    """[-1, 1] -> 0..255, as LlamaGen writes its pictures: `127.5 x + 128`, clamped and truncated."""
+    """[-1, 1] -> 0..255 as LlamaGen writes its pictures: `127.5 x + 128`, clamped and truncated."""
     return (127.5 * pixels + 128).clamp(0, 255).to(torch.uint8)

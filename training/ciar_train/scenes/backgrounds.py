@@ -40,7 +40,7 @@ class BackgroundBank:
 
     def __init__(self, path: Path | str) -> None:
         index_path, pixels_path = _paths(path)
-        if not index_path.is_file():
+        if not self.exists(path):
             raise InvalidInput("backgrounds", str(path), "there is no bank: build it first")
         index = json.loads(index_path.read_text(encoding="utf-8"))
         self._path = path
@@ -49,6 +49,11 @@ class BackgroundBank:
         self._items: dict[str, list[dict[str, Any]]] = index["items"]
         pixels = np.memmap(pixels_path, np.uint8, "r")
         self._pixels = pixels.reshape(-1, self._size, self._size, 3)
+
+    @staticmethod
+    def exists(path: Path | str) -> bool:
+        """Whether there is a whole bank at a path."""
+        return _paths(path)[0].is_file()
 
     @classmethod
     def open(cls, path: Path | str) -> "BackgroundBank":

@@ -43,7 +43,7 @@ class _Shard:
 
     def is_complete(self, out_dir: Path) -> bool:
         path = self.images_path(out_dir)
-        return path.exists() and len(np.load(path, mmap_mode="r")) == self.count
+        return path.exists() and len(np.load(path, mmap_mode="r")) >= self.count
 
 
 def draw(
@@ -65,8 +65,8 @@ def draw(
 
     Args:
         atlas_path: folder of an unpacked atlas.
-        out_dir: made if missing. Shards that are there already are kept, so that a larger `count`
-            adds to them.
+        out_dir: made if missing. Whole shards that are there already are kept, so that a larger
+            `count` adds to them.
         num_captions: captions of every picture.
         num_workers: processes. With more than one the caller's main module must be importable
             without side effects (`if __name__ == "__main__":`).
@@ -94,13 +94,10 @@ def draw(
     }
     generator = SceneGenerator(atlas, recipe, split=split)
     _claim(out, task)
-    if not bank.with_name(bank.name + ".json").exists():
+    if not BackgroundBank.exists(bank):
         BackgroundBank.build(generator, bank, per=backgrounds_per, progress=progress)
     BackgroundBank.open(bank).check(recipe)
-    shards = [
-        _Shard(number=number, start=start + first, count=min(shard_size, count - first))
-        for number, first in enumerate(range(0, count, shard_size))
-    ]
+    shards = _shards(start, count, size=shard_size)
     todo = [shard for shard in shards if not shard.is_complete(out)]
     done = count - sum(shard.count for shard in todo)
     settings = json.dumps(task | {"atlas_path": str(atlas_path), "backgrounds_path": str(bank)})
@@ -108,6 +105,13 @@ def draw(
     for shard in _finished(settings, out, todo, num_workers=num_workers):
         done += shard.count
         progress(done, count, "scenes")
+
+
+def _shards(start: int, count: int, *, size: int) -> list[_Shard]:
+    return [
+        _Shard(number=number, start=start + first, count=min(size, count - first))
+        for number, first in enumerate(range(0, count, size))
+    ]
 
 
 def _check(**values: int) -> None:

@@ -69,21 +69,21 @@ class Layout:
             smaller = 0.85 if has_two_rows and row == 0 else 1.0
             own_height = height * rng.uniform(0.92, 1.08) * smaller
             base = self._base(how, own_height, row if has_two_rows else None)
-            flip = is_flipped if are_alike else rng.random() < 0.5
+            if not are_alike:
+                is_flipped = rng.random() < 0.5
+                emoji = choose_emoji(rng, self._atlas, self._plan.style, noun)
             placements.append(
                 Placement(
                     thing=thing,
                     noun=noun,
-                    emoji=emoji
-                    if are_alike
-                    else choose_emoji(rng, self._atlas, self._plan.style, noun),
+                    emoji=emoji,
                     x=xs[i % len(xs)] + shift,
                     base=base,
                     height=own_height,
                     max_width=0.94 / len(xs),
                     stance=how,
                     depth=row,
-                    is_flipped=flip and not noun.is_one_sided,
+                    is_flipped=is_flipped and not noun.is_one_sided,
                 )
             )
         return placements

@@ -1,4 +1,4 @@
-"""Sizes of ciar-mini as data files: everything that a training run needs to know, in one TOML file each."""
+"""Sizes of ciar-mini as data files: one TOML file holds all that a training run needs to know."""
 
 import tomllib
 from dataclasses import dataclass, field
@@ -50,14 +50,18 @@ class Size:
         side = self.data.scene_recipe().size // self.vq.downsample
         if side != self.transformer.grid_size:
             raise ValueError(
-                f"grid_size: {self.transformer.grid_size}: pictures of this size give {side} tokens a side"
+                f"grid_size: {self.transformer.grid_size}: "
+                f"pictures of this size give {side} tokens a side"
             )
         if self.vq.codebook_size != self.transformer.vocab_size:
-            raise ValueError(f"vocab_size: {self.transformer.vocab_size}: the codebook has another size")
+            raise ValueError(
+                f"vocab_size: {self.transformer.vocab_size}: the codebook has another size"
+            )
 
 
 def size_names() -> list[str]:
-    return sorted(p.name.removesuffix(".toml") for p in files(__name__).iterdir() if p.name.endswith(".toml"))
+    names = (path.name for path in files(__name__).iterdir())
+    return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
 
 
 def load_size(name: str | Path) -> Size:
@@ -67,6 +71,8 @@ def load_size(name: str | Path) -> Size:
     text = path.read_text() if path.suffix == ".toml" and path.exists() else None
     if text is None:
         if str(name) not in known:
-            raise InvalidInput("size", str(name), f"give one of {', '.join(known)} or the path of a TOML file")
+            raise InvalidInput(
+                "size", str(name), f"give one of {', '.join(known)} or the path of a TOML file"
+            )
         text = (files(__name__) / f"{name}.toml").read_text()
     return from_dict(Size, tomllib.loads(text), where=str(name))
