@@ -68,7 +68,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cloud(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of a cloud process that all tests of this file share."""
     ready = tmp_path_factory.mktemp("cloud") / "ready"
-    options = ["--model", bundle, "--port", "0", "--metrics-port", "0", "--ready-file", ready]
+    options: list[str | Path] = ["--model", bundle, "--port", "0", "--ready-file", ready]
+    options += ["--metrics-port", "0"]
     process = subprocess.Popen(
         command("ciar_cloud", "serve", *options, "--exit-with-parent"),
         stdin=subprocess.PIPE,

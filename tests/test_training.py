@@ -44,6 +44,7 @@ batch_size = 8
 lr = 3e-3
 warmup_steps = 1
 eval_every = 12
+log_every = 1
 [transformer]
 vocab_size = 32
 grid_size = 4
@@ -58,7 +59,9 @@ steps = 12
 batch_size = 8
 lr = 3e-3
 muon_lr = 3e-3
+warmup_steps = 1
 ema = 0.9
+log_every = 1
 [head]
 radius_rank = 8
 feature_dim = 8
@@ -105,6 +108,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 def losses(path: Path) -> list[float]:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     return [row["loss"] for row in rows if row["kind"] == "train"]
+
+
+@pytest.mark.parametrize("step", ["tokenizer", "target"])
+def test_losses_fall(run: RunFolder, step: str) -> None:
+    values = losses(run.root / step / "metrics.jsonl")
+    assert len(values) == 12
+    assert sum(values[-3:]) < sum(values[:3])
 
 
 def test_the_exported_bundle_fits_together(run: RunFolder, tmp_path: Path) -> None:

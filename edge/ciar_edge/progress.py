@@ -57,9 +57,13 @@ class _Tally(NoDisplay):
         self.num_round_trips += 1
 
     @property
-    def cloud_share(self) -> str:
-        """Of the tokens known so far, those the cloud drew or confirmed."""
-        return f"{self.num_cloud / max(1, self.num_known):.0%}"
+    def counts(self) -> str:
+        """The cloud's share: of the tokens known so far, those that it drew or confirmed."""
+        share = self.num_cloud / max(1, self.num_known)
+        return (
+            f"{self.num_known}/{self.num_tokens} tokens, cloud {share:.0%}, "
+            f"{self.num_round_trips} round trips"
+        )
 
 
 class Bar(_Tally):
@@ -69,13 +73,12 @@ class Bar(_Tally):
         self._progress = Progress(
             TextColumn("drawing"),
             BarColumn(),
-            TextColumn("{task.completed:.0f}/{task.total:.0f} tokens"),
-            TextColumn("cloud {task.fields[cloud_share]}"),
-            TextColumn("{task.fields[num_round_trips]} round trips"),
+            TextColumn("{task.fields[counts]}"),
             TimeElapsedColumn(),
             console=console,
             transient=True,
         )
+        self._task = self._progress.add_task("drawing", total=None, counts="starting")
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -86,18 +89,11 @@ class Bar(_Tally):
 
     def on_start(self, *, num_tokens: int, num_prefix: int) -> None:
         super().on_start(num_tokens=num_tokens, num_prefix=num_prefix)
-        self._task = self._progress.add_task(
-            "drawing", total=num_tokens, cloud_share="0%", num_round_trips=0
-        )
+        self._progress.update(self._task, total=num_tokens)
 
     def on_token(self, *, position: int, token: int, origin: Origin, score: float) -> None:
         super().on_token(position=position, token=token, origin=origin, score=score)
-        self._progress.update(
-            self._task,
-            completed=self.num_known,
-            cloud_share=self.cloud_share,
-            num_round_trips=self.num_round_trips,
-        )
+        self._progress.update(self._task, completed=self.num_known, counts=self.counts)
 
 
 class Lines(_Tally):
@@ -110,12 +106,7 @@ class Lines(_Tally):
         super().on_token(position=position, token=token, origin=origin, score=score)
         step = math.ceil(self.num_tokens / NUM_LINES)
         if self.num_known % step == 0 or self.num_known == self.num_tokens:
-            self._console.print(
-                f"{self.num_known}/{self.num_tokens} tokens, cloud {self.cloud_share}, "
-                f"{self.num_round_trips} round trips",
-                highlight=False,
-                soft_wrap=True,
-            )
+            self._console.print(self.counts, highlight=False, soft_wrap=True)
 
 
 def summary(result: ImageResult) -> str:

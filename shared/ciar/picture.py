@@ -96,7 +96,7 @@ def picture_metadata(
 def check_picture_path(path: Path, *, field: str = "output") -> None:
     """Refuse what `save_picture` could not write for certain, before time is spent on the picture.
 
-    Errors name `field`: `InvalidInput` (another suffix) or `OutputError` (no such folder).
+    Errors name `field`: `InvalidInput` (another suffix), `OutputError` (no such folder).
     """
     if path.suffix.lower() != SUFFIX:
         raise InvalidInput(field, str(path), f"give a file name that ends in {SUFFIX}")

@@ -1,6 +1,6 @@
 """The steps of a training run over one run folder.
 
-    RUN/artwork.pak RUN/atlas      artwork, fetched and unpacked once
+    RUN/atlas.pak RUN/atlas        artwork, fetched and unpacked once
     RUN/scenes/{train,held_out}    drawn pictures with captions, and their codes
     RUN/{tokenizer,target,draft}   checkpoints and metrics.jsonl of each step
     RUN/bundle                     the model bundle as it grows: vq, text, cloud, edge
@@ -64,7 +64,7 @@ def draw_scenes(run: RunFolder, *, artwork: Path | None, num_workers: int) -> No
     """Fetch and rasterise the artwork unless a pack is given, then draw both parts."""
     atlas = run.root / "atlas"
     if not (atlas / "index.json").exists():
-        pack = artwork or run.root / "artwork.pak"
+        pack = artwork or run.root / "atlas.pak"
         if not pack.exists():
             from ciar_train.scenes.artwork import build_artwork  # needs resvg, unlike all else
 
