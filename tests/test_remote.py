@@ -363,11 +363,11 @@ def test_a_cloud_that_stays_away_is_given_up(run: Run, bundle: Path, tmp_path: P
                 started = time.monotonic()
                 with pytest.raises(CloudUnavailable, match=f"{address}.*ciar-cloud serve"):
                     await session.verify(batch)
-                assert time.monotonic() - started < 5
+                assert time.monotonic() - started < 15
                 started = time.monotonic()
                 with pytest.raises(CloudUnavailable):
                     await session.verify(batch)
-                assert time.monotonic() - started < 0.1
+                assert time.monotonic() - started < 0.5
         finally:
             cloud.kill()
 

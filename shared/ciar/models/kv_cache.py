@@ -11,6 +11,7 @@ by feeding from an earlier position: rows beyond the fed ones are overwritten be
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -55,21 +56,46 @@ class KVCache:
     def attend(self, segments: Sequence[Segment]) -> Attend:
         """Attention for one packed step.
 
-        q, k, v are [N, H, d], segment after segment, sequence after sequence. Each segment attends
-        on its own over exactly its rows, so neighbours in the step cannot change its result.
+        q, k, v are [N, H, d], segment after segment, sequence after sequence. On a CPU each segment
+        attends on its own over exactly its rows, so neighbours in the step cannot change its
+        result. On a GPU, where many small kernels cost more than padding, all attend in one call.
         """
+        if len(segments) == 1:
+            return partial(self._attend_one, segment=segments[0])
+        if self.data.device.type == "cuda":
+            return partial(self._attend_padded, layout=PackedLayout(segments, self))
+        return partial(self._attend_each, segments=segments)
+
+    def _attend_each(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, segments: Sequence[Segment]
+    ) -> Tensor:
         sizes = [self.num_rows * s.count for s in segments]
+        shares = (torch.split(x, sizes) for x in (q, k, v))
+        parts = zip(segments, *shares, strict=True)
+        return torch.cat([self._attend_one(layer, *x, segment=segment) for segment, *x in parts])
 
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            if len(segments) == 1:
-                return self._attend_one(layer, segments[0], q, k, v)
-            shares = (torch.split(x, sizes) for x in (q, k, v))
-            parts = zip(segments, *shares, strict=True)
-            return torch.cat([self._attend_one(layer, *part) for part in parts])
+    def _attend_padded(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, layout: "PackedLayout"
+    ) -> Tensor:
+        heads, head_dim = q.shape[1:]
+        keys, values = self.data[layer].unbind(0)  # [num_slots, num_rows, H, max_rows, d]
+        keys[layout.slot, layout.row, :, layout.column] = k
+        values[layout.slot, layout.row, :, layout.column] = v
+        shape = (layout.num_segments, self.num_rows, layout.max_count, heads, head_dim)
+        padded = q.new_zeros(shape)
+        padded[layout.segment, layout.row, layout.offset] = q
+        y = F.scaled_dot_product_attention(
+            padded.transpose(2, 3).flatten(0, 1),  # [segments * num_rows, H, max_count, d]
+            keys[layout.slots, :, :, : layout.max_end].flatten(0, 1),
+            values[layout.slots, :, :, : layout.max_end].flatten(0, 1),
+            attn_mask=layout.mask,
+        )
+        y = y.transpose(1, 2).reshape(shape)
+        return y[layout.segment, layout.row, layout.offset]
 
-        return attend
-
-    def _attend_one(self, layer: int, segment: Segment, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _attend_one(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, segment: Segment
+    ) -> Tensor:
         count, end = segment.count, segment.start + segment.count
         heads, head_dim = q.shape[1:]
         shape = (self.num_rows, count, heads, head_dim)
@@ -83,6 +109,34 @@ class KVCache:
             attn_mask=causal_mask(count, end, q.device),
         )  # [num_rows, H, count, d]
         return y.transpose(1, 2).reshape(-1, heads, head_dim)
+
+
+class PackedLayout:
+    """Where each of the N packed rows belongs: computed once a step, used by every layer.
+
+    mask: [segments * num_rows, 1, max_count, max_end] true where a row may look; what rows of
+    padding see does not matter.
+    """
+
+    def __init__(self, segments: Sequence[Segment], cache: KVCache) -> None:
+        device, num_rows = cache.data.device, cache.num_rows
+        self.num_segments = len(segments)
+        self.max_count = max(s.count for s in segments)
+        self.max_end = max(s.start + s.count for s in segments)
+        rows = [
+            (index, s.slot, row, offset, s.start + offset)
+            for index, s in enumerate(segments)
+            for row in range(num_rows)
+            for offset in range(s.count)
+        ]
+        table = torch.tensor(rows, device=device).t()  # [5, N]
+        self.segment, self.slot, self.row, self.offset, self.column = table
+        self.slots = torch.tensor([s.slot for s in segments], device=device)
+        starts = torch.tensor([s.start for s in segments], device=device)
+        last_seen = starts[:, None] + torch.arange(self.max_count, device=device)  # [segments, C]
+        columns = torch.arange(self.max_end, device=device)
+        mask = columns <= last_seen[..., None]  # [segments, max_count, max_end]
+        self.mask = mask.repeat_interleave(num_rows, dim=0)[:, None]
 
 
 def causal_mask(count: int, end: int, device: torch.device) -> Tensor | None:
