@@ -4,6 +4,7 @@ It learns, it resumes bit for bit, and what it exports loads and fits together.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,19 @@ def test_finished_steps_are_not_done_again(run: RunFolder) -> None:
     before = {p: p.stat().st_mtime_ns for p in run.root.rglob("state.pt")}
     steps.run_tokenizer(run)
     assert {p: p.stat().st_mtime_ns for p in run.root.rglob("state.pt")} == before
+
+
+def test_an_adopted_bundle_keeps_its_tokens_and_trains_on(run: RunFolder, tmp_path: Path) -> None:
+    again = replace(run, root=tmp_path)
+    again.scenes("train").parent.mkdir(parents=True)
+    for part in ("train", "held_out"):
+        again.scenes(part).symlink_to(run.scenes(part))
+    steps.adopt(again, run.bundle)
+    steps.run_tokenizer(again)
+    assert fingerprint(again.bundle / "vq") == fingerprint(run.bundle / "vq")
+    steps.run_target(again)
+    first, later = (losses(r.root / "target" / "metrics.jsonl")[-1] for r in (run, again))
+    assert later < first
 
 
 def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path) -> None:

@@ -105,7 +105,8 @@ def check_picture_path(path: Path, *, field: str = "output") -> None:
     folder = path.resolve().parent
     if not folder.is_dir():
         raise OutputError(
-            f"{field}: {shorten(str(path))}: no such folder: {shorten(str(folder))}; create it first"
+            f"{field}: {shorten(str(path))}: no such folder: {shorten(str(folder))}; "
+            "create it first"
         )
     if not os.access(folder, os.W_OK | os.X_OK):
         raise _output_error(path, PermissionError(errno.EACCES, ""), field=field)

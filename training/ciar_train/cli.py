@@ -21,6 +21,7 @@ from rich.progress import (
 )
 
 from ciar import __version__
+from ciar.checkpoint import find_model
 from ciar.errors import CiarError
 from ciar_train import steps
 from ciar_train.loop import World
@@ -103,6 +104,16 @@ def scenes(
     steps.draw_scenes(
         open_run(size, run, "cpu", 1), artwork=artwork, num_workers=workers or num_cores()
     )
+
+
+@app.command()
+def adopt(
+    model: Annotated[str, typer.Argument(help="A model folder or an embedded model.")],
+    size: SizeOption = DEFAULT_SIZE,
+    run: RunOption = DEFAULT_RUN,
+) -> None:
+    """Go on from a finished bundle: keep its tokenizer, train its target further."""
+    steps.adopt(open_run(size, run, "cpu", 0), find_model(model))
 
 
 @app.command()

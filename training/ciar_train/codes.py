@@ -1,8 +1,9 @@
 """Scenes as a transformer sees them: token grids beside text features, stored once.
 
     tokens.npy     uint16 [N, T]      raster token ids
-    features.npy   float16 [rows, C]  text features of all captions, one caption after another
-    starts.npy     int64 [N * K + 1]  where caption k of picture n begins: entry n * K + k
+    captions.npy   int64 [N, K]       which of the U different captions picture n has
+    features.npy   float16 [rows, C]  text features of the different captions, one after another
+    starts.npy     int64 [U + 1]      where each of them begins
 
 They are read through memory maps. A picture is 512 bytes at T = 256, so a million fit where
 thousands of pixel images would.
@@ -39,7 +40,11 @@ class CodeFolder:
         self.tokens = np.load(folder / "tokens.npy", mmap_mode="r")
         self.features = np.load(folder / "features.npy", mmap_mode="r")
         self.starts = np.load(folder / "starts.npy")
-        self.num_captions = (len(self.starts) - 1) // len(self.tokens)
+        self.captions = np.load(folder / "captions.npy")
+
+    @property
+    def num_captions(self) -> int:
+        return int(self.captions.shape[1])
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -50,7 +55,7 @@ class CodeFolder:
 
     def condition_batch(self, indices: Tensor, captions: Tensor) -> Conditions:
         """Features of caption `captions[i]` of picture `indices[i]`."""
-        entries = (indices * self.num_captions + captions).tolist()
+        entries = self.captions[indices.numpy(), captions.numpy()]
         rows = (self.features[self.starts[e] : self.starts[e + 1]] for e in entries)
         return pad_left([torch.from_numpy(r.astype(np.float32)) for r in rows])
 
@@ -76,10 +81,11 @@ def write_codes(
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "tokens.npy").exists():
         save(folder / "tokens.npy", picture_tokens(scenes, vq, batch_size, progress))
-    if not (folder / "starts.npy").exists():
-        features, starts = caption_features(scenes, text, batch_size, progress)
+    if not (folder / "captions.npy").exists():
+        features, starts, captions = caption_features(scenes, text, batch_size, progress)
         save(folder / "features.npy", features)
         save(folder / "starts.npy", starts)
+        save(folder / "captions.npy", captions)
     return CodeFolder(folder)
 
 
@@ -107,18 +113,19 @@ def picture_tokens(
 
 def caption_features(
     scenes: SceneFolder, text: TextEncoder, batch_size: int, progress: Progress
-) -> tuple[np.ndarray, np.ndarray]:
-    """All captions' features, and where each begins.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features of the different captions, where each begins, and which ones each picture has.
 
-    Equal captions are encoded once; prompts of like length go together, so that little is padding.
+    Prompts of like length go together, so that little is padding.
     """
-    captions = [c for alternatives in scenes.captions() for c in alternatives]
-    unique = sorted(set(captions), key=lambda c: (len(c.split()), c))
-    encoded: dict[str, np.ndarray] = {}
+    captions = scenes.captions()
+    unique = sorted({c for row in captions for c in row}, key=lambda c: (len(c.split()), c))
+    number = {caption: index for index, caption in enumerate(unique)}
+    encoded: list[np.ndarray] = []
     for first in range(0, len(unique), batch_size):
         batch = unique[first : first + batch_size]
-        for caption, rows in zip(batch, text.encode(batch), strict=True):
-            encoded[caption] = rows.cpu().numpy().astype(np.float16)
+        encoded += [rows.cpu().numpy().astype(np.float16) for rows in text.encode(batch)]
         progress(first + len(batch), len(unique), "captions")
-    starts = np.cumsum([0] + [len(encoded[c]) for c in captions])
-    return np.concatenate([encoded[c] for c in captions]), starts
+    starts = np.cumsum([0] + [len(rows) for rows in encoded])
+    indices = np.array([[number[c] for c in row] for row in captions])
+    return np.concatenate(encoded), starts, indices

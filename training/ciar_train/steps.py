@@ -53,6 +53,11 @@ class RunFolder:
     def bundle(self) -> Path:
         return self.root / "bundle"
 
+    @property
+    def adopted(self) -> Path:
+        """The target of an earlier bundle that this run goes on from."""
+        return self.root / "adopted"
+
     def scenes(self, part: str) -> Path:
         return self.root / "scenes" / part
 
@@ -87,7 +92,16 @@ def draw_scenes(run: RunFolder, *, artwork: Path | None, num_workers: int) -> No
         )
 
 
+def adopt(run: RunFolder, bundle: Path) -> None:
+    """Go on from a finished bundle: its tokenizer and text encoder stay, its target is trained on."""
+    for part in ("vq", "text"):
+        shutil.copytree(bundle / part, run.bundle / part, dirs_exist_ok=True)
+    shutil.copytree(bundle / "cloud", run.adopted, dirs_exist_ok=True)
+
+
 def run_tokenizer(run: RunFolder) -> None:
+    if run.adopted.exists():
+        return  # the target's tokens are those of its own tokenizer
     vq = train_tokenizer(
         run.size.vq,
         run.size.tokenizer,
@@ -131,6 +145,9 @@ def encode_scenes(run: RunFolder) -> dict[str, CodeFolder]:
 
 def run_target(run: RunFolder) -> None:
     codes = encode_scenes(run)
+    start = None
+    if run.adopted.exists():
+        start = TargetModel.load(run.adopted).transformer.state_dict()
     transformer = train_target(
         run.size.transformer,
         run.size.target,
@@ -138,6 +155,7 @@ def run_target(run: RunFolder) -> None:
         held_out=codes["held_out"],
         run_folder=run.root / "target",
         world=run.world,
+        start=start,
     )
     if run.world.is_main:
         model = TargetModel(run.size.transformer, feature_dim=run.size.head.feature_dim)

@@ -3,6 +3,7 @@
 Next-token prediction on token grids, with dropped captions for guidance.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,11 +95,17 @@ def train_target(
     held_out: CodeFolder,
     run_folder: Path,
     world: World,
+    start: Mapping[str, Tensor] | None = None,
 ) -> Transformer:
-    """Train or resume; returns the averaged model in eval mode."""
+    """Train or resume; returns the averaged model in eval mode.
+
+    start: weights to begin from instead of random ones.
+    """
     torch.manual_seed(plan.seed)
     model = Transformer(config)
     init_weights(model, num_layers=config.num_layers)
+    if start:
+        model.load_state_dict(start)
     model.to(world.device)
     optimizer = MuonWithAdamW(model, plan) if plan.muon_lr else None
 
