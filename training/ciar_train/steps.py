@@ -93,7 +93,7 @@ def draw_scenes(run: RunFolder, *, artwork: Path | None, num_workers: int) -> No
 
 
 def adopt(run: RunFolder, bundle: Path) -> None:
-    """Go on from a finished bundle: its tokenizer and text encoder stay, its target is trained on."""
+    """Go on from a finished bundle: keep its tokenizer and text encoder, train its target on."""
     for part in ("vq", "text"):
         shutil.copytree(bundle / part, run.bundle / part, dirs_exist_ok=True)
     shutil.copytree(bundle / "cloud", run.adopted, dirs_exist_ok=True)
