@@ -50,6 +50,7 @@ from tests.tiny import PROMPT, write_bundle
 Run = Callable[[Awaitable[Any]], Any]
 T, V = 16, 24
 QUICK = RemoteConfig(deadline_seconds=20, resume_seconds=15)
+PATIENT = RemoteConfig(deadline_seconds=150, resume_seconds=120, max_resumes=1000)
 
 
 @pytest.fixture(scope="module")
@@ -330,7 +331,7 @@ def test_a_killed_cloud_is_replaced_in_mid_image(
                 clouds.append(CloudProcess(bundle, tmp_path, port=int(address.split(":")[1])))
 
         try:
-            config = replace(QUICK, feature_dtype=dtype, max_resumes=100)
+            config = replace(PATIENT, feature_dtype=dtype)
             async with (
                 RemoteVerifier(address, config=config) as verifier,
                 verifier.open(request()) as session,

@@ -310,6 +310,8 @@ async def _until_terminated(coroutine: Coroutine[Any, Any, T]) -> T:
 
 @contextmanager
 def _exit_codes(console: Console) -> Iterator[None]:
+    """Errors in words, and every end a tidy one: SIGTERM unwinds like an exception."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
     try:
         yield
     except CiarError as error:
@@ -318,6 +320,8 @@ def _exit_codes(console: Console) -> Iterator[None]:
     except KeyboardInterrupt:
         console.print("ciar-edge: cancelled")
         raise typer.Exit(EXIT_INTERRUPTED) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

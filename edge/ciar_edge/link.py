@@ -15,10 +15,11 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from ciar.errors import CloudUnavailable, DeadlineExceeded, EngineError, SessionLost
+from ciar.errors import CiarError, DeadlineExceeded
 from ciar.types import ModelInfo, Verdict, VerifyBatch
 from ciar.verifier import Session
 from ciar_edge.drafter import Draft, Drafter
+from ciar_edge.history import Origins
 from ciar_edge.result import Observer
 
 
@@ -33,6 +34,13 @@ class Metered(Protocol):
     """A session that has a wire."""
 
     traffic: Traffic
+
+
+@runtime_checkable
+class Reporting(Protocol):
+    """A session that passes on how the tokens of the image came about."""
+
+    def report(self, origins: Origins) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,11 @@ class Link:
     def traffic(self) -> Traffic | None:
         return self._session.traffic if isinstance(self._session, Metered) else None
 
+    def report(self, origins: Origins) -> None:
+        """The image is whole: tell the cloud's end who decided what."""
+        if isinstance(self._session, Reporting):
+            self._session.report(origins)
+
     def keep(self, draft: Draft) -> None:
         """The edge decided alone: the cloud hears of it with the next batch."""
         self._kept.append(draft)
@@ -102,7 +115,7 @@ class Link:
             return await self._verify(self._kept, uncertain)
         except DeadlineExceeded:
             self.epoch += 1
-        except (CloudUnavailable, SessionLost, EngineError) as error:
+        except CiarError as error:  # whatever it is, the image is finished alone
             self.lost = str(error) or type(error).__name__
         return None
 

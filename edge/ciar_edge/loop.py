@@ -13,7 +13,8 @@ too, it needs no call.
 import asyncio
 import math
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from ciar.uncertainty import Router
 from ciar.verifier import Session, Verifier
 from ciar_edge.config import DecodeConfig
 from ciar_edge.drafter import Draft, Drafter, Noise
+from ciar_edge.history import Origins
 from ciar_edge.link import Link
 from ciar_edge.models import EdgeModel
 from ciar_edge.result import ImageResult, Observer, Origin, Silent
@@ -244,6 +246,8 @@ class _Image:
     def result(self) -> ImageResult:
         link = self._link
         traffic = link.traffic if link else None
+        if link:
+            link.report(origins_of(self._origins))
         result = ImageResult(
             tokens=tuple(self._tokens),
             origins=tuple(self._origins),
@@ -265,6 +269,19 @@ class _Image:
         )
         self._observer.on_finish(result)
         return result
+
+
+def origins_of(decided: Sequence[Origin]) -> Origins:
+    """Counts as the protocol has them: a corrected token is one that the cloud drew."""
+    found = Counter(decided)
+    return Origins(
+        num_prefix=found[Origin.PREFIX],
+        num_kept=found[Origin.KEPT],
+        num_agreed=found[Origin.AGREED],
+        num_drawn=found[Origin.DRAWN] + found[Origin.CORRECTED],
+        num_corrected=found[Origin.CORRECTED],
+        num_fallback=found[Origin.FALLBACK],
+    )
 
 
 class _DraftLength:

@@ -47,7 +47,7 @@ from ciar.wire import (
     verify_batch_to_proto,
 )
 from ciar_edge.connection import Patience, RemoteConfig, Traffic, channel_options, check_address
-from ciar_edge.history import History
+from ciar_edge.history import History, Origins
 
 if TYPE_CHECKING:
     from ciar.v1.collaboration_pb2_grpc import CollaborationAsyncStub
@@ -192,6 +192,7 @@ class RemoteSession:
         self._history = History(
             prefix.tokens, num_tokens=info.num_tokens, feature_dim=info.feature_dim
         )
+        self._origins: Origins | None = None
         self._epoch = 0  # of the newest batch
         self._flights: dict[tuple[int, int], _Flight] = {}  # by epoch and position, oldest first
         self._is_wanted = asyncio.Event()  # there are flights, or the session ends
@@ -232,10 +233,17 @@ class RemoteSession:
             if not self._flights:
                 self._is_wanted.clear()
 
+    def report(self, origins: Origins) -> None:
+        """How the tokens came about, as the loop knows: `finish` tells the cloud."""
+        self._origins = origins
+
     async def finish(self, *, image_seconds: float) -> None:
-        """Tell the cloud how the tokens came about; it is done then, whether or not it hears it."""
+        """Tell the cloud how the tokens came about; it is done then, whether or not it hears it.
+
+        Without a `report` the history tells, which takes what the cloud drew for what was used.
+        """
         counts = ImageCounts(
-            **asdict(self._history.origins()),
+            **asdict(self._origins or self._history.origins()),
             num_round_trips=self.traffic.num_round_trips,
             num_resumes=self.traffic.num_resumes,
             image_seconds=image_seconds,
@@ -311,7 +319,7 @@ class RemoteSession:
             async with asyncio.timeout(self._patience.seconds_left):
                 reply = await self._receive(call)
         except TimeoutError:
-            raise CloudUnavailable(f"the cloud at {self._address} does not answer") from None
+            raise _unreachable(self._address, "it does not answer") from None
         if reply is not None:
             self._check_attached(reply, first)
         while reply is not None and not reply.HasField("finished"):
@@ -380,8 +388,11 @@ def _explain(error: aio.AioRpcError, address: str) -> CiarError:
     if type(found) is DeadlineExceeded:
         return DeadlineExceeded(f"the cloud at {address} did not answer in time ({found})")
     if type(found) is CloudUnavailable:
-        return CloudUnavailable(
-            f"no cloud at {address} ({found}); check the address, or start one with "
-            "`ciar-cloud serve`"
-        )
+        return _unreachable(address, str(found))
     return found
+
+
+def _unreachable(address: str, reason: str) -> CloudUnavailable:
+    return CloudUnavailable(
+        f"no cloud at {address} ({reason}); check the address, or start one with `ciar-cloud serve`"
+    )

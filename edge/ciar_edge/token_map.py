@@ -46,6 +46,7 @@ _VIRIDIS = np.array(
     ],
     dtype=float,
 )
+_RANGE = (2, 98)  # percentiles of the scores between which colours differ
 _TINT = 0.62  # how much of a tile is its colour; the rest is the picture, dimmed
 
 
@@ -85,11 +86,11 @@ def _origin_tiles(origins: Sequence[str], side: int) -> np.ndarray:
 
 
 def _score_tiles(scores: Sequence[float | None], side: int) -> np.ndarray:
-    """uint8 [side, side, 3]: linear from the least to the greatest score."""
+    """uint8 [side, side, 3]: linear over the range of most scores, flat beyond it."""
     values = _numbers(scores)
     is_known = np.isfinite(values)
     low, high = _range(values)
-    share = np.where(is_known, (values - low) / (high - low or 1.0), 0.0)
+    share = np.where(is_known, (values - low) / (high - low or 1.0), 0.0).clip(0, 1)
     tiles = np.where(is_known[:, None], viridis(share), np.array(NO_SCORE))
     return tiles.astype(np.uint8).reshape(side, side, 3)
 
@@ -105,8 +106,12 @@ def _numbers(scores: Sequence[float | None]) -> np.ndarray:
 
 
 def _range(values: np.ndarray) -> tuple[float, float]:
+    """Of most scores: a single outlier must not make all others look alike."""
     known = values[np.isfinite(values)]
-    return (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
+    if not len(known):
+        return 0.0, 0.0
+    low, high = np.percentile(known, _RANGE)
+    return float(low), float(high)
 
 
 def _enlarge(tiles: np.ndarray) -> Image.Image:
@@ -146,14 +151,20 @@ def _score_legend(
     left: int,
     top: int,
 ) -> None:
-    """A colour bar from the least to the greatest score, and the grey of tokens without one."""
+    """A colour bar over the range of most scores, and the grey of tokens without one."""
     values = _numbers(scores)
     low, high = _range(values)
     bar = viridis(np.linspace(0, 1, PANEL // 2)).astype(np.uint8)[None].repeat(14, axis=0)
     sheet.paste(Image.fromarray(bar), (left, top + 3))
-    draw.text((left, top + 22), f"{low:.3g}", fill=INK, font=_font(15))
+    draw.text((left, top + 22), f"\N{LESS-THAN OR EQUAL TO} {low:.3g}", fill=INK, font=_font(15))
     middle = left + PANEL // 2
-    draw.text((middle, top + 22), f"{high:.3g}", fill=INK, font=_font(15), anchor="ra")
+    draw.text(
+        (middle, top + 22),
+        f"\N{GREATER-THAN OR EQUAL TO} {high:.3g}",
+        fill=INK,
+        font=_font(15),
+        anchor="ra",
+    )
     if not np.isfinite(values).all():
         x = middle + 40
         draw.rectangle([(x, top + 2), (x + 15, top + 17)], fill=NO_SCORE, outline=INK)

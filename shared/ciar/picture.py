@@ -80,7 +80,7 @@ def picture_metadata(
 ) -> dict[str, str]:
     """The text chunks of a drawn picture.
 
-    fingerprint: of the target checkpoint.  mode: `blocking`, `exact`, `offline` or `cloud`.
+    fingerprint: of the target checkpoint.  mode: `blocking`, `exact`, `offline` or `base`.
     counts: how the tokens came about, stored as a JSON object.
     """
     return {
