@@ -44,7 +44,7 @@ from ciar_edge.image import warnings_of
 from ciar_edge.loop import generate
 from ciar_edge.models import EdgeModel, load_draft_model
 from ciar_edge.remote import RemoteSession, RemoteVerifier
-from ciar_edge.result import ImageResult, Silent
+from ciar_edge.result import ImageResult, Origin, Silent
 from tests.tiny import PROMPT, write_bundle
 
 Run = Callable[[Awaitable[Any]], Any]
@@ -657,6 +657,34 @@ def test_the_cloud_hears_how_the_tokens_came_about(run: Run, model: CloudModel) 
                 await cancel_in_mid_image(verifier)
                 assert tokens_by_origin(server) == tokens  # no report of an image given up
                 assert len(server.sessions) == 0
+        finally:
+            await server.stop()
+
+    run(ask())
+
+
+@pytest.mark.parametrize("budget", [0.0, 0.4])
+def test_the_cloud_counts_what_the_image_says(
+    run: Run, model: CloudModel, edge: EdgeModel, budget: float
+) -> None:
+    """Also where the edge kept its own over the cloud's bonus, and behind the last verdict."""
+
+    async def ask() -> None:
+        server = CloudServer(model, ServeConfig(port=0, metrics_port=0, slots=2))
+        port = await server.start()
+        try:
+            async with RemoteVerifier(f"127.0.0.1:{port}", config=QUICK) as verifier:
+                result = await generate(
+                    PROMPT,
+                    model=edge,
+                    router=router(edge, budget=budget),
+                    verifier=verifier,
+                    sampling=SamplingParams(seed=5),
+                )
+            counted = tokens_by_origin(server)
+            assert counted["prefix"] == result.prefix_tokens
+            assert counted["kept"] == result.counts[Origin.KEPT]
+            assert sum(counted.values()) == T
         finally:
             await server.stop()
 

@@ -156,11 +156,11 @@ def _score_legend(
     low, high = _range(values)
     bar = viridis(np.linspace(0, 1, PANEL // 2)).astype(np.uint8)[None].repeat(14, axis=0)
     sheet.paste(Image.fromarray(bar), (left, top + 3))
-    draw.text((left, top + 22), f"\N{LESS-THAN OR EQUAL TO} {low:.3g}", fill=INK, font=_font(15))
+    draw.text((left, top + 22), f"{low:.3g} or less", fill=INK, font=_font(15))
     middle = left + PANEL // 2
     draw.text(
         (middle, top + 22),
-        f"\N{GREATER-THAN OR EQUAL TO} {high:.3g}",
+        f"{high:.3g} or more",
         fill=INK,
         font=_font(15),
         anchor="ra",
