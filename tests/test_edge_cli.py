@@ -353,6 +353,14 @@ def children(pid: int) -> list[int]:
         return []
 
 
+def is_cloud(pid: int) -> bool:
+    """Whether the child has become a cloud: until then it is still a copy of the edge."""
+    try:
+        return "ciar_cloud" in Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return False
+
+
 def has_ended(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -381,7 +389,7 @@ def test_the_embedded_cloud_ends_with_the_edge(
         text=True,
     )
     try:
-        wait_until(lambda: children(process.pid))
+        wait_until(lambda: any(map(is_cloud, children(process.pid))))
         (cloud_pid,) = children(process.pid)
         if number != signal.SIGKILL:  # a stopped process notices nothing
             os.kill(cloud_pid, signal.SIGSTOP)
@@ -392,13 +400,13 @@ def test_the_embedded_cloud_ends_with_the_edge(
         assert process.stderr is not None
         assert "Traceback" not in process.stderr.read()
         if number != signal.SIGKILL:
-            assert os.listdir(tmp_path) == ["cwd"]
+            assert list(tmp_path.glob("ciar-*")) == []
         assert os.listdir(tmp_path / "cwd") == []
     finally:
         process.kill()
-        process.communicate()
         if cloud_pid and not has_ended(cloud_pid):
             os.kill(cloud_pid, signal.SIGKILL)
+        process.communicate()
 
 
 def is_waiting(pid: int) -> bool:

@@ -145,7 +145,7 @@ async def run_mode(
     result = await generate(
         PROMPT,
         model=model,
-        router=make_router("random", threshold=1 - plan.share, seed=sampling.seed),
+        router=make_router("random", budget=plan.share, seed=sampling.seed),
         verifier=verifier,
         config=DecodeConfig(mode=mode, prefix_rate=plan.prefix_rate),
         sampling=sampling,

@@ -148,7 +148,7 @@ async def run_server(server: CloudServer, on_ready: Callable[[int], None]) -> No
 
 def choose_slots(model: CloudModel) -> int:
     """As many as fit a quarter of the free memory, up to a limit."""
-    device = model.target.transformer.output.weight.device
+    device = model.target.transformer.tok_embeddings.weight.device
     slot_bytes = Target(model.target, num_slots=1).cache.num_bytes
     if device.type == "cuda":
         free, most = torch.cuda.mem_get_info(device)[0], GPU_SLOTS

@@ -73,7 +73,7 @@ class PromptEncoder:
     def encode_now(self, prompt: str) -> EncodedPrompt:
         """In the calling thread, unchecked and uncached."""
         (features,) = self._encoder.encode([prompt])  # [L, condition_dim]
-        weight = self._target.model.transformer.output.weight
+        weight = self._target.model.transformer.tok_embeddings.weight
         rows = self._target.condition_rows(features.to(weight))  # [L, D]
         return EncodedPrompt(
             features=features,

@@ -109,7 +109,7 @@ class Target:
     def __init__(self, model: TargetModel, *, num_slots: int) -> None:
         self.model = model
         self.config = model.config
-        weight = model.transformer.output.weight
+        weight = model.transformer.tok_embeddings.weight
         self.cache = KVCache(
             self.config,
             num_slots=num_slots,

@@ -1,0 +1,55 @@
+"""Packed layers give what plain ones give, and leave alone what they cannot replace."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from ciar.models.packed import PackedLinear, can_pack, pack_linears
+from ciar.models.transformer import TransformerConfig
+from ciar.target import Feed, Target, TargetModel
+
+
+@pytest.mark.skipif(not can_pack(), reason="this build of torch has no oneDNN")
+@pytest.mark.parametrize("shape", [(1, 24), (7, 24), (2, 5, 24), (0, 24)])
+def test_packed_equals_plain(shape: tuple[int, ...]) -> None:
+    plain = nn.Linear(24, 40, bias=False)
+    x = torch.randn(shape)
+    with torch.inference_mode():
+        torch.testing.assert_close(PackedLinear(plain.weight.detach())(x), plain(x))
+
+
+@pytest.mark.skipif(not can_pack(), reason="this build of torch has no oneDNN")
+def test_a_packed_target_gives_the_same_logits() -> None:
+    config = TransformerConfig(
+        vocab_size=24,
+        grid_size=4,
+        num_layers=2,
+        dim=32,
+        num_heads=2,
+        num_condition=4,
+        condition_dim=8,
+    )
+    torch.manual_seed(0)
+    model = TargetModel(config, feature_dim=4).eval()
+    packed = copy.deepcopy(model)
+    pack_linears(packed)
+    assert isinstance(packed.transformer.output, PackedLinear)
+    feed = Feed(
+        slot=0,
+        num_condition=3,
+        position=0,
+        tokens=torch.tensor([1, 2, 3]),
+        cfg_scale=3.0,
+        condition=torch.randn(3, 8),
+        features=torch.randn(3, 4),
+    )
+    expected = Target(model, num_slots=1).extend([feed])[0]
+    torch.testing.assert_close(Target(packed, num_slots=1).extend([feed])[0], expected)
+
+
+def test_layers_with_bias_or_in_half_precision_stay() -> None:
+    module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4, bias=False).bfloat16())
+    pack_linears(module)
+    assert all(isinstance(child, nn.Linear) for child in module)
