@@ -12,7 +12,7 @@ NUM_ROWS = 8  # that the layout is made for; others work as well
 
 
 class PackedLinear(nn.Module):
-    """`x W^T` for a fixed weight without bias. It has no parameters: nothing to train or to save."""
+    """`x W^T` for a fixed weight without bias. No parameters: nothing to train or to save."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
