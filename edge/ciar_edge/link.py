@@ -15,12 +15,23 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from ciar.errors import CiarError, DeadlineExceeded
+from ciar.errors import (
+    CloudUnavailable,
+    DeadlineExceeded,
+    EngineError,
+    PairMismatch,
+    SessionLost,
+)
 from ciar.types import ModelInfo, Verdict, VerifyBatch
 from ciar.verifier import Session
 from ciar_edge.drafter import Draft, Drafter
 from ciar_edge.history import Origins
 from ciar_edge.result import Observer
+
+
+# Of the cloud, or of another one that took its place: the image is finished alone. `InvalidInput`
+# is not among them: it would be a mistake of this side.
+_LOST = (CloudUnavailable, SessionLost, EngineError, PairMismatch)
 
 
 class Traffic(Protocol):
@@ -115,7 +126,7 @@ class Link:
             return await self._verify(self._kept, uncertain)
         except DeadlineExceeded:
             self.epoch += 1
-        except CiarError as error:  # whatever it is, the image is finished alone
+        except _LOST as error:
             self.lost = str(error) or type(error).__name__
         return None
 
