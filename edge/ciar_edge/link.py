@@ -28,7 +28,6 @@ from ciar_edge.drafter import Draft, Drafter
 from ciar_edge.history import Origins
 from ciar_edge.result import Observer
 
-
 # Of the cloud, or of another one that took its place: the image is finished alone. `InvalidInput`
 # is not among them: it would be a mistake of this side.
 _LOST = (CloudUnavailable, SessionLost, EngineError, PairMismatch)
