@@ -191,7 +191,7 @@ def test_padded_attention_equals_one_by_one(model: TargetModel) -> None:
     count = sum(2 * s.count for s in segments)
     heads, head_dim = model.config.num_heads, model.config.head_dim
     q, k, v = torch.randn(3, count, heads, head_dim, generator=torch.Generator().manual_seed(1))
-    one_by_one = cache._attend_each(1, q, k, v, segments=segments)
+    one_by_one = cache.attend(segments)(1, q, k, v)
     written = cache.data.clone()
     cache.data.copy_(before)
     padded = cache._attend_padded(1, q, k, v, layout=PackedLayout(segments, cache))

@@ -76,7 +76,7 @@ class PreparedDraft:
         x: [n, D] inputs.  turns: [n, 1, d/2] complex rotations.
         """
         eps = self.config.norm_eps
-        mask = causal_mask(len(x), start + len(x), x.device)
+        mask = causal_mask(len(x), start + len(x), x)
         for layer, rows in zip(self.layers, memory, strict=True):
             x = x + self._attention(layer, rows, x, turns, start, mask)
             y = F.rms_norm(x, layer.ffn_norm.shape, layer.ffn_norm, eps)

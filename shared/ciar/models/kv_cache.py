@@ -60,19 +60,29 @@ class KVCache:
         attends on its own over exactly its rows, so neighbours in the step cannot change its
         result. On a GPU, where many small kernels cost more than padding, all attend in one call.
         """
-        if len(segments) == 1:
-            return partial(self._attend_one, segment=segments[0])
-        if self.data.device.type == "cuda":
+        if len(segments) > 1 and self.data.device.type == "cuda":
             return partial(self._attend_padded, layout=PackedLayout(segments, self))
-        return partial(self._attend_each, segments=segments)
+        masks = [causal_mask(s.count, s.start + s.count, self.data) for s in segments]
+        if len(segments) == 1:
+            return partial(self._attend_one, segment=segments[0], mask=masks[0])
+        return partial(self._attend_each, segments=segments, masks=masks)
 
     def _attend_each(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, segments: Sequence[Segment]
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        segments: Sequence[Segment],
+        masks: Sequence[Tensor | None],
     ) -> Tensor:
         sizes = [self.num_rows * s.count for s in segments]
         shares = (torch.split(x, sizes) for x in (q, k, v))
-        parts = zip(segments, *shares, strict=True)
-        return torch.cat([self._attend_one(layer, *x, segment=segment) for segment, *x in parts])
+        parts = zip(segments, masks, *shares, strict=True)
+        return torch.cat(
+            [self._attend_one(layer, *x, segment=segment, mask=mask) for segment, mask, *x in parts]
+        )
 
     def _attend_padded(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, layout: "PackedLayout"
@@ -94,7 +104,14 @@ class KVCache:
         return y[layout.segment, layout.row, layout.offset]
 
     def _attend_one(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, segment: Segment
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        segment: Segment,
+        mask: Tensor | None,
     ) -> Tensor:
         count, end = segment.count, segment.start + segment.count
         heads, head_dim = q.shape[1:]
@@ -106,7 +123,7 @@ class KVCache:
             q.reshape(shape).transpose(1, 2),
             keys[:, :, :end],
             values[:, :, :end],
-            attn_mask=causal_mask(count, end, q.device),
+            attn_mask=mask,
         )  # [num_rows, H, count, d]
         return y.transpose(1, 2).reshape(-1, heads, head_dim)
 
@@ -139,11 +156,12 @@ class PackedLayout:
         self.mask = mask.repeat_interleave(num_rows, dim=0)[:, None]
 
 
-def causal_mask(count: int, end: int, device: torch.device) -> Tensor | None:
-    """[count, end] true where the i-th of the last `count` rows may look.
+def causal_mask(count: int, end: int, like: Tensor) -> Tensor | None:
+    """What to add to scores [count, end] so that the i-th of the last `count` rows looks back only.
 
-    None when nothing is hidden.
+    None when nothing is hidden. Of the dtype and device of `like`.
     """
     if count == 1:
         return None
-    return torch.ones(count, end, dtype=torch.bool, device=device).tril(end - count)
+    hidden = torch.full((count, end), -torch.inf, dtype=like.dtype, device=like.device)
+    return hidden.triu(end - count + 1)
