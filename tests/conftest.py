@@ -6,11 +6,18 @@ share one loop: tests are plain functions that call `run(coroutine)`, never `asy
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 import torch
 import uvloop
+
+from ciar.target import Target
+from ciar_cloud.bundle import CloudModel, load_cloud_model
+from ciar_cloud.solo import draw_alone
+from tests.cloud_client import request as image_request
+from tests.tiny import PROMPT, write_bundle
 
 T = TypeVar("T")
 Run = Callable[[Coroutine[Any, Any, T]], T]
@@ -39,3 +46,23 @@ def run(event_loop_for_session: asyncio.AbstractEventLoop) -> Run[Any]:
         return event_loop_for_session.run_until_complete(coroutine)
 
     return run_until_complete
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model on disk."""
+    return write_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="module")
+def model(bundle: Path) -> CloudModel:
+    """Its cloud's half, loaded."""
+    return load_cloud_model(str(bundle))
+
+
+@pytest.fixture(scope="module")
+def truth(model: CloudModel) -> Callable[[int], list[int]]:
+    """The cloud's own image of a seed."""
+    (features,) = model.encoder.encode([PROMPT])
+    target = Target(model.target, num_slots=1)
+    return lambda seed: list(draw_alone(target, image_request(seed), features).tokens)

@@ -26,25 +26,7 @@ from tests.cloud_client import (
     status_of,
     uncertain,
 )
-from tests.tiny import PROMPT, write_bundle
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bundle(tmp_path_factory.mktemp("bundle"))
-
-
-@pytest.fixture(scope="module")
-def model(bundle: Path) -> CloudModel:
-    return load_cloud_model(str(bundle))
-
-
-@pytest.fixture(scope="module")
-def truth(model: CloudModel) -> Callable[[int], list[int]]:
-    """The cloud's own image of a seed."""
-    (features,) = model.encoder.encode([PROMPT])
-    target = Target(model.target, num_slots=1)
-    return lambda seed: list(draw_alone(target, request(seed), features).tokens)
+from tests.tiny import PROMPT
 
 
 def test_a_failed_step_fails_its_works_alone(

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
@@ -11,10 +10,8 @@ import pytest
 from grpc import StatusCode
 
 from ciar import wire
-from ciar.target import Target
-from ciar_cloud.bundle import CloudModel, load_cloud_model
+from ciar_cloud.bundle import CloudModel
 from ciar_cloud.metrics import serve_metrics
-from ciar_cloud.solo import draw_alone
 from tests.cloud_client import (
     NOT_SERVING,
     SERVING,
@@ -28,25 +25,7 @@ from tests.cloud_client import (
     status_of,
     uncertain,
 )
-from tests.tiny import PROMPT, write_bundle
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bundle(tmp_path_factory.mktemp("bundle"))
-
-
-@pytest.fixture(scope="module")
-def model(bundle: Path) -> CloudModel:
-    return load_cloud_model(str(bundle))
-
-
-@pytest.fixture(scope="module")
-def truth(model: CloudModel) -> Callable[[int], list[int]]:
-    """The cloud's own image of a seed."""
-    (features,) = model.encoder.encode([PROMPT])
-    target = Target(model.target, num_slots=1)
-    return lambda seed: list(draw_alone(target, request(seed), features).tokens)
+from tests.tiny import PROMPT
 
 
 def test_everything_verified_is_the_clouds_own_image(

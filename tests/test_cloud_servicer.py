@@ -1,7 +1,6 @@
 """What the cloud refuses, with which status, and that it goes on serving the others."""
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,8 @@ from grpc import StatusCode
 
 from ciar import wire
 from ciar.errors import Overloaded, SessionLost
-from ciar.target import Target
 from ciar.v1 import collaboration_pb2 as pb
 from ciar_cloud.bundle import CloudModel, load_cloud_model
-from ciar_cloud.solo import draw_alone
 from tests.cloud_client import (
     F,
     Sketch,
@@ -27,25 +24,6 @@ from tests.cloud_client import (
     status_of,
     uncertain,
 )
-from tests.tiny import PROMPT, write_bundle
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bundle(tmp_path_factory.mktemp("bundle"))
-
-
-@pytest.fixture(scope="module")
-def model(bundle: Path) -> CloudModel:
-    return load_cloud_model(str(bundle))
-
-
-@pytest.fixture(scope="module")
-def truth(model: CloudModel) -> Callable[[int], list[int]]:
-    """The cloud's own image of a seed."""
-    (features,) = model.encoder.encode([PROMPT])
-    target = Target(model.target, num_slots=1)
-    return lambda seed: list(draw_alone(target, request(seed), features).tokens)
 
 
 def test_a_full_queue_refuses_before_it_computes(model: CloudModel, run: Any) -> None:

@@ -33,7 +33,7 @@ from ciar.types import ImageRequest, SamplingParams, Verdict, VerifyBatch
 from ciar.uncertainty import Router, make_router
 from ciar.v1 import collaboration_pb2 as pb
 from ciar.verifier import Session, Verifier
-from ciar_cloud.bundle import CloudModel, load_cloud_model
+from ciar_cloud.bundle import CloudModel
 from ciar_cloud.config import ServeConfig
 from ciar_cloud.server import CloudServer
 from ciar_cloud.solo import draw_alone
@@ -45,22 +45,12 @@ from ciar_edge.loop import generate
 from ciar_edge.models import EdgeModel, load_draft_model
 from ciar_edge.remote import RemoteSession, RemoteVerifier
 from ciar_edge.result import ImageResult, Origin, Silent
-from tests.tiny import PROMPT, write_bundle
+from tests.tiny import PROMPT
 
 Run = Callable[[Awaitable[Any]], Any]
 T, V = 16, 24
 QUICK = RemoteConfig(deadline_seconds=20, resume_seconds=15)
 PATIENT = RemoteConfig(deadline_seconds=150, resume_seconds=120, max_resumes=1000)
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_bundle(tmp_path_factory.mktemp("bundle"))
-
-
-@pytest.fixture(scope="module")
-def model(bundle: Path) -> CloudModel:
-    return load_cloud_model(str(bundle))
 
 
 @pytest.fixture(scope="module")
