@@ -131,8 +131,14 @@ def test_the_exported_bundle_fits_together(run: RunFolder, tmp_path: Path) -> No
 
 def test_finished_steps_are_not_done_again(run: RunFolder) -> None:
     before = {p: p.stat().st_mtime_ns for p in run.root.rglob("state.pt")}
+    exported = {
+        p: p.stat().st_mtime_ns for part in ("cloud", "edge") for p in (run.bundle / part).iterdir()
+    }
     steps.run_tokenizer(run)
+    steps.run_target(run)
+    steps.run_draft(run)
     assert {p: p.stat().st_mtime_ns for p in run.root.rglob("state.pt")} == before
+    assert {p: p.stat().st_mtime_ns for p in exported} == exported
 
 
 def test_an_adopted_bundle_keeps_its_tokens_and_trains_on(run: RunFolder, tmp_path: Path) -> None:

@@ -13,17 +13,17 @@ from rich.console import Console
 from rich.table import Table
 
 from ciar import __version__
-from ciar.checkpoint import DEFAULT_MODEL, find_model, read_config
+from ciar.checkpoint import DEFAULT_MODEL, find_model, read_sampling
 from ciar.errors import CiarError
 from ciar.models.text_encoder import TextEncoder
 from ciar.target import TargetModel
-from ciar.types import SamplingParams
 from ciar_bench.cloud_process import cores, serving
 from ciar_bench.latency import LatencyPlan, LatencyReport, run_latency
 from ciar_bench.machine import describe_machine
 from ciar_bench.pair import write_random_pair
 from ciar_bench.routing import RoutingReport, measure_routing
 from ciar_bench.workload import seeded_prompts
+from ciar_edge.config import DecodeConfig
 from ciar_edge.models import load_draft_model
 from ciar_train.sizes import load_size
 
@@ -104,16 +104,15 @@ def routing(
     target = TargetModel.load(folder / "cloud")
     edge = load_draft_model(folder / "edge")
     encoder = TextEncoder.load(folder / "text")
-    defaults = read_config(folder / "cloud").get("sampling", {})
     report = measure_routing(
         target,
         edge.draft,
         [encoder.encode([p])[0] for p in seeded_prompts(load_size(size), images)],
-        sampling=SamplingParams(**defaults),
+        sampling=read_sampling(folder / "cloud"),
         calibration={name: list(row) for name, row in edge.calibration.items()},
         router=edge.router,
         share=budget,
-        num_prefix=int(0.06 * target.config.num_tokens),
+        num_prefix=DecodeConfig().num_prefix(target.config.num_tokens),
         has_discrete=discrete,
         progress=lambda done, total, what: console.print(f"{what} {done}/{total}"),
     )

@@ -19,14 +19,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ciar.interval import interfuse
 from ciar.models.inter_head import DraftModel
-from ciar.sampling import coupled_agreement
 from ciar.target import TargetModel
 from ciar.types import SamplingParams
 from ciar.uncertainty import TENSOR_SCORES
 from ciar_train.calibrate import BATCH, batches, score_rows
-from ciar_train.losses import auroc, total_variation
+from ciar_train.draft import describe
+from ciar_train.losses import auroc
 from ciar_train.rollouts import Choice, roll_out
 
 CEILING = "total variation (ceiling)"
@@ -65,15 +64,14 @@ class Watcher:
         self.columns: dict[str, list[Tensor]] = {}
 
     def keep(self, choice: Choice) -> Tensor:
-        p, interval = choice.cloud.softmax(-1), interfuse(choice.centre, choice.radius)
-        inside = (p >= interval.lower) & (p <= interval.upper)
+        found = describe(choice.cloud.softmax(-1), choice.centre, choice.radius)
         values = {name: score_rows(name, choice.centre, choice.radius) for name in self.names}
         is_kept = values[self.router] <= self.threshold
         values |= {
-            CEILING: total_variation(p, interval.mid),
+            CEILING: found["tv"],
+            "agreement": found["agreement"],
+            "covered": found["covered"],
             "differs": (choice.drafted != choice.drawn).float(),
-            "agreement": coupled_agreement(p, interval.mid).float(),
-            "covered": (p * inside).sum(-1),
             "kept": is_kept.float(),
         }
         for name, value in values.items():

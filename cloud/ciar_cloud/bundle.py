@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from ciar.checkpoint import find_model, fingerprint, from_dict, read_config
+from ciar.checkpoint import find_model, fingerprint, read_config, read_sampling
 from ciar.errors import CheckpointError, InvalidInput
 from ciar.models.packed import pack_linears
 from ciar.models.text_encoder import TextEncoder
 from ciar.target import TargetModel
-from ciar.types import ModelInfo, SamplingParams
+from ciar.types import ModelInfo
 from ciar_cloud.text import MAX_PROMPT_CHARS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -95,5 +95,5 @@ def model_info(
         feature_dim=target.feature_dim,
         max_prompt_chars=MAX_PROMPT_CHARS,
         max_batch_tokens=min(max_batch_tokens, sizes.num_tokens) or sizes.num_tokens,
-        sampling=from_dict(SamplingParams, config.get("sampling", {}), where=f"{cloud}: sampling"),
+        sampling=read_sampling(cloud),
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ciar.checkpoint import find_model, from_dict, read_config
+from ciar.checkpoint import find_model, read_sampling
 from ciar.errors import CheckpointError, InvalidInput
 from ciar.models.text_encoder import TextEncoder
 from ciar.models.wordpiece import words
@@ -150,8 +150,7 @@ def _checkpoint_sampling(folder: Path) -> SamplingParams:
     """The checkpoint's own parameters, from the cloud's half of the model if it is there."""
     if not (folder / "cloud").is_dir():
         return SamplingParams()
-    values = read_config(folder / "cloud").get("sampling", {})
-    return from_dict(SamplingParams, values, where=f"{folder / 'cloud'}: sampling")
+    return read_sampling(folder / "cloud")
 
 
 def _router(options: DrawOptions, model: EdgeModel) -> Router:

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from ciar.errors import CheckpointError
 from ciar.int8 import unpack_state_dict
+from ciar.types import SamplingParams
 
 T = TypeVar("T")
 
@@ -77,6 +78,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}: holds {type(config).__name__}, expected an object")
     return config
+
+
+def read_sampling(folder: Path) -> SamplingParams:
+    """The sampling parameters a target folder was made for. Raises `CheckpointError`."""
+    values = read_config(folder).get("sampling", {})
+    return from_dict(SamplingParams, values, where=f"{folder}: sampling")
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

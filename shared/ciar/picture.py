@@ -29,6 +29,21 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
+def load_vq(folder: Path, *, device: str = "cpu") -> VQModel:
+    """Load `NAME/vq` for inference in float32; raises `CheckpointError`."""
+    config = read_config(folder)
+    if config.get("kind") != "vq":
+        raise CheckpointError(f"{folder}: kind {config.get('kind')!r}, expected 'vq'")
+    sizes = config.get("vq")
+    if not isinstance(sizes, dict):
+        raise CheckpointError(f"{folder}: no object 'vq' in its configuration")
+    with torch.device("meta"):
+        model = VQModel(from_dict(VQConfig, sizes, where=f"{folder}: vq"))
+    load_into(model, read_weights(folder), where=folder)
+    to_device(model, device=device, dtype=torch.float32)
+    return model
+
+
 class Painter:
     """Token grids to pixels: the VQ tokenizer's decoder."""
 
@@ -38,17 +53,7 @@ class Painter:
     @classmethod
     def load(cls, folder: Path, *, device: str = "cpu") -> "Painter":
         """Load `NAME/vq`; raises `CheckpointError`."""
-        config = read_config(folder)
-        if config.get("kind") != "vq":
-            raise CheckpointError(f"{folder}: kind {config.get('kind')!r}, expected 'vq'")
-        sizes = config.get("vq")
-        if not isinstance(sizes, dict):
-            raise CheckpointError(f"{folder}: no object 'vq' in its configuration")
-        with torch.device("meta"):
-            model = VQModel(from_dict(VQConfig, sizes, where=f"{folder}: vq"))
-        load_into(model, read_weights(folder), where=folder)
-        to_device(model, device=device, dtype=torch.float32)
-        return cls(model)
+        return cls(load_vq(folder, device=device))
 
     def check_codebook(self, vocab_size: int) -> None:
         """Raise `CheckpointError` unless the codes are those the transformers were trained on."""

@@ -22,11 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ciar.interval import Interval, interfuse
+from ciar.interval import interfuse
 from ciar.models.inter_head import DraftModel, InterHeadConfig
 from ciar.models.transformer import TransformerConfig
 from ciar.sampling import coupled_agreement, guide
 from ciar.target import TargetModel
+from ciar.uncertainty import TENSOR_SCORES, HeadOutput
 from ciar_train.codes import Conditions, pad_left
 from ciar_train.loop import Metrics, Run, Step, TrainingPlan, World, batch_indices, train
 from ciar_train.losses import (
@@ -37,6 +38,14 @@ from ciar_train.losses import (
     interval_score,
     total_variation,
 )
+
+# Scores in the log, by the names they have there.
+MONITORED = {
+    "interval": "interval",
+    "interval_u": "interval-u",
+    "entropy": "entropy",
+    "max_prob": "softmax-corr",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,12 +280,12 @@ class DraftTrainer:
             tokens, _ = self.corrupt(conditions, tokens, generator)
             p = self.cloud(conditions, tokens)
             _, centre, radius = self.outputs(conditions, tokens)
-            for name, value in describe(p, interfuse(centre, radius), radius).items():
+            for name, value in describe(p, centre, radius).items():
                 found.setdefault(name, []).append(value.cpu())
         values = {name: torch.cat(parts).flatten() for name, parts in found.items()}
         is_hard = values["tv"] > values["tv"].median()
         metrics = {f"mean_{name}": float(value.mean()) for name, value in values.items()}
-        for score in ("interval", "interval_u", "entropy", "max_prob"):
+        for score in MONITORED:
             metrics[f"auroc_{score}"] = auroc(values[score], is_hard)
         return metrics
 
@@ -297,17 +306,13 @@ def mean_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1).mean()
 
 
-def describe(p: Tensor, interval: Interval, radius: Tensor) -> dict[str, Tensor]:
+def describe(p: Tensor, centre: Tensor, radius: Tensor) -> dict[str, Tensor]:
     """Per position [B, T]: distance to the cloud, scores, and the mass of p_C in the interval."""
-    width, mid = interval.width, interval.mid
+    interval, head = interfuse(centre, radius), HeadOutput(centre, radius)
     inside = (p >= interval.lower) & (p <= interval.upper)
     return {
-        "tv": total_variation(p, mid),
-        "agreement": coupled_agreement(p, mid).float(),
-        "interval": width.sum(-1),
-        "interval_u": width.sum(-1) * width.std(-1, correction=0),
-        "entropy": -(mid * interval.log_mid).nan_to_num(0.0).sum(-1),
-        "max_prob": 1 - mid.amax(-1),
+        "tv": total_variation(p, interval.mid),
+        "agreement": coupled_agreement(p, interval.mid).float(),
         "radius": radius.mean(-1),
         "covered": (p * inside).sum(-1),
-    }
+    } | {name: TENSOR_SCORES[score](head) for name, score in MONITORED.items()}

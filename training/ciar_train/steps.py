@@ -15,17 +15,18 @@ from pathlib import Path
 
 import torch
 
-from ciar.checkpoint import find_model, fingerprint, from_dict, load_into, read_config, read_weights
+from ciar.checkpoint import CONFIG_FILE, find_model, fingerprint, read_config
 from ciar.errors import InvalidInput
 from ciar.models.text_encoder import TextEncoder
-from ciar.models.vq import VQConfig, VQModel
+from ciar.picture import load_vq
 from ciar.target import TargetModel
+from ciar.uncertainty import DEFAULT_BUDGET
 from ciar_train.calibrate import calibrate, cloud_images, protocol_images
 from ciar_train.codes import CodeFolder, write_codes
 from ciar_train.draft import Contexts, DraftTrainer
 from ciar_train.export import export_draft, export_target, export_vq, round_as_stored
 from ciar_train.images import SceneFolder
-from ciar_train.loop import World
+from ciar_train.loop import Run, TrainingPlan, World
 from ciar_train.scenes import Atlas, draw, unpack_atlas
 from ciar_train.sizes import Size
 from ciar_train.target import train_target
@@ -34,7 +35,6 @@ from ciar_train.tokenizer import channels_last, train_tokenizer
 Progress = Callable[[int, int, str], None]
 HELD_OUT_START = 10_000_000
 NUM_CALIBRATION = 64
-BUDGET = 0.30  # share of routed tokens that are asked for
 PREFIX_RATE = 0.06
 NUM_HELD_OUT = 64
 MODEL_NAME = "ciar-mini"
@@ -115,13 +115,6 @@ def run_tokenizer(run: RunFolder) -> None:
         export_vq(vq, run.bundle / "vq")
 
 
-def load_vq(folder: Path, device: torch.device) -> VQModel:
-    config = from_dict(VQConfig, read_config(folder)["vq"], where=str(folder))
-    vq = VQModel(config)
-    load_into(vq, read_weights(folder), where=folder)
-    return channels_last(vq, device).eval().requires_grad_(False)
-
-
 def text_folder(run: RunFolder) -> Path:
     """The text encoder of the run; the embedded one unless the run has its own."""
     own = run.bundle / "text"
@@ -135,7 +128,7 @@ def encode_scenes(run: RunFolder) -> dict[str, CodeFolder]:
     if run.world.is_main:
         text = TextEncoder.load(text_folder(run))
         text.to(run.world.device)
-        vq = load_vq(run.bundle / "vq", run.world.device)
+        vq = channels_last(load_vq(run.bundle / "vq"), run.world.device)
         for part in ("train", "held_out"):
             scenes = SceneFolder(run.scenes(part))
             write_codes(scenes, vq, text, run.codes(part), progress=run.progress)
@@ -143,7 +136,16 @@ def encode_scenes(run: RunFolder) -> dict[str, CodeFolder]:
     return {part: CodeFolder(run.codes(part)) for part in ("train", "held_out")}
 
 
+def is_finished(run: RunFolder, step: str, plan: TrainingPlan) -> bool:
+    """Whether a step of this run has done all of its plan before."""
+    state = Run(run.root / step, world=run.world).load()
+    return state is not None and int(state["step"]) >= plan.steps
+
+
 def run_target(run: RunFolder) -> None:
+    has_cloud = (run.bundle / "cloud" / CONFIG_FILE).exists()
+    if has_cloud and is_finished(run, "target", run.size.target):
+        return  # to export it again would undo the draft's half of it
     codes = encode_scenes(run)
     start = None
     if run.adopted.exists():
@@ -184,6 +186,8 @@ def run_draft(run: RunFolder, *, folder_name: str = "draft") -> None:
     if not (bundle / "cloud" / "config.json").exists():
         raise InvalidInput("run", str(run.root), "train the target first: ciar-train target")
     target = TargetModel.load(bundle / "cloud", device=str(run.world.device))
+    if is_finished(run, f"{folder_name}/phi", plan.phi) and has_fitting_edge(bundle):
+        return
     codes = {part: CodeFolder(run.codes(part)) for part in ("train", "held_out")}
     folder = run.root / folder_name
     train_on, held_out = draft_contexts(run, target, codes, folder)
@@ -206,7 +210,7 @@ def run_draft(run: RunFolder, *, folder_name: str = "draft") -> None:
         trainer.draft,
         [c.float() for c in picked.conditions],
         sampling=size.sampling,
-        budget=BUDGET,
+        budget=DEFAULT_BUDGET,
         num_prefix=num_prefix(size),
         progress=run.progress,
     )
@@ -235,7 +239,7 @@ def protocol_contexts(
             trainer.draft,
             prompts,
             sampling=run.size.sampling,
-            kept_share=1 - BUDGET,
+            kept_share=1 - DEFAULT_BUDGET,
             num_prefix=num_prefix(run.size),
             first_seed=8_000_000,
             progress=run.progress,
@@ -277,13 +281,20 @@ def draft_contexts(
     return joined(own, real), Contexts(tokens=tokens[count:], conditions=test_prompts.conditions)
 
 
+def has_fitting_edge(bundle: Path) -> bool:
+    """Whether there is a draft, made for the cloud that is there."""
+    if not (bundle / "edge" / CONFIG_FILE).exists():
+        return False
+    return bool(read_config(bundle / "edge")["target"] == fingerprint(bundle / "cloud"))
+
+
 def export_bundle(run: RunFolder, out: Path) -> int:
     """Copy the finished bundle; returns its bytes."""
     parts = ("vq", "text", "cloud", "edge")
     missing = [p for p in parts if not (run.bundle / p / "config.json").exists()]
     if missing:
         raise InvalidInput("run", str(run.root), f"train these parts first: {', '.join(missing)}")
-    if read_config(run.bundle / "edge")["target"] != fingerprint(run.bundle / "cloud"):
+    if not has_fitting_edge(run.bundle):
         raise InvalidInput(
             "run", str(run.root), "the draft belongs to another target: ciar-train draft"
         )

@@ -16,7 +16,6 @@ class PackedLinear(nn.Module):
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
-        self.weight_shape = tuple(weight.shape)
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), NUM_ROWS)
 
     def forward(self, x: Tensor) -> Tensor:
