@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from ciar.event_loop import fast_loop
 from ciar.types import ImageRequest, SamplingParams, Verdict, VerifyBatch, no_features
 from ciar.uncertainty import make_router
 from ciar_edge.config import DecodeConfig, Mode
@@ -205,4 +206,5 @@ def summarize(rounds: Rounds, chunks: dict[int, float], num_tokens: int) -> Late
 def run_latency(
     address: str, model: EdgeModel, plan: LatencyPlan, *, progress: Callable[[str], None]
 ) -> LatencyReport:
-    return asyncio.run(measure_latency(address, model, plan, progress=progress))
+    with asyncio.Runner(loop_factory=fast_loop()) as runner:
+        return runner.run(measure_latency(address, model, plan, progress=progress))

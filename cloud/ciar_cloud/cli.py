@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from ciar import __version__
 from ciar.checkpoint import DEFAULT_MODEL
 from ciar.errors import CiarError
+from ciar.event_loop import fast_loop
 from ciar.picture import check_picture_path
 from ciar_cloud.bundle import CloudModel, load_cloud_model
 from ciar_cloud.config import ServeConfig
@@ -143,15 +144,6 @@ def run_serve(model: CloudModel, config: ServeConfig) -> None:
     gc.freeze()  # what is loaded stays: collections, and the end, need not walk through it
     with asyncio.Runner(loop_factory=fast_loop()) as runner:
         runner.run(run())
-
-
-def fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's, where there is one."""
-    if sys.platform == "win32":
-        return None
-    import uvloop
-
-    return uvloop.new_event_loop
 
 
 @app.command()

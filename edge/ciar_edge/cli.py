@@ -13,7 +13,7 @@ import secrets
 import signal
 import sys
 import unicodedata
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Set
+from collections.abc import Coroutine, Iterator, Mapping, Set
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -23,6 +23,7 @@ from rich.console import Console
 
 from ciar import __version__
 from ciar.errors import CiarError, InvalidInput, shorten
+from ciar.event_loop import fast_loop
 from ciar_edge.config import DecodeConfig, Mode
 from ciar_edge.embedded import EmbeddedCloud
 
@@ -281,12 +282,7 @@ def default_name(prompt: str, seed: int) -> str:
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
     """To its end on a loop of its own; Ctrl-C and SIGTERM cancel it, and it ends in good order."""
-    loop_factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
-    if sys.platform != "win32":
-        import uvloop
-
-        loop_factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
+    with asyncio.Runner(loop_factory=fast_loop()) as runner:
         return runner.run(_until_terminated(coroutine))
 
 

@@ -8,8 +8,7 @@ nothing, a verdict that corrects a draft is just another `commit`, and a rollbac
 without touching memory.
 
 One layer of one row is bound by memory traffic and by the number of torch calls. `PreparedDraft`
-holds the weights transposed (a row times a matrix streams faster than a matrix times a column) and
-side by side where they share an input.
+holds the weights as `matrix` lays them out, side by side where they share an input.
 
     T image tokens   L condition rows   n rows fed   D width   H heads   d = D / H
     V codebook   F feature width   R radius rank
@@ -28,26 +27,28 @@ from ciar.models.transformer import Block
 from ciar.sampling import filter_logits, gumbel_noise
 from ciar.types import SamplingParams
 from ciar.uncertainty import HeadOutput
+from ciar_edge.matrix import Matrix, matrix
 
 NOT_PREFILLED = -1
 MAX_NOISE_VALUES = 2**23  # kept in memory ahead of use: 32 MiB
 
 
 class PreparedLayer(NamedTuple):
-    """One block; matrices are [in, out]."""
+    """One block."""
 
     attention_norm: Tensor
-    wqkv: Tensor  # [D, 3 D]
-    wo: Tensor
+    wqkv: Matrix  # D -> 3 D
+    wo: Matrix
     ffn_norm: Tensor
-    w13: Tensor  # [D, 2 ffn_dim]
-    w2: Tensor
+    w13: Matrix  # D -> 2 ffn_dim
+    w2: Matrix
 
 
 class PreparedDraft:
     """A draft model's weights laid out for drafting.
 
-    Equal to `DraftModel.forward` up to rounding; shared by images.
+    Equal to `DraftModel.forward` up to rounding, which is that of bfloat16 for int8 weights; shared
+    by images.
     """
 
     @torch.inference_mode()
@@ -59,15 +60,15 @@ class PreparedDraft:
         self.embedding = model.tok_embeddings.weight
         self.layers = [_prepare_layer(block) for block in model.layers]  # type: ignore[arg-type]
         self.norm = model.norm.weight
-        self.centre = _transposed(head.centre.weight)  # [D, V]
+        self.centre = matrix(head.centre.weight)  # D -> V
         self.radius_down = (
-            _transposed(head.radius_down.weight)
-            if isinstance(head.radius_down, nn.Linear)
-            else None
+            matrix(head.radius_down.weight) if isinstance(head.radius_down, nn.Linear) else None
         )
-        self.radius_up = _transposed(head.radius_up.weight)  # [R or D, V]
+        self.radius_up = matrix(head.radius_up.weight)  # R or D -> V
         self.radius_bias = head.radius_up.bias
         self.max_radius = head.max_radius
+        self.phi = matrix(model.phi.mix.weight)  # D + 2 V -> F
+        self.phi_bias = model.phi.mix.bias
         self.turns = torch.view_as_complex(model.rope)[:, None]  # [1 + T, 1, d/2]
 
     def hidden(self, x: Tensor, turns: Tensor, memory: Tensor, start: int) -> Tensor:
@@ -80,8 +81,8 @@ class PreparedDraft:
         for layer, rows in zip(self.layers, memory, strict=True):
             x = x + self._attention(layer, rows, x, turns, start, mask)
             y = F.rms_norm(x, layer.ffn_norm.shape, layer.ffn_norm, eps)
-            gate, up = (y @ layer.w13).chunk(2, dim=-1)
-            x = torch.addmm(x, F.silu(gate).mul_(up), layer.w2)
+            gate, up = layer.w13(y).chunk(2, dim=-1)
+            x = x + layer.w2(F.silu(gate).mul_(up))
         return F.rms_norm(x[-1], self.norm.shape, self.norm, eps)
 
     def _attention(
@@ -95,7 +96,7 @@ class PreparedDraft:
     ) -> Tensor:
         heads, count, end = self.config.num_heads, len(x), start + len(x)
         y = F.rms_norm(x, layer.attention_norm.shape, layer.attention_norm, self.config.norm_eps)
-        qkv = (y @ layer.wqkv).view(count, 3, heads, -1)
+        qkv = layer.wqkv(y).view(count, 3, heads, -1)
         qk = qkv[:, :2].reshape(count, 2 * heads, -1, 2)
         turned = torch.view_as_real(torch.view_as_complex(qk) * turns).view(count, 2, heads, -1)
         rows[0, :, start:end] = turned[:, 1].transpose(0, 1)
@@ -103,14 +104,19 @@ class PreparedDraft:
         z = F.scaled_dot_product_attention(
             turned[:, 0].transpose(0, 1)[None], rows[0, None, :, :end], rows[1, None, :, :end], mask
         )  # [1, H, n, d]
-        return z[0].transpose(0, 1).reshape(count, -1) @ layer.wo
+        return layer.wo(z[0].transpose(0, 1).reshape(count, -1))
 
     def radius(self, hidden: Tensor) -> Tensor:
-        """h [..., D] -> radii [..., V]."""
+        """h [D] -> radii [V]."""
+        rows = hidden[None]
         if self.radius_down is not None:
-            hidden = hidden @ self.radius_down
-        raw = (hidden @ self.radius_up).add_(self.radius_bias)
+            rows = self.radius_down(rows)
+        raw = self.radius_up(rows)[0].add_(self.radius_bias)
         return F.softplus(raw).clamp_(max=self.max_radius)
+
+    def features(self, rows: Tensor) -> Tensor:
+        """concat(h, p^l, p^u) [n, D + 2 V] -> codes [n, F]."""
+        return F.gelu(self.phi(rows).add_(self.phi_bias))
 
     def memory(self) -> Tensor:
         """Keys and values of one image: [num_layers, 2, H, max_rows, d]."""
@@ -124,16 +130,12 @@ def _prepare_layer(block: Block) -> PreparedLayer:
     ffn = block.feed_forward
     return PreparedLayer(
         attention_norm=block.attention_norm.weight,
-        wqkv=_transposed(block.attention.wqkv.weight),
-        wo=_transposed(block.attention.wo.weight),
+        wqkv=matrix(block.attention.wqkv.weight),
+        wo=matrix(block.attention.wo.weight),
         ffn_norm=block.ffn_norm.weight,
-        w13=_transposed(torch.cat([ffn.w1.weight, ffn.w3.weight])),
-        w2=_transposed(ffn.w2.weight),
+        w13=matrix(torch.cat([ffn.w1.weight, ffn.w3.weight])),
+        w2=matrix(ffn.w2.weight),
     )
-
-
-def _transposed(weight: Tensor) -> Tensor:
-    return weight.t().contiguous()
 
 
 class Noise:
@@ -203,7 +205,7 @@ class Drafter:
         """
         if self._draft is None:
             hidden = self._extend()
-            centre = hidden @ self.model.centre  # [V]
+            centre = self.model.centre(hidden[None])[0]  # [V]
             head = HeadOutput(centre, lambda: self.model.radius(hidden))
             self._draft = Draft(self.position, self._draw(centre), hidden, head)
         return self._draft
@@ -225,8 +227,7 @@ class Drafter:
     def features(self, drafts: Sequence[Draft]) -> Tensor:
         """Interval-feature codes of kept tokens, [n, F] float32, in one call."""
         parts = [torch.cat([d.hidden, d.head.lower, d.head.upper]) for d in drafts]
-        mix = self.model.model.phi.mix
-        return F.gelu(F.linear(torch.stack(parts), mix.weight, mix.bias))
+        return self.model.features(torch.stack(parts))
 
     def _extend(self) -> Tensor:
         """Cache every known token, and get the hidden state [D] that predicts the next."""

@@ -19,6 +19,7 @@ from ciar.errors import InvalidInput
 
 PackedDtype = Literal["fp32", "fp16", "int8"]
 PACKED_DTYPES: tuple[PackedDtype, ...] = get_args(PackedDtype)
+Array = np.ndarray[Any, Any]
 MAX_DIM = 2**20  # entries along one axis
 MAX_MAGNITUDE = 65504.0  # largest finite float16; fp16 and int8 saturate there
 
@@ -27,8 +28,8 @@ _NUMPY: dict[PackedDtype, np.dtype[Any]] = {
     "fp16": np.dtype("<f2"),
     "int8": np.dtype("i1"),
 }
-_SPARE_SCALE_BITS = 0x7F  # 24 - 17 low bits of a float32 significand
-_MIN_SCALE = 2.0**-100  # rows smaller than this are zero
+_SPARE_SCALE_BITS = np.int32(0x7F)  # 24 - 17 low bits of a float32 significand
+_MIN_SCALE = np.float32(2.0**-100)  # rows smaller than this are zero
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,19 +48,18 @@ class PackedTensor:
 def pack(tensor: Tensor, dtype: PackedDtype) -> PackedTensor:
     """Pack a finite float tensor of one or two axes; fp16 and int8 saturate at +-65504."""
     assert 1 <= tensor.ndim <= 2, f"one or two axes, not {tensor.ndim}"
-    values = tensor.detach().to("cpu", torch.float32).contiguous()
-    assert bool(torch.isfinite(values).all()), "only finite numbers can be packed"
-    shape = tuple(values.shape)
+    values: Array = tensor.detach().to("cpu", torch.float32).contiguous().numpy()
+    assert np.isfinite(values).all(), "only finite numbers can be packed"
+    shape, scales = values.shape, np.zeros((0, 1), np.float32)
     if dtype != "fp32":
-        values = values.clamp(-MAX_MAGNITUDE, MAX_MAGNITUDE)
-    if dtype != "int8":
-        return PackedTensor(dtype=dtype, shape=shape, data=_to_bytes(values, dtype))
-    rows = values.reshape(_num_rows(shape), shape[-1])  # [rows, columns]
-    scales = _row_scales(rows)  # [rows, 1]
-    steps = torch.where(scales > 0, rows / scales, 0.0).round().clamp(-127, 127)
-    return PackedTensor(
-        dtype=dtype, shape=shape, data=_to_bytes(steps, dtype), scales=tuple(scales[:, 0].tolist())
-    )
+        values = values.clip(-MAX_MAGNITUDE, MAX_MAGNITUDE)
+    if dtype == "int8":
+        values = values.reshape(_num_rows(shape), shape[-1])  # [rows, columns]
+        scales = _row_scales(values)  # [rows, 1]
+        steps = np.divide(values, scales, out=np.zeros_like(values), where=scales > 0)
+        values = steps.round().clip(-127, 127)
+    data = values.astype(_NUMPY[dtype]).tobytes()
+    return PackedTensor(dtype=dtype, shape=shape, data=data, scales=tuple(scales[:, 0].tolist()))
 
 
 def unpack(packed: PackedTensor, *, field: str = "tensor") -> Tensor:
@@ -69,16 +69,15 @@ def unpack(packed: PackedTensor, *, field: str = "tensor") -> Tensor:
     part of it that is wrong.
     """
     _check_layout(packed, field)
-    values = torch.from_numpy(
-        np.frombuffer(packed.data, _NUMPY[packed.dtype]).astype(np.float32).reshape(packed.shape)
-    )
+    values = np.frombuffer(packed.data, _NUMPY[packed.dtype]).astype(np.float32)
+    values = values.reshape(packed.shape)
     if packed.dtype == "int8":
-        scales = torch.tensor(packed.scales, dtype=torch.float32)  # [rows]
         rows = values.reshape(_num_rows(packed.shape), packed.shape[-1])
-        values = (rows * scales[:, None]).reshape(packed.shape)
-    if not bool(torch.isfinite(values).all()):
+        with np.errstate(over="ignore"):  # infinity is refused below
+            values = (rows * np.array(packed.scales, np.float32)[:, None]).reshape(packed.shape)
+    if not np.isfinite(values).all():
         raise InvalidInput(field, "NaN or infinity", "give finite numbers only")
-    return values
+    return torch.from_numpy(values)
 
 
 def round_features(tensor: Tensor, dtype: PackedDtype) -> Tensor:
@@ -86,19 +85,14 @@ def round_features(tensor: Tensor, dtype: PackedDtype) -> Tensor:
     return unpack(pack(tensor, dtype))
 
 
-def _row_scales(rows: Tensor) -> Tensor:
+def _row_scales(rows: Array) -> Array:
     """Largest magnitude / 127 of each row, rounded up to 17 significant bits. [rows, 1]"""
-    if not rows.numel():
-        return rows.new_zeros(rows.shape[0], 1)
-    exact = rows.abs().amax(dim=1, keepdim=True) / 127
-    bits = exact.view(torch.int32)
-    rounded = ((bits + _SPARE_SCALE_BITS) & ~_SPARE_SCALE_BITS).view(torch.float32)
-    return torch.where(exact < _MIN_SCALE, 0.0, rounded)
-
-
-def _to_bytes(values: Tensor, dtype: PackedDtype) -> bytes:
-    array: np.ndarray[Any, Any] = values.numpy()
-    return array.astype(_NUMPY[dtype]).tobytes()
+    if not rows.size:
+        return np.zeros((len(rows), 1), np.float32)
+    exact = np.abs(rows).max(axis=1, keepdims=True) / np.float32(127)
+    bits = exact.view(np.int32)
+    rounded = ((bits + _SPARE_SCALE_BITS) & ~_SPARE_SCALE_BITS).view(np.float32)
+    return np.where(exact < _MIN_SCALE, np.float32(0), rounded)
 
 
 def _num_rows(shape: tuple[int, ...]) -> int:

@@ -134,7 +134,7 @@ class Teacher:
         halves = []
         for rows in (self.rows(conditions), uncond):
             hidden = model.embedded_hidden(torch.cat([rows, x], dim=1), conditions.mask)
-            halves.append(model.output(hidden[:, count - 1 :]))
+            halves.append(model.output(hidden))
         return guide(halves[0], halves[1], self.cfg_scale)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ciar.models.transformer import Transformer, TransformerConfig
 from ciar_train.codes import CodeFolder, Conditions
 from ciar_train.loop import Metrics, Run, TrainingPlan, World, batch_indices, train
+from ciar_train.precision import mixed_precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +127,7 @@ def train_target(
         conditions, tokens = batch(data, indices, generator)
         dropped = torch.rand(len(indices), generator=generator) < plan.drop_caption
         features = drop_captions(model, conditions, dropped.to(world.device))
-        with torch.autocast(world.device.type, torch.bfloat16, enabled=world.device.type == "cuda"):
+        with mixed_precision(world.device):
             logits = model(features, conditions.mask, tokens[:, :-1])
         return F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten()), {}
 
@@ -138,9 +139,9 @@ def train_target(
         for name, share in (("loss_cond", 0.0), ("loss_uncond", 1.0)):
             dropped = torch.full((len(tokens),), bool(share), device=world.device)
             features = drop_captions(model, conditions, dropped)
-            with torch.inference_mode():
+            with torch.inference_mode(), mixed_precision(world.device):
                 logits = model(features, conditions.mask, tokens[:, :-1])
-            losses[name] = float(F.cross_entropy(logits.flatten(0, 1), tokens.flatten()))
+            losses[name] = float(F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten()))
         return losses
 
     train(

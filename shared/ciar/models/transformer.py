@@ -12,9 +12,9 @@ Facts of the public model that are kept exactly:
   token is never fed;
 - conditions are left-padded, padding is seen by nobody, and the unconditional branch sees as many
   rows as the prompt. Padding can therefore be left out: the cached path stores valid rows only, the
-  training path masks it.
+  training path moves it behind the image.
 
-Attention is handed in (`Attend`), so one forward serves training (a mask) and serving (a cache).
+Attention is handed in (`Attend`), so one forward serves training (whole) and serving (a cache).
 """
 
 from collections.abc import Callable
@@ -164,22 +164,22 @@ class Trunk(nn.Module):
         rows [B, L, D] left-padded projected condition, mask [B, L] true where valid, tokens [B, n]
         ids. Returns hidden states [B, n + 1, D], the i-th predicting token i.
         """
-        x = torch.cat([rows, self.tok_embeddings(tokens)], dim=1)
-        return self.embedded_hidden(x, mask)[:, rows.shape[1] - 1 :]
+        return self.embedded_hidden(torch.cat([rows, self.tok_embeddings(tokens)], dim=1), mask)
 
     def embedded_hidden(self, x: Tensor, mask: Tensor) -> Tensor:
-        """As `masked_hidden`, from embedded inputs [B, L + n, D] to hidden states [B, L + n, D]."""
+        """As `masked_hidden`, from embedded inputs [B, L + n, D].
+
+        Padding is moved behind the last token, where causality hides it: attention then needs no
+        mask, which its fast kernels do not take.
+        """
         num_rows = mask.shape[1]
-        num_tokens = x.shape[1] - num_rows
-        rope = torch.cat([self.condition_rope(num_rows), self.image_rope(0, num_tokens)])
-        allowed = sequence_mask(mask, num_tokens)[:, None]  # [B, 1, S, S]
-
-        def attend(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            q, k, v = (t.transpose(-2, -3) for t in (q, k, v))  # [B, H, S, d]
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
-            return y.transpose(-2, -3)
-
-        return self.hidden(x, rope, attend)
+        order = torch.arange(x.shape[1], device=x.device)
+        batch = torch.arange(len(x), device=x.device)[:, None]
+        padding = num_rows - mask.sum(1, keepdim=True)  # [B, 1]
+        moved = (order + padding) % x.shape[1]  # [B, S]
+        rope = torch.cat([self.condition_rope(num_rows), self.image_rope(0, x.shape[1] - num_rows)])
+        hidden = self.hidden(x[batch, moved], rope[moved], attend_causally)
+        return hidden[batch, order[num_rows - 1 :] - padding]
 
 
 class CaptionMLP(nn.Module):
@@ -248,19 +248,14 @@ def rope_table(config: TransformerConfig) -> Tensor:
 
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """Rotary embedding on adjacent pairs, in float32: x [..., n, H, d], rope [n, d/2, 2]."""
+    """Rotary embedding on adjacent pairs, in float32: x [..., n, H, d], rope [(...,) n, d/2, 2]."""
     pairs = torch.view_as_complex(torch.unflatten(x.float(), -1, (-1, 2)))  # [..., n, H, d/2]
     turned = pairs * torch.view_as_complex(rope)[..., None, :]
     return torch.view_as_real(turned).flatten(-2).type_as(x)
 
 
-def sequence_mask(valid: Tensor, num_tokens: int) -> Tensor:
-    """Who sees whom: valid [B, L] -> [B, S, S] bool, S = L + num_tokens.
-
-    Causal, padding hidden, the diagonal open.
-    """
-    size = valid.shape[1] + num_tokens
-    columns = F.pad(valid, (0, num_tokens), value=True)  # [B, S]
-    eye = torch.eye(size, dtype=torch.bool, device=valid.device)
-    causal = torch.ones_like(eye).tril()
-    return (causal & columns[:, None]) | eye
+def attend_causally(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Whole sequences [B, S, H, d]: each position sees itself and what precedes it."""
+    q, k, v = (t.transpose(-2, -3) for t in (q, k, v))  # [B, H, S, d]
+    y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return y.transpose(-2, -3)
