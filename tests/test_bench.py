@@ -183,7 +183,7 @@ def size() -> Size:
         size,
         transformer=replace(size.transformer, num_layers=2, dim=32, num_heads=2),
         vq=replace(size.vq, channels=8, z_channels=8, norm_groups=4),
-        head=replace(size.head, radius_rank=4, feature_dim=8),
+        head=replace(size.head, radius_width=4, feature_dim=8),
     )
 
 

@@ -31,10 +31,10 @@ T = CONFIG.num_tokens
 SAMPLING = SamplingParams(seed=11)
 
 
-def new_model(*, num_layers: int = 1, radius_rank: int = 4) -> DraftModel:
+def new_model(*, num_layers: int = 1, radius_width: int = 4) -> DraftModel:
     torch.manual_seed(0)
     sizes = TransformerConfig(**{**vars(CONFIG), "num_layers": num_layers})
-    model = DraftModel(sizes, InterHeadConfig(radius_rank=radius_rank, feature_dim=8)).eval()
+    model = DraftModel(sizes, InterHeadConfig(radius_width=radius_width, feature_dim=8)).eval()
     for name, weight in model.named_parameters():
         if "norm" in name:
             torch.nn.init.uniform_(weight, 0.5, 1.5)
@@ -71,12 +71,12 @@ def uncached(model: DraftModel, tokens: list[int]) -> tuple[Tensor, Tensor, Tens
 
 
 @pytest.mark.parametrize("num_layers", [1, 2])
-@pytest.mark.parametrize("radius_rank", [0, 4])
+@pytest.mark.parametrize("radius_width", [0, 4])
 @pytest.mark.parametrize("num_prefix", [0, 1, 5])
 def test_drafting_equals_the_uncached_model(
-    num_layers: int, radius_rank: int, num_prefix: int
+    num_layers: int, radius_width: int, num_prefix: int
 ) -> None:
-    model = new_model(num_layers=num_layers, radius_rank=radius_rank)
+    model = new_model(num_layers=num_layers, radius_width=radius_width)
     drafter = new_drafter(model)
     tokens = [3, 1, 4, 1, 5][:num_prefix]
     drafter.commit(*tokens)
@@ -200,7 +200,7 @@ def test_a_model_folder_is_loaded(tmp_path: Path) -> None:
         (lambda c: c.update(routr="interval"), "unknown routr"),
         (lambda c: c.update(calibration={"interval": [1.0, 2.0]}), "calibration"),
         (lambda c: c.update(calibration=[1.0]), "config.json"),
-        (lambda c: c["head"].update(radius_rank=3), "radius_down"),
+        (lambda c: c["head"].update(radius_width=3), "radius_down"),
         (lambda c: c["head"].update(rank=3), "rank"),
         (
             lambda c: c["transformer"].update(vocab_size=7),

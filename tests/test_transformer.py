@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ciar.models.kv_cache import KVCache, PackedLayout, Segment
+from ciar.models.kv_cache import KVCache, Segment
 from ciar.models.transformer import Transformer, TransformerConfig
 from ciar.target import Feed, Target, TargetModel
 
@@ -182,18 +182,21 @@ def test_features_move_the_logits_and_zero_rows_do_not(model: TargetModel) -> No
         model.injection.weight.zero_()
 
 
-def test_padded_attention_equals_one_by_one(model: TargetModel) -> None:
+@pytest.mark.parametrize("slots", [(2, 0, 3), (0, 1, 2)])
+def test_padded_attention_equals_one_by_one(model: TargetModel, slots: tuple[int, ...]) -> None:
     """What a GPU runs: sessions of different lengths and chunks in one call, in any slots."""
     cache = KVCache(model.config, num_slots=4, num_rows=2)
     cache.data.normal_(generator=torch.Generator().manual_seed(0))
     before = cache.data.clone()
-    segments = [Segment(2, 9, 3), Segment(0, 17, 1), Segment(3, 0, 5)]
+    shares = zip(slots, (9, 17, 0), (3, 1, 5), strict=True)
+    segments = [Segment(slot, start, count) for slot, start, count in shares]
     count = sum(2 * s.count for s in segments)
     heads, head_dim = model.config.num_heads, model.config.head_dim
     q, k, v = torch.randn(3, count, heads, head_dim, generator=torch.Generator().manual_seed(1))
     one_by_one = cache.attend(segments)(1, q, k, v)
     written = cache.data.clone()
     cache.data.copy_(before)
-    padded = cache._attend_padded(1, q, k, v, layout=PackedLayout(segments, cache))
+    cache.is_padded = True
+    padded = cache.attend(segments)(1, q, k, v)
     torch.testing.assert_close(padded, one_by_one)
     assert torch.equal(cache.data, written)

@@ -73,7 +73,7 @@ def random_target(sizes: TransformerConfig, *, feature_dim: int) -> TargetModel:
 def draft_of(target: TargetModel) -> DraftModel:
     source = target.transformer
     sizes = dataclasses.replace(target.config, num_layers=1)
-    draft = DraftModel(sizes, InterHeadConfig(radius_rank=4, feature_dim=target.feature_dim))
+    draft = DraftModel(sizes, InterHeadConfig(radius_width=4, feature_dim=target.feature_dim))
     draft.tok_embeddings.load_state_dict(source.tok_embeddings.state_dict())
     draft.layers[0].load_state_dict(source.layers[0].state_dict())
     draft.norm.load_state_dict(source.norm.state_dict())

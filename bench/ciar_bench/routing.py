@@ -23,7 +23,8 @@ from ciar.models.inter_head import DraftModel
 from ciar.target import TargetModel
 from ciar.types import SamplingParams
 from ciar.uncertainty import TENSOR_SCORES
-from ciar_train.calibrate import BATCH, batches, score_rows
+from ciar_train.calibrate import score_rows
+from ciar_train.contexts import BATCH, batches
 from ciar_train.draft import describe
 from ciar_train.losses import auroc
 from ciar_train.rollouts import Choice, roll_out

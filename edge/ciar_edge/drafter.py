@@ -11,7 +11,7 @@ One layer of one row is bound by memory traffic and by the number of torch calls
 holds the weights as `matrix` lays them out, side by side where they share an input.
 
     T image tokens   L condition rows   n rows fed   D width   H heads   d = D / H
-    V codebook   F feature width   R radius rank
+    V codebook   F feature width   R radius width
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ciar.models.inter_head import DraftModel
 from ciar.models.kv_cache import causal_mask
@@ -61,10 +61,7 @@ class PreparedDraft:
         self.layers = [_prepare_layer(block) for block in model.layers]  # type: ignore[arg-type]
         self.norm = model.norm.weight
         self.centre = matrix(head.centre.weight)  # D -> V
-        self.radius_down = (
-            matrix(head.radius_down.weight) if isinstance(head.radius_down, nn.Linear) else None
-        )
-        self.radius_up = matrix(head.radius_up.weight)  # R or D -> V
+        self.radius_layers = [matrix(layer.weight) for layer in head.radius_layers]  # D (-> R) -> V
         self.radius_bias = head.radius_up.bias
         self.max_radius = head.max_radius
         self.phi = matrix(model.phi.mix.weight)  # D + 2 V -> F
@@ -109,9 +106,9 @@ class PreparedDraft:
     def radius(self, hidden: Tensor) -> Tensor:
         """h [D] -> radii [V]."""
         rows = hidden[None]
-        if self.radius_down is not None:
-            rows = self.radius_down(rows)
-        raw = self.radius_up(rows)[0].add_(self.radius_bias)
+        for layer in self.radius_layers[:-1]:
+            rows = F.gelu(layer(rows))
+        raw = self.radius_layers[-1](rows)[0].add_(self.radius_bias)
         return F.softplus(raw).clamp_(max=self.max_radius)
 
     def features(self, rows: Tensor) -> Tensor:

@@ -106,7 +106,10 @@ class Target:
 
     ROWS = 2
 
-    def __init__(self, model: TargetModel, *, num_slots: int) -> None:
+    def __init__(
+        self, model: TargetModel, *, num_slots: int, is_padded: bool | None = None
+    ) -> None:
+        """is_padded: see `KVCache`."""
         self.model = model
         self.config = model.config
         weight = model.transformer.tok_embeddings.weight
@@ -116,6 +119,7 @@ class Target:
             num_rows=self.ROWS,
             device=weight.device,
             dtype=weight.dtype,
+            is_padded=is_padded,
         )
 
     @torch.inference_mode()

@@ -5,7 +5,7 @@ the edge's *own* rollouts, not of teacher forcing. So: roll out with a threshold
 quantiles, and once more with those.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -14,75 +14,11 @@ from ciar.models.inter_head import DraftModel
 from ciar.target import TargetModel
 from ciar.types import SamplingParams
 from ciar.uncertainty import TENSOR_SCORES, HeadOutput
-from ciar_train.draft import Contexts
 from ciar_train.export import quantiles
 from ciar_train.rollouts import Choice, Rollout, roll_out
 
 Progress = Callable[[int, int, str], None]
-BATCH = 32
 NUM_ROUNDS = 3
-
-
-def batches(count: int, size: int = BATCH) -> Iterator[range]:
-    for first in range(0, count, size):
-        yield range(first, min(first + size, count))
-
-
-def cloud_images(
-    target: TargetModel,
-    conditions: list[Tensor],
-    *,
-    sampling: SamplingParams,
-    first_seed: int,
-    progress: Progress = lambda done, total, what: None,
-) -> Contexts:
-    """Images the cloud draws alone for these prompts.
-
-    They are contexts with guidance in them, which drawn pictures lack.
-    """
-    grids = []
-    for span in batches(len(conditions)):
-        picked = [conditions[i].float() for i in span]
-        seeds = [first_seed + i for i in span]
-        grids.append(roll_out(target, None, picked, seeds=seeds, sampling=sampling).tokens)
-        progress(span.stop, len(conditions), "cloud images")
-    return Contexts(tokens=torch.cat(grids), conditions=conditions)
-
-
-def protocol_images(
-    target: TargetModel,
-    draft: DraftModel,
-    conditions: list[Tensor],
-    *,
-    sampling: SamplingParams,
-    kept_share: float,
-    num_prefix: int,
-    first_seed: int,
-    progress: Progress = lambda done, total, what: None,
-) -> Contexts:
-    """Images both sides draw, a random `kept_share` of the routed tokens the edge's own.
-
-    Random, because the radius that would route is not trained yet; features are zero until phi is.
-    """
-    generator = torch.Generator().manual_seed(first_seed)
-    grids = []
-
-    def keep(choice: Choice) -> Tensor:
-        return torch.rand(len(choice.centre), generator=generator) < kept_share
-
-    for span in batches(len(conditions)):
-        rollout = roll_out(
-            target,
-            draft,
-            [conditions[i].float() for i in span],
-            seeds=[first_seed + i for i in span],
-            sampling=sampling,
-            num_prefix=num_prefix,
-            keep=keep,
-        )
-        grids.append(rollout.tokens)
-        progress(span.stop, len(conditions), "protocol images")
-    return Contexts(tokens=torch.cat(grids), conditions=conditions)
 
 
 class Recorder:

@@ -24,9 +24,10 @@ from ciar import __version__
 from ciar.checkpoint import find_model
 from ciar.errors import CiarError
 from ciar_train import steps
+from ciar_train.draft_step import run_draft
 from ciar_train.loop import World
+from ciar_train.run_folder import RunFolder
 from ciar_train.sizes import load_size, size_names
-from ciar_train.steps import RunFolder
 
 app = typer.Typer(
     help="Train ciar-mini: captioned scenes, tokenizer, target, draft, export.",
@@ -146,7 +147,7 @@ def draft(
     threads: ThreadsOption = 0,
 ) -> None:
     """Train the edge model for the run's target, both halves of phi, and calibrate its scores."""
-    steps.run_draft(open_run(size, run, device, threads))
+    run_draft(open_run(size, run, device, threads))
 
 
 @app.command()
@@ -179,7 +180,7 @@ def all_steps(
     folder.world.wait()
     steps.run_target(folder)
     folder.world.wait()
-    steps.run_draft(folder)
+    run_draft(folder)
     if folder.world.is_main:
         num_bytes = steps.export_bundle(folder, out)
         print(f"{out}: {num_bytes / 2**20:.1f} MiB")

@@ -15,6 +15,7 @@ protocol, most of whose tokens the edge drew itself (see `rollouts`), and on the
 """
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,11 +26,12 @@ from torch import Tensor, nn
 from ciar.interval import interfuse
 from ciar.models.inter_head import DraftModel, InterHeadConfig
 from ciar.models.transformer import TransformerConfig
-from ciar.sampling import coupled_agreement, guide
+from ciar.sampling import coupled_agreement
 from ciar.target import TargetModel
 from ciar.uncertainty import TENSOR_SCORES, HeadOutput
-from ciar_train.codes import Conditions, pad_left
-from ciar_train.loop import Metrics, Run, Step, TrainingPlan, World, batch_indices, train
+from ciar_train.codes import Conditions
+from ciar_train.contexts import Contexts
+from ciar_train.loop import Metrics, Run, Step, World, batch_indices, train
 from ciar_train.losses import (
     InterDroWeights,
     auroc,
@@ -38,6 +40,9 @@ from ciar_train.losses import (
     interval_score,
     total_variation,
 )
+from ciar_train.plan import TrainingPlan
+from ciar_train.precision import mixed_precision
+from ciar_train.teacher import Teacher
 
 # Scores in the log, by the names they have there.
 MONITORED = {
@@ -74,8 +79,13 @@ def one_layer(config: TransformerConfig) -> TransformerConfig:
     return replace(config, num_layers=1)
 
 
-def draft_from_target(target: TargetModel, head: InterHeadConfig) -> DraftModel:
-    """A draft model that starts from the target's first layer, embeddings, norm and output head."""
+def draft_from_target(
+    target: TargetModel, head: InterHeadConfig, start: Mapping[str, Tensor] | None = None
+) -> DraftModel:
+    """A draft model that starts from the target's first layer, embeddings, norm and output head.
+
+    start: weights of an earlier draft, for its trunk and centre instead.
+    """
     draft = DraftModel(one_layer(target.config), head)
     source = target.transformer
     pairs: list[tuple[nn.Module, nn.Module]] = [
@@ -87,55 +97,11 @@ def draft_from_target(target: TargetModel, head: InterHeadConfig) -> DraftModel:
     ]
     for mine, theirs in pairs:
         mine.load_state_dict(theirs.state_dict())
+    if start:
+        kept = ("tok_embeddings.", "layers.", "norm.", "inter_head.centre.")
+        draft.load_state_dict({n: w for n, w in start.items() if n.startswith(kept)}, strict=False)
     draft.cap_proj.requires_grad_(False)
     return draft
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Contexts:
-    """Token grids with the text features of their prompts."""
-
-    tokens: Tensor  # [N, T]
-    conditions: list[Tensor]  # one [L, C] an image
-
-    def batch(self, indices: Tensor, device: torch.device) -> tuple[Conditions, Tensor]:
-        padded = pad_left([self.conditions[i].float() for i in indices.tolist()])
-        return (
-            Conditions(padded.features.to(device), padded.mask.to(device)),
-            self.tokens[indices].long().to(device),
-        )
-
-
-class Teacher:
-    """The frozen, guided cloud on whole sequences."""
-
-    def __init__(self, target: TargetModel, cfg_scale: float) -> None:
-        self.target = target
-        self.cfg_scale = cfg_scale
-
-    def rows(self, conditions: Conditions) -> Tensor:
-        """Projected condition [B, L, D]."""
-        rows: Tensor = self.target.transformer.cls_embedding(conditions.features)
-        return rows
-
-    def logits(
-        self, conditions: Conditions, tokens: Tensor, injected: Tensor | None = None
-    ) -> Tensor:
-        """Guided logits [B, n + 1, V] for tokens [B, n].
-
-        injected: [B, n, D], added to their embeddings.
-        """
-        model = self.target.transformer
-        x = model.tok_embeddings(tokens)
-        if injected is not None:
-            x = x + injected
-        count = conditions.features.shape[1]
-        uncond = model.cls_embedding(model.cls_embedding.uncond(count)) * conditions.mask[..., None]
-        halves = []
-        for rows in (self.rows(conditions), uncond):
-            hidden = model.embedded_hidden(torch.cat([rows, x], dim=1), conditions.mask)
-            halves.append(model.output(hidden))
-        return guide(halves[0], halves[1], self.cfg_scale)
 
 
 class DraftTrainer:
@@ -149,19 +115,21 @@ class DraftTrainer:
         *,
         cfg_scale: float,
         world: World,
+        start: Mapping[str, Tensor] | None = None,
     ) -> None:
         torch.manual_seed(0)
         self.target = copy.deepcopy(target).to(world.device).requires_grad_(False)
-        self.teacher = Teacher(self.target, cfg_scale)
-        self.draft = draft_from_target(target, head).to(world.device)
+        self.teacher = Teacher(self.target, cfg_scale, world.device)
+        self.draft = draft_from_target(target, head, start).to(world.device)
         self.plan = plan
         self.world = world
 
-    def outputs(self, conditions: Conditions, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """hidden [B, T, D], centre and radius [B, T, V] for every position of tokens [B, T]."""
+    def hidden(self, conditions: Conditions, tokens: Tensor) -> Tensor:
+        """The edge's hidden states [B, T, D] for every position of tokens [B, T]."""
         rows = self.teacher.rows(conditions)
-        hidden, centre, radius = self.draft(rows, conditions.mask, tokens[:, :-1])
-        return hidden, centre, radius
+        with mixed_precision(self.world.device):
+            hidden = self.draft.masked_hidden(rows, tokens[:, :-1], conditions.mask)
+        return hidden.float()
 
     @torch.no_grad()
     def corrupt(
@@ -171,9 +139,8 @@ class DraftTrainer:
 
         Returns the tokens and which were replaced.
         """
-        _, centre, _ = self.outputs(conditions, tokens)
-        flat = centre.softmax(-1).flatten(0, 1)
-        own = torch.multinomial(flat, 1).view_as(tokens)
+        centre = self.draft.inter_head.centre(self.hidden(conditions, tokens))
+        own = torch.multinomial(centre.softmax(-1).flatten(0, 1), 1).view_as(tokens)
         share = torch.rand(len(tokens), 1, generator=generator) * self.plan.replaced
         picked = (torch.rand(tokens.shape, generator=generator) < share).to(tokens.device)
         return torch.where(picked, own, tokens), picked
@@ -199,22 +166,25 @@ class DraftTrainer:
             conditions, tokens, generator = self.batches(contexts, plan, number)
             tokens, _ = self.corrupt(conditions, tokens, generator)
             p = self.cloud(conditions, tokens)
-            _, centre, radius = self.outputs(conditions, tokens)
-            interval = interfuse(centre, radius)
+            hidden = self.hidden(conditions, tokens)
             if self.plan.loss == "inter-dro":
+                interval = interfuse(*self.draft.inter_head(hidden))
+                log_mid = interval.log_mid
                 loss, share = inter_dro_loss(p, interval, self.plan.weights)
-                extra = {"effective_share": float(share)}
+                extra = {
+                    "effective_share": float(share),
+                    "mean_width": float(interval.width.detach().sum(-1).mean()),
+                }
             else:
-                loss, extra = centre_loss(p, interval, self.plan.weights), {}
-            with torch.no_grad():
-                tv = float(total_variation(p, interval.mid).mean())
-                mean_width = float(interval.width.sum(-1).mean())
-            return loss, {"tv": tv, "mean_width": mean_width} | extra
+                log_mid = self.draft.inter_head.centre(hidden).log_softmax(-1)
+                loss, extra = centre_loss(p, log_mid, self.plan.weights), {}
+            tv = float(total_variation(p, log_mid.detach().exp()).mean())
+            return loss, {"tv": tv} | extra
 
         self.draft.requires_grad_(True).cap_proj.requires_grad_(False)
         self.draft.phi.requires_grad_(False)
-        self.draft.inter_head.radius_up.requires_grad_(self.plan.loss == "inter-dro")
-        self.draft.inter_head.radius_down.requires_grad_(self.plan.loss == "inter-dro")
+        for layer in self.draft.inter_head.radius_layers:
+            layer.requires_grad_(self.plan.loss == "inter-dro")
         self._train(self.draft, step, plan, folder / "centre", held_out)
 
     def train_radius(self, contexts: Contexts, held_out: Contexts, folder: Path) -> None:
@@ -230,14 +200,14 @@ class DraftTrainer:
             conditions, tokens, _ = self.batches(contexts, plan, number)
             p = self.cloud(conditions, tokens)
             with torch.no_grad():
-                hidden, centre, _ = self.outputs(conditions, tokens)
-            interval = interfuse(centre, self.draft.inter_head.radius(hidden))
+                hidden = self.hidden(conditions, tokens)
+            interval = interfuse(*self.draft.inter_head(hidden))
             loss = interval_score(p, interval, miss_rate=self.plan.miss_rate)
             return loss, {"mean_width": float(interval.width.detach().sum(-1).mean())}
 
         self.draft.requires_grad_(False)
-        self.draft.inter_head.radius_up.requires_grad_(True)
-        self.draft.inter_head.radius_down.requires_grad_(True)
+        for layer in self.draft.inter_head.radius_layers:
+            layer.requires_grad_(True)
         self._train(self.draft, step, plan, folder / "radius", held_out)
 
     def train_phi(self, contexts: Contexts, folder: Path) -> None:
@@ -251,8 +221,8 @@ class DraftTrainer:
                 mixed, kept = self.corrupt(conditions, clean, generator)
                 wanted = self.teacher.logits(conditions, clean[:, :-1]).log_softmax(-1)
                 plain = self.teacher.logits(conditions, mixed[:, :-1]).log_softmax(-1)
-                hidden, centre, radius = self.outputs(conditions, mixed)
-                interval = interfuse(centre, radius)
+                hidden = self.hidden(conditions, mixed)
+                interval = interfuse(*self.draft.inter_head(hidden))
             codes = self.draft.phi(hidden, interval) * kept[..., None]  # [B, T, F]
             injected = self.target.injection(codes)[:, :-1]
             found = self.teacher.logits(conditions, mixed[:, :-1], injected).log_softmax(-1)
@@ -279,7 +249,7 @@ class DraftTrainer:
             conditions, tokens = held_out.batch(indices, self.world.device)
             tokens, _ = self.corrupt(conditions, tokens, generator)
             p = self.cloud(conditions, tokens)
-            _, centre, radius = self.outputs(conditions, tokens)
+            centre, radius = self.draft.inter_head(self.hidden(conditions, tokens))
             for name, value in describe(p, centre, radius).items():
                 found.setdefault(name, []).append(value.cpu())
         values = {name: torch.cat(parts).flatten() for name, parts in found.items()}

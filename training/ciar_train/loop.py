@@ -17,40 +17,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ciar_train.optimizer import optimizer_for
+from ciar_train.plan import TrainingPlan
+
 Metrics = dict[str, float]
 Step = Callable[[int], tuple[Tensor, Metrics]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingPlan:
-    """How long and how fast.
-
-    Learning rate: linear warm-up, constant, then linear cool-down to zero.
-    """
-
-    steps: int
-    batch_size: int  # over all processes
-    lr: float
-    warmup_steps: int = 100
-    cooldown: float = 0.3  # last share of the steps
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.95)
-    grad_clip: float = 1.0
-    ema: float = 0.0  # decay of the averaged weights; 0 keeps the last weights
-    log_every: int = 20
-    eval_every: int = 500
-    save_every: int = 500
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "eval_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)}: give a positive count")
-
-    def lr_at(self, step: int) -> float:
-        warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
-        left = (self.steps - step) / max(1.0, self.cooldown * self.steps)
-        return self.lr * min(warm, left, 1.0)
 
 
 @dataclass(frozen=True)
@@ -106,19 +77,6 @@ def batch_indices(step: int, *, count: int, batch_size: int, world: World, seed:
         order = torch.randperm(count, generator=generator)
         out[here] = order[wanted[here] % count]
     return out
-
-
-def optimizer_for(
-    model: nn.Module, plan: TrainingPlan, *, device: torch.device
-) -> torch.optim.Optimizer:
-    """AdamW; weight decay on matrices only."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": plan.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    is_fused = device.type == "cuda" or None
-    return torch.optim.AdamW(groups, lr=plan.lr, betas=plan.betas, fused=is_fused)
 
 
 class Run:
@@ -203,14 +161,13 @@ def train(
     run: Run,
     evaluate: Callable[[], Metrics] | None = None,
     after_step: Callable[[int], None] | None = None,
-    optimizer: torch.optim.Optimizer | None = None,
 ) -> None:
     """Run or resume the plan.
 
     On return the model holds the averaged weights when the plan asks for an average.
     """
     world = run.world
-    optimizer = optimizer or optimizer_for(model, plan, device=world.device)
+    optimizer = optimizer_for(model, plan, device=world.device)
     ema = Ema(model, plan.ema) if plan.ema else None
     first = restore(run, model, optimizer, ema)
     parameters = [p for p in model.parameters() if p.requires_grad]

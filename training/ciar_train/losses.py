@@ -49,10 +49,10 @@ def anchor(p: Tensor, log_q: Tensor, weights: InterDroWeights) -> Tensor:
     return weights.l1 * distance + weights.cross_entropy * cross_entropy(p, log_q)
 
 
-def centre_loss(p: Tensor, interval: Interval, weights: InterDroWeights) -> Tensor:
+def centre_loss(p: Tensor, log_mid: Tensor, weights: InterDroWeights) -> Tensor:
     """`A(p_mid) + lb KL(p_C || p_mid)`, a scalar."""
-    kl = F.kl_div(interval.log_mid, p, reduction="none").sum(-1)
-    return (anchor(p, interval.log_mid, weights) + weights.kl * kl).mean()
+    kl = F.kl_div(log_mid, p, reduction="none").sum(-1)
+    return (anchor(p, log_mid, weights) + weights.kl * kl).mean()
 
 
 def dro_weights(losses: Tensor, share: float) -> Tensor:
@@ -84,7 +84,7 @@ def inter_dro_loss(
     lower_ce = cross_entropy(p, interval.log_lower)
     worst = dro_weights(lower_ce, weights.effective_share)
     total = (
-        centre_loss(p, interval, weights)
+        centre_loss(p, interval.log_mid, weights)
         + anchor(p, interval.log_upper, weights).mean()
         + anchor(p, interval.log_lower, weights).mean()
         + weights.dro * (worst * lower_ce).mean()

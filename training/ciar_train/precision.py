@@ -28,7 +28,7 @@ def mixed_precision(device: torch.device) -> AbstractContextManager[None]:
 def has_fast_bfloat16(device_type: str) -> bool:
     """GPUs by what they support; CPUs differ widely (some emulate it), so they are timed, once."""
     if device_type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     return product_seconds(torch.bfloat16) < WORTH_IT * product_seconds(torch.float32)
 
 

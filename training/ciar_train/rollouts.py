@@ -63,6 +63,7 @@ class BatchedDraft:
             num_rows=1,
             device=weight.device,
             dtype=weight.dtype,
+            is_padded=True,
         )
         rope = torch.cat([model.condition_rope(n) for n in self.lengths])
         segments = [Segment(slot, 0, n) for slot, n in enumerate(self.lengths)]
@@ -93,7 +94,7 @@ def roll_out(
 
     conditions: text features [L_i, C] an image; sampling.seed is ignored for `seeds`.
     """
-    cloud = Target(target, num_slots=len(conditions))
+    cloud = Target(target, num_slots=len(conditions), is_padded=True)
     device = target.injection.weight.device
     count, total, vocab = len(conditions), target.config.num_tokens, target.config.vocab_size
     conditions = [c.to(device) for c in conditions]

@@ -6,7 +6,6 @@ Next-token prediction on token grids, with dropped captions for guidance.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,14 +13,14 @@ from torch import Tensor, nn
 
 from ciar.models.transformer import Transformer, TransformerConfig
 from ciar_train.codes import CodeFolder, Conditions
-from ciar_train.loop import Metrics, Run, TrainingPlan, World, batch_indices, train
+from ciar_train.loop import Metrics, Run, World, batch_indices, train
+from ciar_train.plan import TrainingPlan
 from ciar_train.precision import mixed_precision
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetPlan(TrainingPlan):
     drop_caption: float = 0.1  # share of captions replaced by the unconditional features
-    muon_lr: float = 0.0  # learning rate of Muon for hidden matrices; 0: AdamW everywhere
 
 
 def init_weights(model: nn.Module, *, num_layers: int) -> None:
@@ -36,45 +35,6 @@ def init_weights(model: nn.Module, *, num_layers: int) -> None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=0.05)
-
-
-class MuonWithAdamW(torch.optim.Optimizer):
-    """Muon for the hidden matrices, AdamW for the rest, stepped as one."""
-
-    def __init__(self, model: nn.Module, plan: TargetPlan) -> None:
-        matrices: list[nn.Parameter] = []
-        rest: list[nn.Parameter] = []
-        for name, parameter in model.named_parameters():
-            is_hidden = parameter.ndim == 2 and name.startswith("layers.")
-            (matrices if is_hidden else rest).append(parameter)
-        self.muon = torch.optim.Muon(
-            matrices,
-            lr=plan.muon_lr,
-            weight_decay=plan.weight_decay,
-            adjust_lr_fn="match_rms_adamw",
-        )
-        self.adamw = torch.optim.AdamW(rest, lr=plan.lr, betas=plan.betas, weight_decay=0.0)
-        self.parts: tuple[torch.optim.Optimizer, ...] = (self.muon, self.adamw)
-        super().__init__([*matrices, *rest], {})
-        self.param_groups = [g for part in self.parts for g in part.param_groups]
-        for group in self.muon.param_groups:
-            group["lr_scale"] = plan.muon_lr / plan.lr
-
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        for part in self.parts:
-            part.step()
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        for part in self.parts:
-            part.zero_grad(set_to_none)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"parts": [part.state_dict() for part in self.parts]}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for part, state in zip(self.parts, state_dict["parts"], strict=True):
-            part.load_state_dict(state)
-        self.param_groups = [g for part in self.parts for g in part.param_groups]
 
 
 def drop_captions(model: Transformer, conditions: Conditions, dropped: Tensor) -> Tensor:
@@ -108,7 +68,6 @@ def train_target(
     if start:
         model.load_state_dict(start)
     model.to(world.device)
-    optimizer = MuonWithAdamW(model, plan) if plan.muon_lr else None
 
     def batch(
         folder: CodeFolder, indices: Tensor, generator: torch.Generator
@@ -150,6 +109,5 @@ def train_target(
         plan=plan,
         run=Run(run_folder, world=world),
         evaluate=evaluate,
-        optimizer=optimizer,
     )
     return model.eval()

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from ciar.models.vq import VQConfig, VQModel
 from ciar_train.images import SceneFolder
-from ciar_train.loop import Metrics, Run, TrainingPlan, World, batch_indices, train
+from ciar_train.loop import Metrics, Run, World, batch_indices, train
+from ciar_train.plan import TrainingPlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,12 +93,20 @@ def train_tokenizer(
     held_out: SceneFolder,
     run_folder: Path,
     world: World,
+    start: VQModel | None = None,
 ) -> VQModel:
-    """Train or resume; returns the model in eval mode."""
+    """Train or resume; returns the model in eval mode.
+
+    start: an earlier model. Its encoder and codes stay as they are, so that a target trained on its
+    tokens still fits; the decoder learns on.
+    """
     torch.manual_seed(plan.seed)
-    vq = channels_last(VQModel(config), world.device)
+    vq = channels_last(start or VQModel(config), world.device).requires_grad_(True)
     tracker = CodeTracker(vq, loss)
     model = nn.ModuleDict({"vq": vq, "tracker": tracker})
+    if start:
+        for part in (vq.encoder, vq.quant_conv):
+            part.requires_grad_(False)
 
     def load(folder: SceneFolder, indices: Tensor) -> Tensor:
         return folder.images(indices).to(world.device, memory_format=torch.channels_last)
@@ -107,6 +116,11 @@ def train_tokenizer(
             number, count=len(data), batch_size=plan.batch_size, world=world, seed=plan.seed
         )
         x = load(data, indices)
+        if start:
+            with torch.no_grad():
+                codes = vq.quantize.lookup(vq.encode(x))
+            y = vq.decode_latents(codes)
+            return reconstruction_loss(x, y, edge=loss.edge), {"psnr": psnr(x, y.detach())}
         z = vq.quantize.on_sphere(vq.latents(x))
         ids = vq.quantize.nearest(z)
         codes = vq.quantize.lookup(ids)

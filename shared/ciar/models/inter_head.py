@@ -1,14 +1,14 @@
 """The draft model: one layer of the target's architecture, the Inter-Head, the interval features.
 
     c_t = W_c h_t                          centre logits
-    r_t = softplus(W_r h_t + b_r)          radii, W_r of low rank, capped
+    r_t = softplus(W_r g_t + b_r)          radii, capped; g_t = gelu(W_g h_t), or h_t as published
     f_t = phi(concat(h_t, p^l_t, p^u_t))   the code of a token the edge kept
 
 The last linear layer of phi runs in the cloud. The draft is distilled from the *guided* target, so
 it runs one conditional branch. Its condition rows are the target's projected ones, which come with
 the prefix; a frozen copy of that projection serves when there is no cloud at all.
 
-    D width   V codebook size   F feature width   R radius rank
+    D width   V codebook size   F feature width   R radius width
 """
 
 import math
@@ -24,7 +24,7 @@ from ciar.models.transformer import CaptionMLP, TransformerConfig, Trunk
 
 @dataclass(frozen=True, kw_only=True)
 class InterHeadConfig:
-    radius_rank: int = 64  # 0: a full matrix, as published
+    radius_width: int = 64  # of the radius's hidden layer; 0: one full matrix, as published
     max_radius: float = 6.0
     initial_radius: float = 0.5
     feature_dim: int = 64
@@ -43,15 +43,22 @@ class InterHead(nn.Module):
         super().__init__()
         self.max_radius = config.max_radius
         self.centre = nn.Linear(dim, vocab_size, bias=False)
-        rank = config.radius_rank
-        self.radius_down = nn.Linear(dim, rank, bias=False) if rank else nn.Identity()
-        self.radius_up = nn.Linear(rank or dim, vocab_size)
+        width = config.radius_width
+        self.radius_down = nn.Linear(dim, width, bias=False) if width else None
+        self.radius_up = nn.Linear(width or dim, vocab_size)
         nn.init.zeros_(self.radius_up.weight)
         nn.init.constant_(self.radius_up.bias, math.log(math.expm1(config.initial_radius)))
 
+    @property
+    def radius_layers(self) -> list[nn.Linear]:
+        layers = (self.radius_down, self.radius_up)
+        return [layer for layer in layers if layer is not None]
+
     def radius(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., V], from 0 to `max_radius`."""
-        raw = self.radius_up(self.radius_down(hidden))
+        if self.radius_down is not None:
+            hidden = F.gelu(self.radius_down(hidden))
+        raw = self.radius_up(hidden)
         return F.softplus(raw).clamp(max=self.max_radius)
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:

@@ -33,7 +33,13 @@ class Segment:
 
 
 class KVCache:
-    """[num_layers, 2, num_slots, num_rows, H, max_rows, d]."""
+    """[num_layers, 2, num_slots, num_rows, H, max_rows, d].
+
+    is_padded: all segments of a step attend in one padded call, as is fastest on a GPU, where many
+    small kernels cost more than padding, and for many segments anywhere. Otherwise each attends on
+    its own over exactly its rows, so neighbours in the step cannot change its result by a bit.
+    None: as suits the device.
+    """
 
     def __init__(
         self,
@@ -43,8 +49,10 @@ class KVCache:
         num_rows: int,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        is_padded: bool | None = None,
     ) -> None:
         self.num_rows = num_rows
+        self.is_padded = torch.device(device).type == "cuda" if is_padded is None else is_padded
         block = (num_rows, config.num_heads, config.max_rows, config.head_dim)
         shape = (config.num_layers, 2, num_slots, *block)
         self.data = torch.zeros(shape, device=device, dtype=dtype)
@@ -56,11 +64,9 @@ class KVCache:
     def attend(self, segments: Sequence[Segment]) -> Attend:
         """Attention for one packed step.
 
-        q, k, v are [N, H, d], segment after segment, sequence after sequence. On a CPU each segment
-        attends on its own over exactly its rows, so neighbours in the step cannot change its
-        result. On a GPU, where many small kernels cost more than padding, all attend in one call.
+        q, k, v are [N, H, d], segment after segment, sequence after sequence.
         """
-        if len(segments) > 1 and self.data.device.type == "cuda":
+        if len(segments) > 1 and self.is_padded:
             return partial(self._attend_padded, layout=PackedLayout(segments, self))
         masks = [causal_mask(s.count, s.start + s.count, self.data) for s in segments]
         if len(segments) == 1:
@@ -148,7 +154,9 @@ class PackedLayout:
         ]
         table = torch.tensor(rows, device=device).t()  # [5, N]
         self.segment, self.slot, self.row, self.offset, self.column = table
-        self.slots = torch.tensor([s.slot for s in segments], device=device)
+        slots = [s.slot for s in segments]
+        is_range = slots == list(range(len(slots)))  # then keys and values need no copy
+        self.slots = slice(0, len(slots)) if is_range else torch.tensor(slots, device=device)
         starts = torch.tensor([s.start for s in segments], device=device)
         last_seen = starts[:, None] + torch.arange(self.max_count, device=device)  # [segments, C]
         columns = torch.arange(self.max_end, device=device)

@@ -13,7 +13,7 @@ from ciar.models.transformer import TransformerConfig
 from ciar.models.vq import VQConfig
 from ciar.types import SamplingParams
 from ciar_train.draft import DraftPlan
-from ciar_train.loop import TrainingPlan
+from ciar_train.plan import TrainingPlan
 from ciar_train.scenes import Recipe
 from ciar_train.target import TargetPlan
 from ciar_train.tokenizer import TokenizerLoss

@@ -1,0 +1,127 @@
+"""`ciar-train draft` over a run folder: contexts, the three stages, calibration, export."""
+
+from pathlib import Path
+
+import torch
+
+from ciar.checkpoint import CONFIG_FILE, read_weights
+from ciar.errors import InvalidInput
+from ciar.target import TargetModel
+from ciar.uncertainty import DEFAULT_BUDGET
+from ciar_train.calibrate import calibrate
+from ciar_train.codes import CodeFolder
+from ciar_train.contexts import Contexts, cloud_images, drawn, joined, protocol_images
+from ciar_train.draft import DraftTrainer
+from ciar_train.export import export_draft, export_target, round_as_stored
+from ciar_train.run_folder import MODEL_NAME, RunFolder
+from ciar_train.sizes import Size
+
+NUM_CALIBRATION = 64
+NUM_HELD_OUT = 64
+PREFIX_RATE = 0.06
+
+
+def run_draft(run: RunFolder, *, folder_name: str = "draft") -> None:
+    """Train the edge for the bundle's cloud, put both halves of phi in place, calibrate."""
+    size, plan, bundle = run.size, run.size.draft, run.bundle
+    if not (bundle / "cloud" / CONFIG_FILE).exists():
+        raise InvalidInput("run", str(run.root), "train the target first: ciar-train target")
+    target = TargetModel.load(bundle / "cloud", device=str(run.world.device))
+    if run.is_finished(f"{folder_name}/phi", plan.phi) and run.has_fitting_edge:
+        return
+    codes = {part: CodeFolder(run.codes(part)) for part in ("train", "held_out")}
+    folder = run.root / folder_name
+    train_on, held_out = draft_contexts(run, target, codes, folder)
+    trainer = DraftTrainer(
+        target,
+        size.head,
+        plan,
+        cfg_scale=size.sampling.cfg_scale,
+        world=run.world,
+        start=read_weights(run.adopted / "edge") if run.adopted.exists() else None,
+    )
+    trainer.train_centre(train_on, held_out, folder)
+    trainer.train_radius(protocol_contexts(run, trainer, train_on, folder), held_out, folder)
+    trainer.train_phi(train_on, folder)
+    if not run.world.is_main:
+        return
+    target = trainer.target
+    name = MODEL_NAME
+    target_print = export_target(target, bundle / "cloud", name=name, sampling=size.sampling)
+    round_as_stored(target)
+    round_as_stored(trainer.draft)
+    picked = drawn(codes["held_out"], range(min(NUM_CALIBRATION, len(codes["held_out"]))))
+    calibration, _ = calibrate(
+        target,
+        trainer.draft,
+        [c.float() for c in picked.conditions],
+        sampling=size.sampling,
+        budget=DEFAULT_BUDGET,
+        num_prefix=num_prefix(size),
+        progress=run.progress,
+    )
+    export_draft(
+        trainer.draft,
+        bundle / "edge",
+        name=name,
+        target_fingerprint=target_print,
+        calibration=calibration,
+    )
+
+
+def num_prefix(size: Size) -> int:
+    return int(PREFIX_RATE * size.transformer.num_tokens)
+
+
+def protocol_contexts(
+    run: RunFolder, trainer: DraftTrainer, others: Contexts, folder: Path
+) -> Contexts:
+    """Images of the real protocol with the trained centre, beside as many of `others`."""
+    count = max(1, len(others.tokens) // 4)
+    prompts, path = others.conditions[:count], folder / "protocol_images.pt"
+    if not path.exists() and run.world.is_main:
+        images = protocol_images(
+            trainer.target,
+            trainer.draft,
+            prompts,
+            sampling=run.size.sampling,
+            kept_share=1 - DEFAULT_BUDGET,
+            num_prefix=num_prefix(run.size),
+            first_seed=8_000_000,
+            progress=run.progress,
+        )
+        torch.save({"tokens": images.tokens}, path)
+    run.world.wait()
+    own = Contexts(tokens=torch.load(path, weights_only=True)["tokens"], conditions=prompts)
+    rest = Contexts(tokens=others.tokens[:count], conditions=others.conditions[:count])
+    return joined(own, rest)
+
+
+def draft_contexts(
+    run: RunFolder, target: TargetModel, codes: dict[str, CodeFolder], folder: Path
+) -> tuple[Contexts, Contexts]:
+    """Drawn pictures and images the cloud drew, in equal parts.
+
+    The held-out ones are the cloud's alone.
+    """
+    count = min(run.size.draft.num_rollouts, len(codes["train"]) // 2)
+    test_count = min(NUM_HELD_OUT, len(codes["held_out"]))
+    path = folder / "cloud_images.pt"
+    prompts = drawn(codes["train"], range(count))
+    test_prompts = drawn(codes["held_out"], range(test_count))
+    both = joined(prompts, test_prompts)
+    if not path.exists() and run.world.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        images = cloud_images(
+            target,
+            both.conditions,
+            sampling=run.size.sampling,
+            first_seed=7_000_000,
+            progress=run.progress,
+        )
+        torch.save({"tokens": images.tokens}, path)
+    run.world.wait()
+    tokens = torch.load(path, weights_only=True)["tokens"]
+    own = Contexts(tokens=tokens[:count], conditions=prompts.conditions)
+    real = drawn(codes["train"], range(count, 2 * count))
+    return joined(own, real), Contexts(tokens=tokens[count:], conditions=test_prompts.conditions)

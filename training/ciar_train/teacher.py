@@ -1,0 +1,46 @@
+"""The frozen, guided cloud as a draft's teacher.
+
+B images   L condition rows   n tokens   D width   V codebook size
+"""
+
+import torch
+from torch import Tensor
+
+from ciar.sampling import guide
+from ciar.target import TargetModel
+from ciar_train.codes import Conditions
+from ciar_train.precision import mixed_precision
+
+
+class Teacher:
+    """Whole sequences at once: layers in mixed precision, logits in float32."""
+
+    def __init__(self, target: TargetModel, cfg_scale: float, device: torch.device) -> None:
+        self.target = target
+        self.cfg_scale = cfg_scale
+        self.device = device
+
+    def rows(self, conditions: Conditions) -> Tensor:
+        """Projected condition [B, L, D]."""
+        rows: Tensor = self.target.transformer.cls_embedding(conditions.features)
+        return rows
+
+    def logits(
+        self, conditions: Conditions, tokens: Tensor, injected: Tensor | None = None
+    ) -> Tensor:
+        """Guided logits [B, n + 1, V] for tokens [B, n].
+
+        injected: [B, n, D], added to their embeddings.
+        """
+        model = self.target.transformer
+        x = model.tok_embeddings(tokens)
+        if injected is not None:
+            x = x + injected
+        count = conditions.features.shape[1]
+        uncond = model.cls_embedding(model.cls_embedding.uncond(count)) * conditions.mask[..., None]
+        halves = []
+        for rows in (self.rows(conditions), uncond):
+            with mixed_precision(self.device):
+                hidden = model.embedded_hidden(torch.cat([rows, x], dim=1), conditions.mask)
+            halves.append(model.output(hidden.float()))
+        return guide(halves[0], halves[1], self.cfg_scale)
