@@ -1,0 +1,65 @@
+"""Int8 weights are multiplied as stored where that loses nothing of them; all others in float32."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from ciar.int8 import dequantize_rows, quantize_rows
+from ciar_edge.matrix import FloatMatrix, Int8Matrix, is_int8, matrix
+
+BFLOAT16_STEP = 2.0**-8
+
+
+def weight(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def restored(*shape: int) -> Tensor:
+    return dequantize_rows(*quantize_rows(weight(*shape)))
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 17])
+@pytest.mark.parametrize("shape", [(48, 32), (64, 96), (10, 288), (33, 2304)])
+def test_an_int8_product_is_right_to_bfloat16(shape: tuple[int, int], num_rows: int) -> None:
+    stored = restored(*shape)
+    product = matrix(stored)
+    assert isinstance(product, Int8Matrix)
+    x = torch.randn(num_rows, shape[1], generator=torch.Generator().manual_seed(1))
+    expected = x @ stored.t()
+    found = product(x)
+    assert found.dtype == torch.float32 and found.shape == expected.shape
+    largest = float(expected.abs().max())
+    assert float((found - expected).abs().max()) <= 2 * BFLOAT16_STEP * largest
+
+
+def test_a_row_does_not_depend_on_its_neighbours() -> None:
+    product = matrix(restored(64, 96))
+    x = torch.randn(5, 96, generator=torch.Generator().manual_seed(1))
+    together = product(x)
+    for index in range(len(x)):
+        torch.testing.assert_close(product(x[index : index + 1])[0], together[index])
+
+
+@pytest.mark.parametrize(
+    ("kept", "why"),
+    [
+        (weight(48, 32), "other values than int8 rows restore"),
+        (restored(48, 24), "rows the kernel cannot read"),
+        (restored(48, 17), "rows the kernel cannot read"),
+        (torch.full((48, 32), torch.nan), "no numbers"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_other_weights_stay_as_they_are(kept: Tensor, why: str) -> None:
+    assert not is_int8(kept), why
+    product = matrix(kept)
+    assert isinstance(product, FloatMatrix)
+    x = torch.ones(2, kept.shape[1])
+    torch.testing.assert_close(product(x), x @ kept.t(), equal_nan=True)
+
+
+def test_a_row_of_zeros_stays_zero() -> None:
+    stored = restored(8, 32)
+    stored[3] = 0.0
+    assert is_int8(stored)
+    assert float(matrix(stored)(torch.ones(1, 32))[0, 3]) == 0.0
