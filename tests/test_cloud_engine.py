@@ -1,21 +1,25 @@
-"""Failures inside a step reach only those who caused them."""
+"""Failures inside a step reach only those who caused them; what is done between steps."""
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from grpc import StatusCode
+from torch import Tensor
 
 from ciar.errors import CiarError, CloudUnavailable
+from ciar.sampling import gumbel_noise
 from ciar.target import Target
 from ciar.types import (
     Verdict,
     VerifyBatch,
 )
 from ciar_cloud.bundle import CloudModel, load_cloud_model
+from ciar_cloud.engine import NOISE_AHEAD
 from ciar_cloud.solo import draw_alone
 from tests.cloud_client import (
     F,
@@ -99,5 +103,34 @@ def test_a_model_thread_that_dies_leaves_nobody_waiting(model: CloudModel, run: 
             code, _ = await status_of(client.inject(request(2, num_prefix=1)))
             assert code is StatusCode.UNAVAILABLE
             assert len(client.server.sessions) == 0
+
+    run(scenario())
+
+
+def test_noise_of_the_next_positions_is_drawn_while_nobody_waits(
+    model: CloudModel, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+
+    def counting(seed: int, position: int, vocab_size: int) -> Tensor:
+        drawn.append(position)
+        return gumbel_noise(seed, position, vocab_size)
+
+    monkeypatch.setattr("ciar.sampling.gumbel_noise", counting)
+
+    async def scenario() -> None:
+        async with cloud(model) as client:
+            link = await client.session(request(1))
+            verdict = await link.verify(uncertain(0, [1]))
+            first = verdict.num_agreed + 1
+            ahead = list(range(first, min(first + NOISE_AHEAD, model.info.num_tokens)))
+            async with asyncio.timeout(5):
+                while drawn[-1] != ahead[-1]:
+                    await asyncio.sleep(0.01)
+            assert drawn[-len(ahead) :] == ahead
+            drawn.clear()
+            again = await link.verify(replace(uncertain(first, [0]), epoch=1))
+            needed = range(first, first + again.num_agreed + 1)
+            assert not set(needed) & set(drawn)
 
     run(scenario())

@@ -11,9 +11,9 @@ from torch import Tensor
 from ciar.errors import CheckpointError
 from ciar.models.inter_head import DraftModel, InterHeadConfig
 from ciar.models.transformer import TransformerConfig
-from ciar.sampling import coupled_draw
+from ciar.sampling import Noise, coupled_draw
 from ciar.types import SamplingParams
-from ciar_edge.drafter import Draft, Drafter, Noise, PreparedDraft
+from ciar_edge.drafter import Draft, Drafter, PreparedDraft
 from ciar_edge.models import load_draft_model
 from tests.tiny import write_bundle
 

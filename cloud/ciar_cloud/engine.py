@@ -4,8 +4,9 @@
 
 Sessions come and go between steps (continuous batching). What a session gets does not depend on who
 shares its steps: noise comes from (seed, position), and every feed attends to its own slot alone.
-The thread sleeps on a condition while there is nothing to do. A step that fails fails the works in
-it, a feed with logits that are no numbers its own work.
+While there is nothing to do, the thread draws the noise that the sessions it served will need next,
+then it sleeps on a condition. A step that fails fails the works in it, a feed with logits that are
+no numbers its own work.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ import logging
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -20,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ciar.errors import CiarError, CloudUnavailable, EngineError
+from ciar.sampling import Noise
 from ciar.session import PrefixWork, SessionState, VerifyWork
 from ciar.target import Feed, Target
 from ciar.types import VerifyBatch
@@ -27,6 +30,9 @@ from ciar_cloud.observer import Observer
 from ciar_cloud.scheduler import Job, Outcome, Scheduler, Seat
 
 log = logging.getLogger(__name__)
+
+NOISE_AHEAD = 8  # positions of a session
+MAX_AHEAD = 256  # rows still to be drawn, over all sessions; the oldest are given up
 
 Work = PrefixWork | VerifyWork
 Running = tuple[Job, Work, Feed]
@@ -43,6 +49,7 @@ class Engine:
         self._is_stopping = False
         self._has_died = False
         self._current: list[Job] = []
+        self._ahead: deque[tuple[Noise, int]] = deque(maxlen=MAX_AHEAD)
         self.died = asyncio.Event()  # set when the model thread ended by itself
         self._thread = threading.Thread(target=self._run, name="ciar-model", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -138,20 +145,31 @@ class Engine:
             self._abandon()
 
     def _next_jobs(self) -> list[Job]:
-        """Sleep until there is a step to run; empty to stop."""
-        with self._wake:
-            slots = self._scheduler.slots
-            while not self._is_stopping:
-                now, num_evictions = time.monotonic(), slots.num_evictions
-                step = self._scheduler.next_step(now)
-                for _ in range(slots.num_evictions - num_evictions):
-                    self._observer.slot_evicted()
-                if step.dropped:
-                    self._deliver(list(step.dropped))
-                if step.jobs:
-                    return step.jobs
-                wake_at = self._scheduler.wake_at()
-                self._wake.wait(None if wake_at == math.inf else max(0.0, wake_at - now))
+        """Wait until there is a step to run; empty to stop."""
+        while True:
+            with self._wake:
+                jobs = self._poll(can_sleep=not self._ahead)
+            if jobs is not None:
+                return jobs
+            noise, position = self._ahead.popleft()
+            noise.prepare(position)
+
+    def _poll(self, *, can_sleep: bool) -> list[Job] | None:
+        """The jobs of the next step, empty to stop; None if there are none and it may not sleep."""
+        slots = self._scheduler.slots
+        while not self._is_stopping:
+            now, num_evictions = time.monotonic(), slots.num_evictions
+            step = self._scheduler.next_step(now)
+            for _ in range(slots.num_evictions - num_evictions):
+                self._observer.slot_evicted()
+            if step.dropped:
+                self._deliver(list(step.dropped))
+            if step.jobs:
+                return step.jobs
+            if not can_sleep:
+                return None
+            wake_at = self._scheduler.wake_at()
+            self._wake.wait(None if wake_at == math.inf else max(0.0, wake_at - now))
         return []
 
     def _run_step(self, jobs: list[Job]) -> None:
@@ -169,6 +187,7 @@ class Engine:
                 outcomes.append((job, result))
             elif result:
                 outcomes.append((job, self._success(job, work)))
+                self._look_ahead(job.seat.state)
         self._deliver(outcomes)
         done = {id(job) for job, _ in outcomes}
         with self._wake:
@@ -223,6 +242,14 @@ class Engine:
             num_accepted=sum(batch.uncertain[: verdict.num_agreed]), num_rejected=int(is_rejected)
         )
         return replace(verdict, timings=timings)
+
+    def _look_ahead(self, state: SessionState) -> None:
+        """Have noise drawn for the positions that the session's next batch will ask about."""
+        first = len(state.tokens)
+        state.noise.forget(first)
+        if state.request.sampling.temperature:
+            end = min(first + NOISE_AHEAD, state.num_tokens)
+            self._ahead.extend((state.noise, position) for position in range(first, end))
 
     def _deliver(self, outcomes: list[tuple[Job, Outcome]]) -> None:
         if outcomes:

@@ -24,13 +24,12 @@ from torch import Tensor
 from ciar.models.inter_head import DraftModel
 from ciar.models.kv_cache import causal_mask
 from ciar.models.transformer import Block
-from ciar.sampling import filter_logits, gumbel_noise
+from ciar.sampling import Noise, filter_logits
 from ciar.types import SamplingParams
 from ciar.uncertainty import HeadOutput
 from ciar_edge.matrix import Matrix, matrix
 
 NOT_PREFILLED = -1
-MAX_NOISE_VALUES = 2**23  # kept in memory ahead of use: 32 MiB
 
 
 class PreparedLayer(NamedTuple):
@@ -133,26 +132,6 @@ def _prepare_layer(block: Block) -> PreparedLayer:
         w13=matrix(torch.cat([ffn.w1.weight, ffn.w3.weight])),
         w2=matrix(ffn.w2.weight),
     )
-
-
-class Noise:
-    """The rows G(seed, position, .) of one image, drawn ahead of need or on demand."""
-
-    def __init__(self, seed: int, *, vocab_size: int) -> None:
-        self._seed = seed
-        self._vocab_size = vocab_size
-        self._rows: dict[int, Tensor] = {}
-        self.max_rows = MAX_NOISE_VALUES // vocab_size
-
-    def prepare(self, position: int) -> None:
-        """Draw the row of `position` now, if there is room for it."""
-        if position not in self._rows and len(self._rows) < self.max_rows:
-            self._rows[position] = gumbel_noise(self._seed, position, self._vocab_size)
-
-    def row(self, position: int) -> Tensor:
-        """[V]"""
-        row = self._rows.get(position)
-        return gumbel_noise(self._seed, position, self._vocab_size) if row is None else row
 
 
 class Draft:

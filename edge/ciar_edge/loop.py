@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 
 from ciar.errors import InvalidInput, PairMismatch
+from ciar.sampling import Noise
 from ciar.types import ImageRequest, ModelInfo, SamplingParams
 from ciar.uncertainty import Router
 from ciar.verifier import Session, Verifier
 from ciar_edge.config import DecodeConfig
-from ciar_edge.drafter import Draft, Drafter, Noise
+from ciar_edge.drafter import Draft, Drafter
 from ciar_edge.history import Origins
 from ciar_edge.link import Link
 from ciar_edge.models import EdgeModel

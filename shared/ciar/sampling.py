@@ -19,6 +19,8 @@ from torch import Tensor
 
 from ciar.types import SamplingParams
 
+MAX_NOISE_VALUES = 2**23  # kept in memory ahead of use, an image: 32 MiB
+
 
 def guide(cond: Tensor, uncond: Tensor, cfg_scale: float) -> Tensor:
     """Classifier-free guidance, [..., V] float32: `uncond + cfg_scale (cond - uncond)`.
@@ -69,16 +71,44 @@ def noise_rows(seeds: Sequence[int], positions: Sequence[int], vocab_size: int) 
     return torch.stack(rows)
 
 
-def coupled_draw(logits: Tensor, position: int, params: SamplingParams) -> int:
+class Noise:
+    """The rows G(seed, position, .) of one image, drawn ahead of need or on demand."""
+
+    def __init__(self, seed: int, *, vocab_size: int) -> None:
+        self._seed = seed
+        self._vocab_size = vocab_size
+        self._rows: dict[int, Tensor] = {}
+        self.max_rows = MAX_NOISE_VALUES // vocab_size
+
+    def prepare(self, position: int) -> None:
+        """Draw the row of `position` now, if there is room for it."""
+        if position not in self._rows and len(self._rows) < self.max_rows:
+            self._rows[position] = gumbel_noise(self._seed, position, self._vocab_size)
+
+    def row(self, position: int) -> Tensor:
+        """[V]"""
+        row = self._rows.get(position)
+        return gumbel_noise(self._seed, position, self._vocab_size) if row is None else row
+
+    def forget(self, end: int) -> None:
+        """Free the rows of positions before `end`."""
+        self._rows = {position: row for position, row in self._rows.items() if position >= end}
+
+
+def coupled_draw(
+    logits: Tensor, position: int, params: SamplingParams, noise: Noise | None = None
+) -> int:
     """The token at `position` from model-view logits [V].
 
-    Distributed as their sampling view, fixed by the seed.
+    Distributed as their sampling view, fixed by the seed. noise: that of the seed, if somebody may
+    have drawn it before.
     """
     view = filter_logits(
         logits, temperature=params.temperature, top_k=params.top_k, top_p=params.top_p
     )
     if params.temperature:
-        view = view + gumbel_noise(params.seed, position, view.shape[-1]).to(view.device)
+        noise = noise or Noise(params.seed, vocab_size=view.shape[-1])
+        view = view + noise.row(position).to(view.device)
     return int(view.argmax())
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ciar.errors import InvalidInput
-from ciar.sampling import coupled_draw
+from ciar.sampling import Noise, coupled_draw
 from ciar.target import Feed
 from ciar.types import ImageRequest, TokenSpan, Verdict, VerifyBatch
 
@@ -43,6 +43,7 @@ class SessionState:
         self.vocab_size = vocab_size
         self.tokens: list[int] = []
         self.features = torch.zeros(num_tokens, feature_dim)  # zero where the edge did not decide
+        self.noise = Noise(request.sampling.seed, vocab_size=vocab_size)
         self.num_cached = NOT_PREFILLED
         self.epoch = 0
 
@@ -185,7 +186,8 @@ class PrefixWork:
     def receive(self, logits: Tensor) -> bool:
         """Take the logits of the last feed; true when the work is done."""
         session = self.session
-        token = coupled_draw(logits[-1], len(session.tokens), session.request.sampling)
+        sampling, noise = session.request.sampling, session.noise
+        token = coupled_draw(logits[-1], len(session.tokens), sampling, noise)
         session.accept(None, 0, token)
         return self.is_done
 
@@ -233,7 +235,9 @@ class VerifyWork:
         return True
 
     def _draw(self, logits: Tensor, position: int, first: int) -> int:
-        return coupled_draw(logits[position - first], position, self.session.request.sampling)
+        session = self.session
+        sampling, noise = session.request.sampling, session.noise
+        return coupled_draw(logits[position - first], position, sampling, noise)
 
     @property
     def _first_needed(self) -> int:
