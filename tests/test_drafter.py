@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ciar.errors import CheckpointError
 from ciar.models.inter_head import DraftModel, InterHeadConfig
+from ciar.models.neighbours import NeighbourConfig
 from ciar.models.transformer import TransformerConfig
 from ciar.sampling import Noise, coupled_draw
 from ciar.types import SamplingParams
@@ -31,10 +32,13 @@ T = CONFIG.num_tokens
 SAMPLING = SamplingParams(seed=11)
 
 
-def new_model(*, num_layers: int = 1, radius_width: int = 4) -> DraftModel:
+def new_model(*, num_layers: int = 1, radius_width: int = 4, num_neighbours: int = 5) -> DraftModel:
     torch.manual_seed(0)
     sizes = TransformerConfig(**{**vars(CONFIG), "num_layers": num_layers})
-    model = DraftModel(sizes, InterHeadConfig(radius_width=radius_width, feature_dim=8)).eval()
+    head = InterHeadConfig(radius_width=radius_width, feature_dim=8)
+    model = DraftModel(sizes, head, NeighbourConfig(count=num_neighbours, width=4)).eval()
+    if model.neighbours is not None:
+        torch.nn.init.normal_(model.neighbours.mix.weight, std=0.2)
     for name, weight in model.named_parameters():
         if "norm" in name:
             torch.nn.init.uniform_(weight, 0.5, 1.5)
@@ -66,17 +70,21 @@ def uncached(model: DraftModel, tokens: list[int]) -> tuple[Tensor, Tensor, Tens
     """Hidden states, centres and radii for positions 0 .. len(tokens)."""
     mask = torch.ones(1, 5, dtype=torch.bool)
     ids = torch.tensor(tokens, dtype=torch.long)[None]
-    hidden, centre, radius = model(condition()[None], mask, ids)
+    hidden = model.masked_hidden(condition()[None], ids, mask)
+    centre, radius = model.inter_head(hidden)
     return hidden[0], centre[0], radius[0]
 
 
 @pytest.mark.parametrize("num_layers", [1, 2])
 @pytest.mark.parametrize("radius_width", [0, 4])
+@pytest.mark.parametrize("num_neighbours", [0, 5])
 @pytest.mark.parametrize("num_prefix", [0, 1, 5])
 def test_drafting_equals_the_uncached_model(
-    num_layers: int, radius_width: int, num_prefix: int
+    num_layers: int, radius_width: int, num_neighbours: int, num_prefix: int
 ) -> None:
-    model = new_model(num_layers=num_layers, radius_width=radius_width)
+    model = new_model(
+        num_layers=num_layers, radius_width=radius_width, num_neighbours=num_neighbours
+    )
     drafter = new_drafter(model)
     tokens = [3, 1, 4, 1, 5][:num_prefix]
     drafter.commit(*tokens)

@@ -181,6 +181,21 @@ def test_things_are_painted_in_their_boxes(atlas: Atlas) -> None:
         assert np.abs(scene.image[:2].astype(int) - corner).max() < 20 or top < 4
 
 
+@pytest.mark.parametrize("snap", [2, 4])
+def test_things_snap_to_tokens(atlas: Atlas, snap: int) -> None:
+    recipe = replace(SMALL, size=64, snap=snap)
+    generator = SceneGenerator(atlas, recipe)
+    free = SceneGenerator(atlas, replace(recipe, snap=1))
+    for index in range(30):
+        scene, other = generator.sample(index), free.sample(index)
+        assert scene.captions == other.captions
+        for box, near in zip(scene.boxes, other.boxes, strict=True):
+            left, top, _, bottom = (round(64 * v) for v in box.corners)
+            assert left % snap == top % snap == bottom % snap == 0
+            assert (bottom - top) % (2 * snap) == 0
+            assert abs(bottom / 64 - near.corners[3]) < snap / 64
+
+
 def test_tinted_things_are_painted_in_their_tint(atlas: Atlas) -> None:
     recipe = replace(SMALL, nouns=("car",), places=("plain",), two_objects=False, max_count=1)
     generator = SceneGenerator(atlas, replace(recipe, size=64))
@@ -279,6 +294,8 @@ def test_left_is_left_and_above_is_above(atlas: Atlas) -> None:
         ({"max_count": 7}, "max_count: 7"),
         ({"texture": -1}, "texture: -1"),
         ({"texture": float("nan")}, "texture: nan"),
+        ({"snap": 0}, "snap: 0"),
+        ({"snap": 33}, "snap: 33"),
         ({"seed": -1}, "seed: -1"),
         ({"styles": {}}, "styles"),
         ({"styles": {"noto": 0}}, "styles.noto: 0"),

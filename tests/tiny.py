@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ciar.checkpoint import fingerprint, save_folder
 from ciar.interval import interfuse
 from ciar.models.inter_head import DraftModel, InterHeadConfig
+from ciar.models.neighbours import NeighbourConfig
 from ciar.models.text_encoder import TextEncoder, TextEncoderConfig
 from ciar.models.transformer import TransformerConfig
 from ciar.models.vq import VQConfig, VQModel
@@ -73,7 +74,10 @@ def random_target(sizes: TransformerConfig, *, feature_dim: int) -> TargetModel:
 def draft_of(target: TargetModel) -> DraftModel:
     source = target.transformer
     sizes = dataclasses.replace(target.config, num_layers=1)
-    draft = DraftModel(sizes, InterHeadConfig(radius_width=4, feature_dim=target.feature_dim))
+    head = InterHeadConfig(radius_width=4, feature_dim=target.feature_dim)
+    draft = DraftModel(sizes, head, NeighbourConfig(count=3, width=8))
+    assert draft.neighbours is not None
+    nn.init.normal_(draft.neighbours.mix.weight, std=0.2)
     draft.tok_embeddings.load_state_dict(source.tok_embeddings.state_dict())
     draft.layers[0].load_state_dict(source.layers[0].state_dict())
     draft.norm.load_state_dict(source.norm.state_dict())
@@ -102,6 +106,7 @@ def write_edge(folder: Path, draft: DraftModel, *, target: str) -> None:
         "name": NAME,
         "transformer": dataclasses.asdict(draft.config),
         "head": dataclasses.asdict(draft.head_config),
+        "neighbours": dataclasses.asdict(draft.neighbour_config),
         "target": target,
         "router": "interval",
         "calibration": calibration(draft),
@@ -115,7 +120,8 @@ def calibration(draft: DraftModel) -> dict[str, list[float]]:
     config, num_images = draft.config, 32
     rows = torch.randn(num_images, 5, config.dim)
     tokens = torch.randint(config.vocab_size, (num_images, config.num_tokens - 1))
-    _, centre, radius = draft(rows, torch.ones(num_images, 5, dtype=torch.bool), tokens)
+    mask = torch.ones(num_images, 5, dtype=torch.bool)
+    centre, radius = draft.inter_head(draft.masked_hidden(rows, tokens, mask))
     interval = interfuse(centre, radius)
     width = interval.width  # [images, T, V]
     scores = {

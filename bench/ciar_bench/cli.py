@@ -127,7 +127,7 @@ def routing(
 
 def routing_markdown(report: RoutingReport, model: str) -> str:
     head = (
-        f"{describe_machine()}; {report.num_images} images, "
+        f"{describe_machine()}, float32; {report.num_images} images, "
         f"{report.num_positions} routed positions, "
         f"{report.cloud_share:.1%} of them sent to the cloud. "
         f"Over all: disagreement {report.disagreement:.3f}, total variation {report.tv:.3f}, "
@@ -187,7 +187,10 @@ def show(report: LatencyReport, title: str) -> None:
 
 
 def markdown(report: LatencyReport, title: str, plan: LatencyPlan) -> str:
-    head = f"{describe_machine()}; {plan.rounds} rounds, routing share {plan.share:.2f}, RTT 0."
+    head = (
+        f"{describe_machine()}; cloud in float32, edge in int8 where its file is; "
+        f"{plan.rounds} rounds, routing share {plan.share:.2f}, RTT 0."
+    )
     lines = [f"# {title}", "", head, ""]
     lines += ["| what | median |", "| --- | --- |", *(f"| {a} | {b} |" for a, b in rows(report))]
     return "\n".join(lines) + "\n"

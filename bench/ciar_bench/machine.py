@@ -15,4 +15,4 @@ def describe_machine() -> str:
         lines = info.read_text().splitlines()
         names = [x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")]
         cpu = names[0] if names else cpu
-    return f"{cpu}, {os.cpu_count()} cores, {platform.system()}, torch {torch.__version__}, float32"
+    return f"{cpu}, {os.cpu_count()} cores, {platform.system()}, torch {torch.__version__}"

@@ -7,10 +7,9 @@ import torch
 from torch import nn
 
 from ciar.checkpoint import DEFAULT_MODEL, find_model
-from ciar.models.inter_head import DraftModel
 from ciar.models.vq import VQModel
 from ciar.target import TargetModel
-from ciar_train.draft import one_layer
+from ciar_train.draft import new_draft
 from ciar_train.export import export_draft, export_target, export_vq
 from ciar_train.sizes import Size
 from ciar_train.target import init_weights
@@ -25,7 +24,7 @@ def write_random_pair(size: Size, folder: Path, *, seed: int = 0) -> Path:
     """
     torch.manual_seed(seed)
     target = TargetModel(size.transformer, feature_dim=size.head.feature_dim)
-    draft = DraftModel(one_layer(size.transformer), size.head)
+    draft = new_draft(size.transformer, size.head, size.draft.shape)
     for model in (target.transformer, draft):
         init_weights(model, num_layers=model.config.num_layers)
     for head in (target.transformer.output, draft.inter_head.centre):

@@ -13,7 +13,7 @@ the total variation; disagreement itself is a coin toss given the two distributi
 reaches zero.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +27,7 @@ from ciar_train.calibrate import score_rows
 from ciar_train.contexts import BATCH, batches
 from ciar_train.draft import describe
 from ciar_train.losses import auroc
+from ciar_train.progress import Progress, say_nothing
 from ciar_train.rollouts import Choice, roll_out
 
 CEILING = "total variation (ceiling)"
@@ -94,7 +95,7 @@ def measure_routing(
     share: float,
     num_prefix: int,
     has_discrete: bool = False,
-    progress: Callable[[int, int, str], None] = lambda done, total, what: None,
+    progress: Progress = say_nothing,
 ) -> RoutingReport:
     """Roll out all conditions (text features, one [L, C] an image) and judge every score."""
     names = [n for n in TENSOR_SCORES if has_discrete or not n.startswith("discrete")]

@@ -23,8 +23,9 @@ from torch import Tensor
 
 from ciar.models.inter_head import DraftModel
 from ciar.models.kv_cache import causal_mask
+from ciar.models.neighbours import NeighbourEmbedding
 from ciar.models.transformer import Block
-from ciar.sampling import Noise, filter_logits
+from ciar.sampling import Noise, coupled_draw
 from ciar.types import SamplingParams
 from ciar.uncertainty import HeadOutput
 from ciar_edge.matrix import Matrix, matrix
@@ -43,10 +44,30 @@ class PreparedLayer(NamedTuple):
     w2: Matrix
 
 
+class PreparedNeighbours(NamedTuple):
+    """See `ciar.models.neighbours`."""
+
+    places: list[list[int]]  # [T][K]
+    outside: int
+    codes: Tensor  # [V + 1, w]
+    mix: Matrix  # K w -> D
+
+    def rows(self, tokens: Sequence[int], first: int) -> Tensor:
+        """[n - first, D] for the tokens from `first` on of n tokens."""
+        count = len(tokens)
+        ids = [
+            tokens[place] if place < count else self.outside
+            for places in self.places[first + 1 : count + 1]
+            for place in places
+        ]
+        num_columns = len(self.places[0]) * self.codes.shape[1]
+        return self.mix(self.codes[ids].view(count - first, num_columns))
+
+
 class PreparedDraft:
     """A draft model's weights laid out for drafting.
 
-    Equal to `DraftModel.forward` up to rounding, which is that of bfloat16 for int8 weights; shared
+    Equal to `DraftModel` up to rounding, which is that of bfloat16 for int8 weights; shared
     by images.
     """
 
@@ -57,6 +78,7 @@ class PreparedDraft:
         self.config = model.config
         self.feature_dim = model.head_config.feature_dim
         self.embedding = model.tok_embeddings.weight
+        self.neighbours = _prepare_neighbours(model.neighbours) if model.neighbours else None
         self.layers = [_prepare_layer(block) for block in model.layers]  # type: ignore[arg-type]
         self.norm = model.norm.weight
         self.centre = matrix(head.centre.weight)  # D -> V
@@ -66,6 +88,11 @@ class PreparedDraft:
         self.phi = matrix(model.phi.mix.weight)  # D + 2 V -> F
         self.phi_bias = model.phi.mix.bias
         self.turns = torch.view_as_complex(model.rope)[:, None]  # [1 + T, 1, d/2]
+
+    def inputs(self, tokens: Sequence[int], first: int) -> Tensor:
+        """`DraftModel.inputs`: rows [n - first, D] for the tokens from `first` on of n tokens."""
+        x = self.embedding[tokens[first:]]
+        return x if self.neighbours is None else x + self.neighbours.rows(tokens, first)
 
     def hidden(self, x: Tensor, turns: Tensor, memory: Tensor, start: int) -> Tensor:
         """Feed n rows to `memory` from row `start` on; the hidden state of the last one, [D].
@@ -120,6 +147,15 @@ class PreparedDraft:
         return torch.zeros(
             len(self.layers), 2, c.num_heads, c.max_rows, c.head_dim, device=self.embedding.device
         )
+
+
+def _prepare_neighbours(neighbours: NeighbourEmbedding) -> PreparedNeighbours:
+    return PreparedNeighbours(
+        places=neighbours.places.tolist(),
+        outside=neighbours.outside,
+        codes=neighbours.codes.weight,
+        mix=matrix(neighbours.mix.weight),
+    )
 
 
 def _prepare_layer(block: Block) -> PreparedLayer:
@@ -183,7 +219,8 @@ class Drafter:
             hidden = self._extend()
             centre = self.model.centre(hidden[None])[0]  # [V]
             head = HeadOutput(centre, lambda: self.model.radius(hidden))
-            self._draft = Draft(self.position, self._draw(centre), hidden, head)
+            token = coupled_draw(centre, self.position, self._sampling, self._noise)
+            self._draft = Draft(self.position, token, hidden, head)
         return self._draft
 
     def commit(self, *tokens: int) -> None:
@@ -211,11 +248,7 @@ class Drafter:
         assert position < model.config.num_tokens, "the image is full"
         start = min(self._num_cached, position - 1)
         first = max(start, 0)
-        if position - first == 1:
-            token = self._tokens[first]
-            x = model.embedding[token : token + 1]
-        else:
-            x = model.embedding[self._tokens[first:]]
+        x = model.inputs(self._tokens, first)
         turns = model.turns[first + 1 : position + 1]
         row = len(self._condition) + first
         if start == NOT_PREFILLED:
@@ -224,13 +257,3 @@ class Drafter:
             turns = torch.cat([model.turns[:1].expand(len(self._condition), -1, -1), turns])
         self._num_cached = position
         return model.hidden(x, turns, self._memory, row)
-
-    def _draw(self, centre: Tensor) -> int:
-        """`sampling.coupled_draw`, with noise that may have been drawn before."""
-        params = self._sampling
-        view = filter_logits(
-            centre, temperature=params.temperature, top_k=params.top_k, top_p=params.top_p
-        )
-        if params.temperature:
-            view = view + self._noise.row(self.position).to(view.device)
-        return int(view.argmax())

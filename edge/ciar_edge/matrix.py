@@ -23,8 +23,9 @@ SAME = 1e-6  # relative difference of float32 rounding
 
 
 def matrix(weight: Tensor) -> Matrix:
-    """The fastest product for a weight [out, in] that loses nothing of it."""
-    return Int8Matrix(weight) if is_int8(weight) else FloatMatrix(weight)
+    """The fastest product for a weight [out, in] that drops nothing stored of it."""
+    rows = int8_rows(weight)
+    return FloatMatrix(weight) if rows is None else Int8Matrix(*rows)
 
 
 class FloatMatrix:
@@ -38,23 +39,26 @@ class FloatMatrix:
 
 
 class Int8Matrix:
-    """Int8 rows and their scales; x and the result are rounded to bfloat16 on the way."""
+    """Int8 rows [out, in] and their scales [out]; x, scales and result are rounded to bfloat16."""
 
-    def __init__(self, weight: Tensor) -> None:
-        self.levels, scale = quantize_rows(weight)
-        self.scale = scale.bfloat16()
+    def __init__(self, levels: Tensor, scale: Tensor) -> None:
+        self.levels, self.scale = levels, scale.bfloat16()
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch._weight_int8pack_mm(x.bfloat16(), self.levels, self.scale).float()
 
 
-def is_int8(weight: Tensor) -> bool:
-    """Whether a weight is int8 rows restored, in a shape and place that the kernel takes."""
+def int8_rows(weight: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The rows and scales that a weight was restored from.
+
+    None if it was not, or is of a shape or in a place that the kernel does not take.
+    """
     has_kernel = weight.device.type == "cpu" and hasattr(torch, "_weight_int8pack_mm")
     if not has_kernel or weight.shape[1] % COLUMNS_STEP:
-        return False
+        return None
     try:
-        restored = dequantize_rows(*quantize_rows(weight))
+        levels, scale = quantize_rows(weight)
     except InvalidInput:  # not finite: whoever loads it says so
-        return False
-    return torch.allclose(restored, weight, rtol=SAME, atol=0.0)
+        return None
+    is_same = torch.allclose(dequantize_rows(levels, scale), weight, rtol=SAME, atol=0.0)
+    return (levels, scale) if is_same else None

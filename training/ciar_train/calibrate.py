@@ -5,7 +5,7 @@ the edge's *own* rollouts, not of teacher forcing. So: roll out with a threshold
 quantiles, and once more with those.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -15,9 +15,9 @@ from ciar.target import TargetModel
 from ciar.types import SamplingParams
 from ciar.uncertainty import TENSOR_SCORES, HeadOutput
 from ciar_train.export import quantiles
+from ciar_train.progress import Progress, say_nothing
 from ciar_train.rollouts import Choice, Rollout, roll_out
 
-Progress = Callable[[int, int, str], None]
 NUM_ROUNDS = 3
 
 
@@ -60,7 +60,7 @@ def calibrate(
     budget: float,
     num_prefix: int,
     router: str = "interval",
-    progress: Progress = lambda done, total, what: None,
+    progress: Progress = say_nothing,
 ) -> tuple[dict[str, list[float]], Rollout]:
     """101 quantiles of every score on the edge's own rollouts at `budget`, and the last rollout."""
     threshold = float("inf")

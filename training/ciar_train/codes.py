@@ -9,7 +9,6 @@ They are read through memory maps. A picture is 512 bytes at T = 256, so a milli
 thousands of pixel images would.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +20,7 @@ from torch import Tensor
 from ciar.models.text_encoder import TextEncoder
 from ciar.models.vq import VQModel
 from ciar_train.images import SceneFolder
-
-Progress = Callable[[int, int, str], None]
+from ciar_train.progress import Progress, say_nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +73,7 @@ def write_codes(
     folder: Path,
     *,
     batch_size: int = 64,
-    progress: Progress = lambda done, total, what: None,
+    progress: Progress = say_nothing,
 ) -> CodeFolder:
     """Tokenize pictures and encode captions, unless the folder is complete already."""
     folder.mkdir(parents=True, exist_ok=True)

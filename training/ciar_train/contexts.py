@@ -1,6 +1,6 @@
 """Token grids a draft learns and is judged on: drawn pictures, and images that the models drew."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,9 +10,9 @@ from ciar.models.inter_head import DraftModel
 from ciar.target import TargetModel
 from ciar.types import SamplingParams
 from ciar_train.codes import CodeFolder, Conditions, pad_left
+from ciar_train.progress import Progress, say_nothing
 from ciar_train.rollouts import Choice, roll_out
 
-Progress = Callable[[int, int, str], None]
 BATCH = 32
 
 
@@ -57,7 +57,7 @@ def cloud_images(
     *,
     sampling: SamplingParams,
     first_seed: int,
-    progress: Progress = lambda done, total, what: None,
+    progress: Progress = say_nothing,
 ) -> Contexts:
     """Images the cloud draws alone for these prompts.
 
@@ -81,7 +81,7 @@ def protocol_images(
     kept_share: float,
     num_prefix: int,
     first_seed: int,
-    progress: Progress = lambda done, total, what: None,
+    progress: Progress = say_nothing,
 ) -> Contexts:
     """Images both sides draw, a random `kept_share` of the routed tokens the edge's own.
 

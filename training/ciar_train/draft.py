@@ -24,7 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ciar.interval import interfuse
-from ciar.models.inter_head import DraftModel, InterHeadConfig
+from ciar.models.inter_head import NO_NEIGHBOURS, DraftModel, InterHeadConfig
+from ciar.models.neighbours import NeighbourConfig
 from ciar.models.transformer import TransformerConfig
 from ciar.sampling import coupled_agreement
 from ciar.target import TargetModel
@@ -42,6 +43,7 @@ from ciar_train.losses import (
 )
 from ciar_train.plan import TrainingPlan
 from ciar_train.precision import mixed_precision
+from ciar_train.target import init_weights
 from ciar_train.teacher import Teacher
 
 # Scores in the log, by the names they have there.
@@ -51,6 +53,23 @@ MONITORED = {
     "entropy": "entropy",
     "max_prob": "softmax-corr",
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class DraftShape:
+    """Where a draft model differs from one layer of its target."""
+
+    num_heads: int = 0  # 0: as many as the target
+    ffn_multiple_of: int = 0  # 0: the target's
+    neighbours: NeighbourConfig = NO_NEIGHBOURS
+
+    def layer(self, target: TransformerConfig) -> TransformerConfig:
+        return replace(
+            target,
+            num_layers=1,
+            num_heads=self.num_heads or target.num_heads,
+            ffn_multiple_of=self.ffn_multiple_of or target.ffn_multiple_of,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +85,9 @@ class DraftPlan:
     loss: str = "interval-score"
     miss_rate: float = 0.2  # of the interval score
     replaced: float = 0.5  # largest share of context tokens replaced by the edge's own
+    num_drawn: int = 512  # drawn pictures
     num_rollouts: int = 512  # images the cloud draws; half as many more are drawn by both
+    shape: DraftShape = DraftShape()
     weights: InterDroWeights = InterDroWeights()
 
     def __post_init__(self) -> None:
@@ -74,32 +95,39 @@ class DraftPlan:
             raise ValueError(f"loss: {self.loss!r}: give 'interval-score' or 'inter-dro'")
 
 
-def one_layer(config: TransformerConfig) -> TransformerConfig:
-    """The draft's sizes: the target's with a single layer."""
-    return replace(config, num_layers=1)
+def new_draft(config: TransformerConfig, head: InterHeadConfig, shape: DraftShape) -> DraftModel:
+    """A draft model for targets of this configuration, with random weights."""
+    draft = DraftModel(shape.layer(config), head, shape.neighbours)
+    init_weights(draft.layers, num_layers=1)
+    return draft
 
 
 def draft_from_target(
-    target: TargetModel, head: InterHeadConfig, start: Mapping[str, Tensor] | None = None
+    target: TargetModel,
+    head: InterHeadConfig,
+    shape: DraftShape,
+    start: Mapping[str, Tensor] | None = None,
 ) -> DraftModel:
-    """A draft model that starts from the target's first layer, embeddings, norm and output head.
+    """A draft model that starts from the target's embeddings, first layer, norm and output head.
 
-    start: weights of an earlier draft, for its trunk and centre instead.
+    What has another shape there starts at random. start: weights of an earlier draft, for its trunk
+    and centre instead.
     """
-    draft = DraftModel(one_layer(target.config), head)
-    source = target.transformer
-    pairs: list[tuple[nn.Module, nn.Module]] = [
-        (draft.tok_embeddings, source.tok_embeddings),
-        (draft.layers[0], source.layers[0]),
-        (draft.norm, source.norm),
-        (draft.inter_head.centre, source.output),
-        (draft.cap_proj, source.cls_embedding.cap_proj),
+    draft, source = new_draft(target.config, head, shape), target.transformer
+    pairs: list[tuple[str, nn.Module]] = [
+        ("tok_embeddings", source.tok_embeddings),
+        ("layers.0", source.layers[0]),
+        ("norm", source.norm),
+        ("inter_head.centre", source.output),
+        ("cap_proj", source.cls_embedding.cap_proj),
     ]
-    for mine, theirs in pairs:
-        mine.load_state_dict(theirs.state_dict())
+    state = {f"{at}.{n}": w for at, module in pairs for n, w in module.state_dict().items()}
     if start:
-        kept = ("tok_embeddings.", "layers.", "norm.", "inter_head.centre.")
-        draft.load_state_dict({n: w for n, w in start.items() if n.startswith(kept)}, strict=False)
+        kept = ("tok_embeddings.", "neighbours.", "layers.", "norm.", "inter_head.centre.")
+        state |= {name: w for name, w in start.items() if name.startswith(kept)}
+    own = draft.state_dict()
+    fitting = {n: w for n, w in state.items() if n in own and own[n].shape == w.shape}
+    draft.load_state_dict(fitting, strict=False)
     draft.cap_proj.requires_grad_(False)
     return draft
 
@@ -119,8 +147,8 @@ class DraftTrainer:
     ) -> None:
         torch.manual_seed(0)
         self.target = copy.deepcopy(target).to(world.device).requires_grad_(False)
-        self.teacher = Teacher(self.target, cfg_scale, world.device)
-        self.draft = draft_from_target(target, head, start).to(world.device)
+        self.teacher = Teacher(self.target, cfg_scale)
+        self.draft = draft_from_target(target, head, plan.shape, start).to(world.device)
         self.plan = plan
         self.world = world
 

@@ -1,8 +1,11 @@
 """`ciar-train draft` over a run folder: contexts, the three stages, calibration, export."""
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ciar.checkpoint import CONFIG_FILE, read_weights
 from ciar.errors import InvalidInput
@@ -19,6 +22,7 @@ from ciar_train.sizes import Size
 NUM_CALIBRATION = 64
 NUM_HELD_OUT = 64
 PREFIX_RATE = 0.06
+ROLLOUT_SHARE = 1 / 3
 
 
 def run_draft(run: RunFolder, *, folder_name: str = "draft") -> None:
@@ -73,14 +77,25 @@ def num_prefix(size: Size) -> int:
     return int(PREFIX_RATE * size.transformer.num_tokens)
 
 
+def drawn_once(run: RunFolder, path: Path, draw: Callable[[], Contexts]) -> Tensor:
+    """Tokens [N, T] of images that the models drew: by the main process, unless they are there."""
+    if not path.exists() and run.world.is_main:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"tokens": draw().tokens}, path)
+    run.world.wait()
+    tokens: Tensor = torch.load(path, weights_only=True)["tokens"]
+    return tokens
+
+
 def protocol_contexts(
     run: RunFolder, trainer: DraftTrainer, others: Contexts, folder: Path
 ) -> Contexts:
-    """Images of the real protocol with the trained centre, beside as many of `others`."""
-    count = max(1, len(others.tokens) // 4)
-    prompts, path = others.conditions[:count], folder / "protocol_images.pt"
-    if not path.exists() and run.world.is_main:
-        images = protocol_images(
+    """Images of the real protocol with the trained centre, beside as many of the cloud's."""
+    count = max(1, min(run.size.draft.num_rollouts, len(others.tokens)) // 2)
+    prompts = others.conditions[:count]
+
+    def draw() -> Contexts:
+        return protocol_images(
             trainer.target,
             trainer.draft,
             prompts,
@@ -90,38 +105,37 @@ def protocol_contexts(
             first_seed=8_000_000,
             progress=run.progress,
         )
-        torch.save({"tokens": images.tokens}, path)
-    run.world.wait()
-    own = Contexts(tokens=torch.load(path, weights_only=True)["tokens"], conditions=prompts)
-    rest = Contexts(tokens=others.tokens[:count], conditions=others.conditions[:count])
-    return joined(own, rest)
+
+    tokens = drawn_once(run, folder / "protocol_images.pt", draw)
+    rest = Contexts(tokens=others.tokens[:count], conditions=prompts)
+    return joined(Contexts(tokens=tokens, conditions=prompts), rest)
 
 
 def draft_contexts(
     run: RunFolder, target: TargetModel, codes: dict[str, CodeFolder], folder: Path
 ) -> tuple[Contexts, Contexts]:
-    """Drawn pictures and images the cloud drew, in equal parts.
+    """Drawn pictures and images the cloud drew, these repeated to be at least ROLLOUT_SHARE.
 
     The held-out ones are the cloud's alone.
     """
-    count = min(run.size.draft.num_rollouts, len(codes["train"]) // 2)
+    plan, total = run.size.draft, len(codes["train"])
+    count = min(plan.num_rollouts, total // 2)
+    num_drawn = min(plan.num_drawn, total - count)
     test_count = min(NUM_HELD_OUT, len(codes["held_out"]))
-    path = folder / "cloud_images.pt"
-    prompts = drawn(codes["train"], range(count))
-    test_prompts = drawn(codes["held_out"], range(test_count))
-    both = joined(prompts, test_prompts)
-    if not path.exists() and run.world.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
-        images = cloud_images(
+    prompts = drawn(codes["train"], range(count)).conditions
+    test_prompts = drawn(codes["held_out"], range(test_count)).conditions
+
+    def draw() -> Contexts:
+        return cloud_images(
             target,
-            both.conditions,
+            prompts + test_prompts,
             sampling=run.size.sampling,
             first_seed=7_000_000,
             progress=run.progress,
         )
-        torch.save({"tokens": images.tokens}, path)
-    run.world.wait()
-    tokens = torch.load(path, weights_only=True)["tokens"]
-    own = Contexts(tokens=tokens[:count], conditions=prompts.conditions)
-    real = drawn(codes["train"], range(count, 2 * count))
-    return joined(own, real), Contexts(tokens=tokens[count:], conditions=test_prompts.conditions)
+
+    tokens = drawn_once(run, folder / "cloud_images.pt", draw)
+    own = Contexts(tokens=tokens[:count], conditions=prompts)
+    real = drawn(codes["train"], range(count, count + num_drawn))
+    repeats = math.ceil(ROLLOUT_SHARE / (1 - ROLLOUT_SHARE) * num_drawn / count)
+    return joined(*[own] * repeats, real), Contexts(tokens=tokens[count:], conditions=test_prompts)

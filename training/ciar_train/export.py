@@ -56,6 +56,7 @@ def export_draft(
         "name": name,
         "transformer": asdict(draft.config),
         "head": asdict(draft.head_config),
+        "neighbours": asdict(draft.neighbour_config),
         "target": target_fingerprint,
         "router": "interval",
         "calibration": {k: [round(x, 6) for x in v] for k, v in calibration.items()},

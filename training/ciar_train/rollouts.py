@@ -71,11 +71,12 @@ class BatchedDraft:
         ends = torch.tensor(self.lengths, device=weight.device).cumsum(0) - 1
         self.hidden = hidden[ends]  # [B, D]
 
-    def feed(self, position: int, tokens: Tensor) -> None:
-        """tokens [B] at `position`."""
+    def feed(self, tokens: Tensor) -> None:
+        """The last of the known tokens [B, n]."""
+        position = tokens.shape[1] - 1
         rope = self.model.image_rope(position, 1).expand(len(tokens), -1, -1)
         segments = [Segment(slot, n + position, 1) for slot, n in enumerate(self.lengths)]
-        x = self.model.tok_embeddings(tokens)
+        x = self.model.inputs(tokens, position)[:, 0]
         self.hidden = self.model.hidden(x, rope, self.cache.attend(segments))
 
 
@@ -128,7 +129,7 @@ def roll_out(
         drawn[:, position] = tokens[:, position] = draw(logits, noise)
         if edge and draft:
             if position:
-                edge.feed(position - 1, tokens[:, position - 1].to(device))
+                edge.feed(tokens[:, :position].to(device))
             centre, radius = draft.inter_head(edge.hidden)
             drafted[:, position] = draw(centre, noise)
             if keep and position >= num_prefix:

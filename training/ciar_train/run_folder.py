@@ -7,16 +7,15 @@ RUN/bundle                     the model bundle as it grows: vq, text, cloud, ed
 RUN/adopted                    the bundle it goes on from, if any
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ciar.checkpoint import CONFIG_FILE, fingerprint, read_config
 from ciar_train.loop import Run, World
 from ciar_train.plan import TrainingPlan
+from ciar_train.progress import Progress
 from ciar_train.sizes import Size
 
-Progress = Callable[[int, int, str], None]
 MODEL_NAME = "ciar-mini"
 
 

@@ -15,10 +15,9 @@ from ciar_train.precision import mixed_precision
 class Teacher:
     """Whole sequences at once: layers in mixed precision, logits in float32."""
 
-    def __init__(self, target: TargetModel, cfg_scale: float, device: torch.device) -> None:
+    def __init__(self, target: TargetModel, cfg_scale: float) -> None:
         self.target = target
         self.cfg_scale = cfg_scale
-        self.device = device
 
     def rows(self, conditions: Conditions) -> Tensor:
         """Projected condition [B, L, D]."""
@@ -31,6 +30,8 @@ class Teacher:
         """Guided logits [B, n + 1, V] for tokens [B, n].
 
         injected: [B, n, D], added to their embeddings.
+
+        The output head is linear, so hidden states are guided in place of logits: one product.
         """
         model = self.target.transformer
         x = model.tok_embeddings(tokens)
@@ -40,7 +41,7 @@ class Teacher:
         uncond = model.cls_embedding(model.cls_embedding.uncond(count)) * conditions.mask[..., None]
         halves = []
         for rows in (self.rows(conditions), uncond):
-            with mixed_precision(self.device):
-                hidden = model.embedded_hidden(torch.cat([rows, x], dim=1), conditions.mask)
-            halves.append(model.output(hidden.float()))
-        return guide(halves[0], halves[1], self.cfg_scale)
+            with mixed_precision(x.device):
+                halves.append(model.embedded_hidden(torch.cat([rows, x], dim=1), conditions.mask))
+        logits: Tensor = model.output(guide(halves[0], halves[1], self.cfg_scale))
+        return logits

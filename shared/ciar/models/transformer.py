@@ -143,6 +143,11 @@ class Trunk(nn.Module):
         with torch.device("cpu"):
             self.rope = rope_table(self.config).to(device)
 
+    def inputs(self, tokens: Tensor, first: int = 0) -> Tensor:
+        """Input rows [..., n - first, D] of the tokens from `first` on of tokens [..., n]."""
+        x: Tensor = self.tok_embeddings(tokens[..., first:])
+        return x
+
     def hidden(self, x: Tensor, rope: Tensor, attend: Attend) -> Tensor:
         """Inputs [..., n, D] and rotary rows [n, d/2, 2] -> normed hidden states [..., n, D]."""
         for block in self.layers:
@@ -164,7 +169,7 @@ class Trunk(nn.Module):
         rows [B, L, D] left-padded projected condition, mask [B, L] true where valid, tokens [B, n]
         ids. Returns hidden states [B, n + 1, D], the i-th predicting token i.
         """
-        return self.embedded_hidden(torch.cat([rows, self.tok_embeddings(tokens)], dim=1), mask)
+        return self.embedded_hidden(torch.cat([rows, self.inputs(tokens)], dim=1), mask)
 
     def embedded_hidden(self, x: Tensor, mask: Tensor) -> Tensor:
         """As `masked_hidden`, from embedded inputs [B, L + n, D].

@@ -16,6 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from ciar.errors import InvalidInput
+from ciar_train.progress import Progress, say_nothing
 from ciar_train.scenes.glyphs import (
     GlyphSet,
     IconSet,
@@ -28,7 +29,6 @@ from ciar_train.scenes.glyphs import (
 from ciar_train.scenes.nouns import all_nouns
 from ciar_train.scenes.packing import PackWriter
 from ciar_train.scenes.placement import SKIN_TONES, with_skin_tone
-from ciar_train.scenes.progress import Progress, say_nothing
 from ciar_train.scenes.registry import DEFAULT_REGISTRY, Package, fetch_package, find_registry
 
 SPRITE_SIZE = 224  # pixels a side, before the margins are cut off

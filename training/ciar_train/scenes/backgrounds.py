@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ciar.errors import InvalidInput
+from ciar_train.progress import Progress, say_nothing
 from ciar_train.scenes.atlas import Atlas
 from ciar_train.scenes.canvas import Canvas, Zones
 from ciar_train.scenes.places import PLAIN, find_place, place_names
 from ciar_train.scenes.plan import Plan, times_in
-from ciar_train.scenes.progress import Progress, say_nothing
 from ciar_train.scenes.recipe import Recipe
 
 if TYPE_CHECKING:

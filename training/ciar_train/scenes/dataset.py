@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from ciar.errors import InvalidInput
+from ciar_train.progress import Progress, say_nothing
 from ciar_train.scenes.atlas import Atlas
 from ciar_train.scenes.backgrounds import BackgroundBank
 from ciar_train.scenes.generator import Scene, SceneGenerator
 from ciar_train.scenes.plan import Split
-from ciar_train.scenes.progress import Progress, say_nothing
 from ciar_train.scenes.recipe import Recipe
 
 SHARD_SIZE = 4096

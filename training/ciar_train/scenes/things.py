@@ -54,12 +54,19 @@ class _Shape:
     height: float
 
 
-def put_thing(canvas: Canvas, placement: Placement, plan: Plan, atlas: Atlas) -> Box:
-    """Paint a thing with everything that belongs to it; returns where."""
+def put_thing(
+    canvas: Canvas, placement: Placement, plan: Plan, atlas: Atlas, *, snap: int = 1
+) -> Box:
+    """Paint a thing with everything that belongs to it; returns where.
+
+    snap: see `Recipe`.
+    """
     noun, how, size = placement.noun, placement.stance, canvas.size
     sprite = atlas.find(plan.style, placement.emoji)
     assert sprite is not None, "planned with artwork of the style"
     shape = _fit(placement, sprite)
+    if snap > 1:
+        shape = _snapped(shape, size, snap)
     rows, columns = max(3, round(shape.height * size)), max(3, round(shape.width * size))
     pixels = _pixels(placement, sprite, atlas, columns=columns, rows=rows)
     light = _light_on(plan, noun)
@@ -109,6 +116,23 @@ def _fit(placement: Placement, sprite: Sprite) -> _Shape:
         base = 0.95 if placement.noun.name == "ghost" else 0.98 - 0.16 * (height / 0.6)
     x = min(max(placement.x, width / 2 + 0.012), 1 - width / 2 - 0.012)
     return _Shape(x=x, base=base, width=width, height=height)
+
+
+def _snapped(shape: _Shape, size: int, snap: int) -> _Shape:
+    """Height to multiples of 2 `snap` pixels at the same proportions, left and foot to `snap`."""
+    rows = max(2 * snap, _nearest(shape.height * size, 2 * snap))
+    columns = max(3, round(rows * shape.width / shape.height))
+    left = _nearest(shape.x * size - columns / 2, snap)
+    return _Shape(
+        x=(left + columns / 2) / size,
+        base=_nearest(shape.base * size, snap) / size,
+        width=columns / size,
+        height=rows / size,
+    )
+
+
+def _nearest(pixels: float, step: int) -> int:
+    return round(pixels / step) * step
 
 
 def _pixels(
