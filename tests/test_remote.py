@@ -39,12 +39,12 @@ from ciar_cloud.server import CloudServer
 from ciar_cloud.solo import draw_alone
 from ciar_edge.config import DecodeConfig, Mode
 from ciar_edge.connection import Patience, RemoteConfig, Traffic, check_address
-from ciar_edge.history import History, Origins
+from ciar_edge.history import History
 from ciar_edge.image import warnings_of
 from ciar_edge.loop import generate
 from ciar_edge.models import EdgeModel, load_draft_model
 from ciar_edge.remote import RemoteSession, RemoteVerifier
-from ciar_edge.result import ImageResult, Origin, Silent
+from ciar_edge.result import ImageResult, Origin, Origins, Silent
 from tests.tiny import PROMPT
 
 Run = Callable[[Awaitable[Any]], Any]

@@ -21,7 +21,14 @@ from typing import Any
 import torch
 
 from ciar.event_loop import fast_loop
-from ciar.types import ImageRequest, SamplingParams, Verdict, VerifyBatch, no_features
+from ciar.types import (
+    DEFAULT_PREFIX_RATE,
+    ImageRequest,
+    SamplingParams,
+    Verdict,
+    VerifyBatch,
+    no_features,
+)
 from ciar.uncertainty import make_router
 from ciar_edge.config import DecodeConfig, Mode
 from ciar_edge.loop import generate
@@ -39,7 +46,7 @@ WARM_UP_IMAGES = 1
 class LatencyPlan:
     rounds: int = 5
     share: float = 0.30  # of routed tokens
-    prefix_rate: float = 0.06
+    prefix_rate: float = DEFAULT_PREFIX_RATE
 
 
 @dataclass(kw_only=True)

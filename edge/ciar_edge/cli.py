@@ -24,6 +24,7 @@ from rich.console import Console
 from ciar import __version__
 from ciar.errors import CiarError, InvalidInput, shorten
 from ciar.event_loop import fast_loop
+from ciar.types import DEFAULT_PREFIX_RATE
 from ciar_edge.config import DecodeConfig, Mode
 from ciar_edge.embedded import EmbeddedCloud
 
@@ -132,7 +133,7 @@ def generate(
     prefix_rate: Annotated[
         float,
         _option(env="PREFIX_RATE", **FLOAT, help="Share of tokens that the cloud draws first."),
-    ] = 0.06,
+    ] = DEFAULT_PREFIX_RATE,
     deadline: Annotated[
         float,
         _option(env="DEADLINE", **FLOAT, help="Seconds to wait for an answer, then decide alone."),

@@ -1,10 +1,10 @@
 """How an image is decoded: what the user may choose, checked when it is built."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ciar.errors import InvalidInput
+from ciar.types import DEFAULT_PREFIX_RATE, prefix_length
 
 Mode = Literal["blocking", "exact", "offline"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -24,7 +24,7 @@ class DecodeConfig:
     """
 
     mode: Mode = "blocking"
-    prefix_rate: float = 0.06
+    prefix_rate: float = DEFAULT_PREFIX_RATE
     has_features: bool = True
     max_draft: int = 16
 
@@ -37,5 +37,4 @@ class DecodeConfig:
             raise InvalidInput("max_draft", self.max_draft, f"give a count from 1 to {MAX_DRAFT}")
 
     def num_prefix(self, num_tokens: int) -> int:
-        """`floor(prefix_rate * T)`."""
-        return math.floor(self.prefix_rate * num_tokens)
+        return prefix_length(self.prefix_rate, num_tokens)

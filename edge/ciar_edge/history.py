@@ -12,24 +12,13 @@ import torch
 from torch import Tensor
 
 from ciar.types import TokenSpan, Verdict, VerifyBatch
-
-
-@dataclass(frozen=True, kw_only=True)
-class Origins:
-    """How many tokens of an image came about in each way; all but `num_corrected` sum to T."""
-
-    num_prefix: int
-    num_kept: int
-    num_agreed: int
-    num_drawn: int
-    num_corrected: int  # those of num_drawn that replaced a token of the edge
-    num_fallback: int
+from ciar_edge.result import Origin, Origins, origins_of
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Known:
     token: int
-    origin: str  # a field of Origins without its "num_"
+    origin: Origin
     code: Tensor | None = None  # [feature_dim] of a token the edge kept
 
 
@@ -37,7 +26,7 @@ class History:
     """The known tokens of one session."""
 
     def __init__(self, prefix: tuple[int, ...], *, num_tokens: int, feature_dim: int) -> None:
-        self._known = [_Known(token=token, origin="prefix") for token in prefix]
+        self._known = [_Known(token=token, origin=Origin.PREFIX) for token in prefix]
         self._num_tokens = num_tokens
         self._feature_dim = feature_dim
         self._fallbacks: set[int] = set()  # positions asked about in vain
@@ -55,13 +44,13 @@ class History:
         ):
             position = len(self)
             if is_uncertain:
-                self._known.append(_Known(token=token, origin="agreed"))
+                self._known.append(_Known(token=token, origin=Origin.AGREED))
             else:
-                origin = "fallback" if position in self._fallbacks else "kept"
+                origin = Origin.FALLBACK if position in self._fallbacks else Origin.KEPT
                 self._known.append(_Known(token=token, origin=origin, code=next(rows)))
         if verdict.token is not None:
             is_correction = verdict.num_agreed < len(batch.tokens)
-            origin = "corrected" if is_correction else "drawn"
+            origin = Origin.CORRECTED if is_correction else Origin.DRAWN
             self._known.append(_Known(token=verdict.token, origin=origin))
             if is_correction:  # what was decided behind it is void
                 self._fallbacks = {p for p in self._fallbacks if p < len(self) - 1}
@@ -87,13 +76,5 @@ class History:
         """Counts over the whole image: what follows the last verdict was decided by the edge."""
         found = [item.origin for item in self._known]
         for position in range(len(found), self._num_tokens):
-            found.append("fallback" if position in self._fallbacks else "kept")
-        num_corrected = found.count("corrected")
-        return Origins(
-            num_prefix=found.count("prefix"),
-            num_kept=found.count("kept"),
-            num_agreed=found.count("agreed"),
-            num_drawn=found.count("drawn") + num_corrected,
-            num_corrected=num_corrected,
-            num_fallback=found.count("fallback"),
-        )
+            found.append(Origin.FALLBACK if position in self._fallbacks else Origin.KEPT)
+        return origins_of(found)

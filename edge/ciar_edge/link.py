@@ -25,8 +25,7 @@ from ciar.errors import (
 from ciar.types import ModelInfo, Verdict, VerifyBatch
 from ciar.verifier import Session
 from ciar_edge.drafter import Draft, Drafter
-from ciar_edge.history import Origins
-from ciar_edge.result import Observer
+from ciar_edge.result import Observer, Origins
 
 # Of the cloud, or of another one that took its place: the image is finished alone. `InvalidInput`
 # is not among them: it would be a mistake of this side.

@@ -13,8 +13,7 @@ too, it needs no call.
 import asyncio
 import math
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -26,10 +25,9 @@ from ciar.uncertainty import Router
 from ciar.verifier import Session, Verifier
 from ciar_edge.config import DecodeConfig
 from ciar_edge.drafter import Draft, Drafter
-from ciar_edge.history import Origins
 from ciar_edge.link import Link
 from ciar_edge.models import EdgeModel
-from ciar_edge.result import ImageResult, Observer, Origin, Silent
+from ciar_edge.result import ImageResult, Observer, Origin, Silent, origins_of
 
 _TOKENS_PER_TICK = 4  # drafted without letting other tasks of the event loop run
 _MEMORY = 0.9  # how much of the measured agreement is left after another batch
@@ -270,19 +268,6 @@ class _Image:
         )
         self._observer.on_finish(result)
         return result
-
-
-def origins_of(decided: Sequence[Origin]) -> Origins:
-    """Counts as the protocol has them: a corrected token is one that the cloud drew."""
-    found = Counter(decided)
-    return Origins(
-        num_prefix=found[Origin.PREFIX],
-        num_kept=found[Origin.KEPT],
-        num_agreed=found[Origin.AGREED],
-        num_drawn=found[Origin.DRAWN] + found[Origin.CORRECTED],
-        num_corrected=found[Origin.CORRECTED],
-        num_fallback=found[Origin.FALLBACK],
-    )
 
 
 class _DraftLength:

@@ -47,7 +47,8 @@ from ciar.wire import (
     verify_batch_to_proto,
 )
 from ciar_edge.connection import Patience, RemoteConfig, Traffic, channel_options, check_address
-from ciar_edge.history import History, Origins
+from ciar_edge.history import History
+from ciar_edge.result import Origins
 
 if TYPE_CHECKING:
     from ciar.v1.collaboration_pb2_grpc import CollaborationAsyncStub

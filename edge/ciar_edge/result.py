@@ -4,6 +4,7 @@ cloud calls = cloud forward passes / T     (every prefix token is one, a verifie
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -23,6 +24,31 @@ class Origin(StrEnum):
 
 
 CLOUD_DECIDED = frozenset((Origin.PREFIX, Origin.AGREED, Origin.CORRECTED, Origin.DRAWN))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origins:
+    """How many tokens of an image came about in each way; all but `num_corrected` sum to T."""
+
+    num_prefix: int
+    num_kept: int
+    num_agreed: int
+    num_drawn: int
+    num_corrected: int  # those of num_drawn that replaced a token of the edge
+    num_fallback: int
+
+
+def origins_of(decided: Sequence[Origin]) -> Origins:
+    """Counts as the protocol has them: a corrected token is one that the cloud drew."""
+    found = Counter(decided)
+    return Origins(
+        num_prefix=found[Origin.PREFIX],
+        num_kept=found[Origin.KEPT],
+        num_agreed=found[Origin.AGREED],
+        num_drawn=found[Origin.DRAWN] + found[Origin.CORRECTED],
+        num_corrected=found[Origin.CORRECTED],
+        num_fallback=found[Origin.FALLBACK],
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 from ciar.checkpoint import CONFIG_FILE, read_weights
 from ciar.errors import InvalidInput
 from ciar.target import TargetModel
+from ciar.types import DEFAULT_PREFIX_RATE, prefix_length
 from ciar.uncertainty import DEFAULT_BUDGET
 from ciar_train.calibrate import calibrate
 from ciar_train.codes import CodeFolder
@@ -17,11 +18,9 @@ from ciar_train.contexts import Contexts, cloud_images, drawn, joined, protocol_
 from ciar_train.draft import DraftTrainer
 from ciar_train.export import export_draft, export_target, round_as_stored
 from ciar_train.run_folder import MODEL_NAME, RunFolder
-from ciar_train.sizes import Size
 
 NUM_CALIBRATION = 64
 NUM_HELD_OUT = 64
-PREFIX_RATE = 0.06
 ROLLOUT_SHARE = 1 / 3
 
 
@@ -61,7 +60,7 @@ def run_draft(run: RunFolder, *, folder_name: str = "draft") -> None:
         [c.float() for c in picked.conditions],
         sampling=size.sampling,
         budget=DEFAULT_BUDGET,
-        num_prefix=num_prefix(size),
+        num_prefix=prefix_length(DEFAULT_PREFIX_RATE, target.config.num_tokens),
         progress=run.progress,
     )
     export_draft(
@@ -71,10 +70,6 @@ def run_draft(run: RunFolder, *, folder_name: str = "draft") -> None:
         target_fingerprint=target_print,
         calibration=calibration,
     )
-
-
-def num_prefix(size: Size) -> int:
-    return int(PREFIX_RATE * size.transformer.num_tokens)
 
 
 def drawn_once(run: RunFolder, path: Path, draw: Callable[[], Contexts]) -> Tensor:
@@ -101,7 +96,7 @@ def protocol_contexts(
             prompts,
             sampling=run.size.sampling,
             kept_share=1 - DEFAULT_BUDGET,
-            num_prefix=num_prefix(run.size),
+            num_prefix=prefix_length(DEFAULT_PREFIX_RATE, trainer.target.config.num_tokens),
             first_seed=8_000_000,
             progress=run.progress,
         )
