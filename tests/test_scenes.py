@@ -54,6 +54,7 @@ SMALL = Recipe(
     places=("beach", "meadow", "snow", "table", "street", "lake", "plain"),
     times=("day", "night"),
     max_count=2,
+    num_backgrounds=1,
 )
 
 
@@ -294,6 +295,8 @@ def test_left_is_left_and_above_is_above(atlas: Atlas) -> None:
         ({"max_count": 7}, "max_count: 7"),
         ({"texture": -1}, "texture: -1"),
         ({"texture": float("nan")}, "texture: nan"),
+        ({"num_backgrounds": 0}, "num_backgrounds: 0"),
+        ({"jitter": 0.3}, "jitter: 0.3"),
         ({"snap": 0}, "snap: 0"),
         ({"snap": 33}, "snap: 33"),
         ({"seed": -1}, "seed: -1"),
@@ -476,17 +479,18 @@ def test_split_without_pairs_is_refused(atlas: Atlas) -> None:
 
 
 def test_bank_holds_what_the_recipe_allows(atlas: Atlas, tmp_path: Path) -> None:
-    generator = SceneGenerator(atlas, SMALL)
+    recipe = replace(SMALL, num_backgrounds=2)
+    generator = SceneGenerator(atlas, recipe)
     steps = []
     bank = BackgroundBank.build(
-        generator, tmp_path / "bank", per=2, progress=lambda *step: steps.append(step)
+        generator, tmp_path / "bank", progress=lambda *step: steps.append(step)
     )
     # beach, meadow, snow, table, street, lake; two times; two styles; two and one without a sun
     assert (tmp_path / "bank.bin").stat().st_size == 6 * 2 * 2 * 3 * 32 * 32 * 3
     assert steps[-1] == (72, 72, "backgrounds")
     again = BackgroundBank.open(tmp_path / "bank")
-    first = SceneGenerator(atlas, SMALL, backgrounds=bank)
-    second = SceneGenerator(atlas, SMALL, backgrounds=again)
+    first = SceneGenerator(atlas, recipe, backgrounds=bank)
+    second = SceneGenerator(atlas, recipe, backgrounds=again)
     for index in range(40):
         one, other, painted = first.sample(index), second.sample(index), generator.sample(index)
         assert np.array_equal(one.image, other.image)
@@ -494,8 +498,22 @@ def test_bank_holds_what_the_recipe_allows(atlas: Atlas, tmp_path: Path) -> None
         assert one.plan == painted.plan
 
 
+@pytest.mark.parametrize("jitter", [0.0, 0.2])
+def test_backgrounds_of_a_bank_vary_by_the_jitter(
+    atlas: Atlas, tmp_path: Path, jitter: float
+) -> None:
+    recipe = replace(SMALL, places=("beach",), times=("day",), styles={"noto": 1}, jitter=jitter)
+    bank = BackgroundBank.build(SceneGenerator(atlas, recipe), tmp_path / "bank")
+    generator = SceneGenerator(atlas, recipe, backgrounds=bank)
+    scenes = [generator.sample(index) for index in range(300)]
+    empty = [scene.image for scene in scenes if not scene.boxes]
+    assert len(empty) > 4
+    kinds = {min(image.tobytes(), image[:, ::-1].tobytes()) for image in empty}
+    assert len(kinds) == (1 if jitter == 0 else len(empty))
+
+
 def test_bank_of_another_recipe_is_refused(atlas: Atlas, tmp_path: Path) -> None:
-    bank = BackgroundBank.build(SceneGenerator(atlas, SMALL), tmp_path / "bank", per=1)
+    bank = BackgroundBank.build(SceneGenerator(atlas, SMALL), tmp_path / "bank")
     for recipe in (replace(SMALL, size=64), replace(SMALL, texture=0.5), Recipe(size=32)):
         with pytest.raises(InvalidInput, match="another recipe"):
             SceneGenerator(atlas, recipe, backgrounds=bank)
@@ -527,7 +545,6 @@ def test_draw_is_the_same_for_any_number_of_workers(atlas_path: Path, tmp_path: 
             num_workers=num_workers,
             shard_size=20,
             backgrounds_path=tmp_path / "backgrounds",
-            backgrounds_per=1,
         )
     files = drawn(tmp_path / "1")
     assert [name for name in files if name.endswith("npy")] == [
@@ -552,9 +569,7 @@ def test_draw_is_the_same_for_any_number_of_workers(atlas_path: Path, tmp_path: 
 
 
 def test_draw_goes_on_where_it_stopped(atlas_path: Path, tmp_path: Path) -> None:
-    run = partial(
-        draw, SMALL, atlas_path, tmp_path, num_captions=1, shard_size=8, backgrounds_per=1
-    )
+    run = partial(draw, SMALL, atlas_path, tmp_path, num_captions=1, shard_size=8)
     run(count=24)
     before = drawn(tmp_path)
     kept = tmp_path / "images-00000.npy"
@@ -574,7 +589,7 @@ def test_draw_goes_on_where_it_stopped(atlas_path: Path, tmp_path: Path) -> None
 
 
 def test_draw_refuses_a_folder_of_other_scenes(atlas_path: Path, tmp_path: Path) -> None:
-    draw(SMALL, atlas_path, tmp_path, count=2, backgrounds_per=1)
+    draw(SMALL, atlas_path, tmp_path, count=2)
     with pytest.raises(InvalidInput, match="another recipe"):
         draw(replace(SMALL, seed=1), atlas_path, tmp_path, count=2)
     with pytest.raises(InvalidInput, match="another start"):

@@ -1,8 +1,8 @@
 """Backgrounds painted once and used many times: a bank of pictures mapped into memory.
 
-From a bank a picture takes a background at random, mirrored half the time and its colours jittered
-by 4 %. That makes drawing three to five times as fast; `per` backgrounds of every place, time and
-style keep it varied. A bank is two files, `NAME.bin` (uint8 [n, size, size, 3]) and `NAME.json`.
+From a bank a picture takes a background at random, mirrored half the time and its colours jittered.
+That makes drawing three to five times as fast; several backgrounds of every place, time and style
+keep it varied. A bank is two files, `NAME.bin` (uint8 [n, size, size, 3]) and `NAME.json`.
 """
 
 import json
@@ -70,10 +70,9 @@ class BackgroundBank:
         generator: "SceneGenerator",
         path: Path | str,
         *,
-        per: int = 2,
         progress: Progress = say_nothing,
     ) -> "BackgroundBank":
-        """Paint `per` backgrounds (and one without a sun) of what the generator's recipe allows.
+        """Paint the backgrounds of the generator's recipe, and one without a sun of each.
 
         `progress` is called with (done, total, what).
         """
@@ -82,7 +81,7 @@ class BackgroundBank:
         index_path.parent.mkdir(parents=True, exist_ok=True)
         items: dict[str, list[dict[str, Any]]] = {}
         partial = pixels_path.with_name(pixels_path.name + ".partial")
-        variants = list(_variants(recipe, per))
+        variants = list(_variants(recipe, recipe.num_backgrounds))
         with open(partial, "wb") as file:
             for number, variant in enumerate(variants):
                 canvas = variant.paint(recipe, atlas, number)
@@ -125,7 +124,9 @@ class BackgroundBank:
         pixels = self._pixels[item["number"]]
         if rng.random() < 0.5:
             pixels = pixels[:, ::-1]
-        canvas.image = pixels * (rng.uniform(0.96, 1.04, 3) / 255).astype(np.float32)
+        canvas.image = pixels * (rng.uniform(1 - recipe.jitter, 1 + recipe.jitter, 3) / 255).astype(
+            np.float32
+        )
         canvas.zones = Zones(**item["zones"])
         canvas.horizon = item["horizon"]
         canvas.ambient = np.array(item["ambient"], np.float32)

@@ -59,7 +59,6 @@ def draw(
     progress: Progress = say_nothing,
     shard_size: int = SHARD_SIZE,
     backgrounds_path: Path | str | None = None,
-    backgrounds_per: int = 8,
 ) -> None:
     """Draw the scenes `start` to `start + count - 1` of a recipe into a folder.
 
@@ -74,13 +73,12 @@ def draw(
         progress: called with (scenes done, scenes in all, what is being done).
         shard_size: scenes in a shard.
         backgrounds_path: a bank of painted backgrounds, built if missing; in `out_dir` if None.
-        backgrounds_per: how many backgrounds it holds of every place, time and style.
 
     Raises:
         InvalidInput: an argument is out of its range, or the folder holds other scenes.
     """
     _check(start=start, count=count, num_captions=num_captions, num_workers=num_workers)
-    _check(shard_size=shard_size, backgrounds_per=backgrounds_per)
+    _check(shard_size=shard_size)
     out = Path(out_dir)
     atlas = Atlas(atlas_path)
     bank = Path(backgrounds_path or out / "backgrounds")
@@ -95,7 +93,7 @@ def draw(
     generator = SceneGenerator(atlas, recipe, split=split)
     _claim(out, task)
     if not BackgroundBank.exists(bank):
-        BackgroundBank.build(generator, bank, per=backgrounds_per, progress=progress)
+        BackgroundBank.build(generator, bank, progress=progress)
     BackgroundBank.open(bank).check(recipe)
     shards = _shards(start, count, size=shard_size)
     todo = [shard for shard in shards if not shard.is_complete(out)]

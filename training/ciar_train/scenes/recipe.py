@@ -35,6 +35,9 @@ class Recipe:
         two_objects: whether a picture may show two kinds of things.
         texture: strength of the texture of grass, sand, wood and water, 0 to 2. Less than 1 is
             easier for a small image tokenizer.
+        num_backgrounds: how many backgrounds of every place, time and style a bank holds, 1 to 64.
+        jitter: how much the colours of a background from a bank vary from picture to picture, as a
+            share, 0 to 0.2.
         snap: things stand at multiples of this many pixels, and their heights are multiples of
             twice as many. With the side of a token, a thing is made of the same tokens wherever it
             stands, which a small model learns sooner. 1 leaves them where they are.
@@ -52,6 +55,8 @@ class Recipe:
     max_count: int = MAX_COUNT
     two_objects: bool = True
     texture: float = 1.0
+    num_backgrounds: int = 8
+    jitter: float = 0.04
     snap: int = 1
     seed: int = 0
 
@@ -62,6 +67,8 @@ class Recipe:
         _check_range("size", self.size, 16, 1024, kind=int)
         _check_range("max_count", self.max_count, 1, MAX_COUNT, kind=int)
         _check_range("texture", self.texture, 0, 2)
+        _check_range("num_backgrounds", self.num_backgrounds, 1, 64, kind=int)
+        _check_range("jitter", self.jitter, 0, 0.2)
         _check_range("snap", self.snap, 1, self.size // 4, kind=int)
         _check_range("seed", self.seed, 0, 2**63 - 1, kind=int)
         if not self.styles:
