@@ -39,6 +39,7 @@ def new_model(*, num_layers: int = 1, radius_width: int = 4, num_neighbours: int
     model = DraftModel(sizes, head, NeighbourConfig(count=num_neighbours, width=4)).eval()
     if model.neighbours is not None:
         torch.nn.init.normal_(model.neighbours.mix.weight, std=0.2)
+        torch.nn.init.normal_(model.neighbours.positions.weight, std=0.2)
     for name, weight in model.named_parameters():
         if "norm" in name:
             torch.nn.init.uniform_(weight, 0.5, 1.5)

@@ -39,6 +39,7 @@ def embedding(count: int = 5) -> NeighbourEmbedding:
     torch.manual_seed(0)
     neighbours = NeighbourEmbedding(CONFIG, NeighbourConfig(count=count, width=3))
     torch.nn.init.normal_(neighbours.mix.weight)
+    torch.nn.init.normal_(neighbours.positions.weight)
     return neighbours.requires_grad_(False)
 
 
@@ -51,7 +52,7 @@ def test_rows_by_hand() -> None:
     for image, ids in enumerate(tokens.tolist()):
         around = [ids[2], ids[1], ids[3], CONFIG.vocab_size, ids[4]]  # of position 6
         expected = neighbours.mix.weight @ torch.cat([table[i] for i in around])
-        torch.testing.assert_close(rows[image, 5], expected)
+        torch.testing.assert_close(rows[image, 5], expected + neighbours.positions.weight[6])
 
 
 def test_part_of_the_rows_is_part_of_all() -> None:

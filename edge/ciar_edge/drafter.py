@@ -51,6 +51,7 @@ class PreparedNeighbours(NamedTuple):
     outside: int
     codes: Tensor  # [V + 1, w]
     mix: Matrix  # K w -> D
+    positions: Tensor  # [T, D]
 
     def rows(self, tokens: Sequence[int], first: int) -> Tensor:
         """[n - first, D] for the tokens from `first` on of n tokens."""
@@ -61,7 +62,8 @@ class PreparedNeighbours(NamedTuple):
             for place in places
         ]
         num_columns = len(self.places[0]) * self.codes.shape[1]
-        return self.mix(self.codes[ids].view(count - first, num_columns))
+        rows = self.mix(self.codes[ids].view(count - first, num_columns))
+        return rows.add_(self.positions[first + 1 : count + 1])
 
 
 class PreparedDraft:
@@ -155,6 +157,7 @@ def _prepare_neighbours(neighbours: NeighbourEmbedding) -> PreparedNeighbours:
         outside=neighbours.outside,
         codes=neighbours.codes.weight,
         mix=matrix(neighbours.mix.weight),
+        positions=neighbours.positions.weight,
     )
 
 

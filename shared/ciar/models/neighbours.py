@@ -1,9 +1,10 @@
-"""What stands around the next token: input rows of a draft model beside those of its tokens.
+"""Where the next token stands and what stands around it: a draft model's input beside its tokens.
 
 A draft of one layer attends once. To see the tokens above the next position it would spend its
-heads on finding them; here they come with the input:
+heads on finding them, and rotary embeddings never tell it where in the picture it is. Both come
+with the input here:
 
-    x_(p-1) = E(token p-1) + W concat(C(token at the 1st neighbour of p), ..., C(K-th))
+    x_(p-1) = E(token p-1) + P_p + W concat(C(token at the 1st neighbour of p), ..., C(K-th))
 
 C is one table of codes for all neighbours. Its last row stands for places outside the image.
 
@@ -74,6 +75,8 @@ class NeighbourEmbedding(nn.Module):
         self.outside = config.vocab_size  # row of C
         self.codes = nn.Embedding(config.vocab_size + 1, neighbours.width)
         self.mix = nn.Linear(neighbours.count * neighbours.width, config.dim, bias=False)
+        self.positions = nn.Embedding(config.num_tokens, config.dim)
+        nn.init.zeros_(self.positions.weight)
         nn.init.normal_(self.codes.weight, std=CODE_STD)
         nn.init.zeros_(self.mix.weight)
         self.register_buffer("places", torch.empty(0), persistent=False)
@@ -92,5 +95,5 @@ class NeighbourEmbedding(nn.Module):
         known = torch.cat([tokens, outside], dim=-1)
         places = self.places[first + 1 : count + 1].clamp(max=count)  # of the next positions
         codes = self.codes(known[..., places])  # [..., n - first, K, w]
-        rows: Tensor = self.mix(codes.flatten(-2))
+        rows: Tensor = self.mix(codes.flatten(-2)) + self.positions.weight[first + 1 : count + 1]
         return rows
