@@ -95,7 +95,9 @@ class Run:
     def load(self) -> dict[str, Any] | None:
         if not self.state_path.exists():
             return None
-        state: dict[str, Any] = torch.load(self.state_path, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(
+            self.state_path, map_location="cpu", weights_only=True, mmap=True
+        )
         return state
 
     def save(self, state: dict[str, Any]) -> None:
