@@ -71,6 +71,16 @@ radius_width = 8
 feature_dim = 8
 [draft]
 num_rollouts = 8
+[draft.shape]
+num_heads = 4
+ffn_multiple_of = 128
+neighbours = { count = 3, width = 8 }
+[draft.tokens]
+steps = 12
+batch_size = 4
+lr = 3e-3
+warmup_steps = 1
+log_every = 1
 [draft.centre]
 steps = 6
 batch_size = 4
@@ -114,7 +124,7 @@ def losses(path: Path) -> list[float]:
     return [row["loss"] for row in rows if row["kind"] == "train"]
 
 
-@pytest.mark.parametrize("step", ["tokenizer", "target"])
+@pytest.mark.parametrize("step", ["tokenizer", "target", "draft/tokens"])
 def test_losses_fall(run: RunFolder, step: str) -> None:
     values = losses(run.root / step / "metrics.jsonl")
     assert len(values) == 12
@@ -125,6 +135,7 @@ def test_the_exported_bundle_fits_together(run: RunFolder, tmp_path: Path) -> No
     assert steps.export_bundle(run, tmp_path / "model") < 2**25
     edge = read_config(tmp_path / "model" / "edge")
     assert edge["target"] == fingerprint(tmp_path / "model" / "cloud")
+    assert edge["neighbours"] == {"count": 3, "width": 8}
     assert len(edge["calibration"]["interval"]) == 101
     assert edge["calibration"]["interval"] == sorted(edge["calibration"]["interval"])
     target = TargetModel.load(tmp_path / "model" / "cloud")

@@ -58,9 +58,10 @@ def from_dict(kind: type[T], values: Mapping[str, Any], *, where: str) -> T:
 
 def coerce(hint: Any, value: Any, *, where: str) -> Any:
     """JSON lists to the tuples, and JSON objects to the dataclasses, that a field declares."""
-    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-        return from_dict(typing.cast(type[Any], hint), value, where=where)
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for option in options:
+        if dataclasses.is_dataclass(option) and isinstance(value, Mapping):
+            return from_dict(typing.cast(type[Any], option), value, where=where)
     if isinstance(value, list) and any(typing.get_origin(o) is tuple for o in options):
         return tuple(value)
     return value

@@ -43,6 +43,7 @@ def run_draft(run: RunFolder, *, folder_name: str = "draft") -> None:
         world=run.world,
         start=read_weights(run.adopted / "edge") if run.adopted.exists() else None,
     )
+    trainer.train_tokens(train_on, held_out, folder)
     trainer.train_centre(train_on, held_out, folder)
     trainer.train_radius(protocol_contexts(run, trainer, train_on, folder), held_out, folder)
     trainer.train_phi(train_on, folder)
