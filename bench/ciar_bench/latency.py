@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 from ciar.event_loop import fast_loop
+from ciar.prefix import DEFAULT_PREFIX_RATE
 from ciar.types import (
-    DEFAULT_PREFIX_RATE,
     ImageRequest,
     SamplingParams,
     Verdict,

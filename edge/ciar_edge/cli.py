@@ -24,7 +24,7 @@ from rich.console import Console
 from ciar import __version__
 from ciar.errors import CiarError, InvalidInput, shorten
 from ciar.event_loop import fast_loop
-from ciar.types import DEFAULT_PREFIX_RATE
+from ciar.prefix import DEFAULT_PREFIX_RATE
 from ciar_edge.config import DecodeConfig, Mode
 from ciar_edge.embedded import EmbeddedCloud
 

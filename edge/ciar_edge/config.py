@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ciar.errors import InvalidInput
-from ciar.types import DEFAULT_PREFIX_RATE, prefix_length
+from ciar.prefix import DEFAULT_PREFIX_RATE, prefix_length
 
 Mode = Literal["blocking", "exact", "offline"]
 MODES: tuple[Mode, ...] = get_args(Mode)

@@ -13,12 +13,6 @@ from torch import Tensor
 from ciar.errors import InvalidInput
 
 MAX_SEED = 2**64 - 1
-DEFAULT_PREFIX_RATE = 0.06  # rho
-
-
-def prefix_length(rate: float, num_tokens: int) -> int:
-    """`floor(rho T)`: tokens the cloud draws before the edge starts."""
-    return math.floor(rate * num_tokens)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ciar.checkpoint import CONFIG_FILE, read_weights
 from ciar.errors import InvalidInput
+from ciar.prefix import DEFAULT_PREFIX_RATE, prefix_length
 from ciar.target import TargetModel
-from ciar.types import DEFAULT_PREFIX_RATE, prefix_length
 from ciar.uncertainty import DEFAULT_BUDGET
 from ciar_train.calibrate import calibrate
 from ciar_train.codes import CodeFolder
