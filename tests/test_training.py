@@ -16,6 +16,7 @@ from ciar.checkpoint import fingerprint, read_config
 from ciar.errors import InvalidInput
 from ciar.interval import interfuse
 from ciar.models.text_encoder import TextEncoder
+from ciar.models.vq import VQConfig, VQModel
 from ciar.picture import load_vq
 from ciar.target import TargetModel
 from ciar_train import steps
@@ -25,6 +26,7 @@ from ciar_train.losses import InterDroWeights, auroc, inter_dro_loss, interval_s
 from ciar_train.plan import TrainingPlan
 from ciar_train.run_folder import RunFolder
 from ciar_train.sizes import Size, load_size, size_names
+from ciar_train.tokenizer import steady_share
 
 CPU = World(0, 1, torch.device("cpu"))
 
@@ -129,6 +131,21 @@ def test_losses_fall(run: RunFolder, step: str) -> None:
     values = losses(run.root / step / "metrics.jsonl")
     assert len(values) == 12
     assert sum(values[-3:]) < sum(values[:3])
+
+
+@pytest.mark.parametrize("is_local", [True, False])
+def test_local_codes_are_steady(*, is_local: bool) -> None:
+    torch.manual_seed(0)
+    config = VQConfig(
+        codebook_size=64,
+        channels=8,
+        channel_multipliers=(1, 1, 1),
+        z_channels=8,
+        norm_groups=4,
+        has_local_encoder=is_local,
+    )
+    share = steady_share(VQModel(config).eval(), torch.rand(4, 3, 32, 32) * 2 - 1)
+    assert share == 1 if is_local else share < 0.9
 
 
 def test_the_exported_bundle_fits_together(run: RunFolder, tmp_path: Path) -> None:

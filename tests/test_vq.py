@@ -74,6 +74,26 @@ def test_depth_sets_the_downsampling(multipliers: tuple[int, ...], factor: int) 
     assert model.decode(ids).shape == (2, 3, 32, 64)
 
 
+def test_local_codes_depend_on_their_own_pixels_alone() -> None:
+    config = VQConfig(
+        codebook_size=64,
+        channels=8,
+        channel_multipliers=(1, 1, 1),
+        z_channels=8,
+        norm_groups=4,
+        has_local_encoder=True,
+    )
+    torch.manual_seed(0)
+    model = VQModel(config).eval()
+    pixels = torch.rand(1, 3, 32, 32) * 2 - 1
+    ids = model.encode(pixels)
+    assert ids.shape == (1, 8, 8)
+    assert len(ids.unique()) > 8
+    moved = model.encode(pixels.roll((4, 8), (2, 3)))
+    assert torch.equal(moved, ids.roll((1, 2), (1, 2)))
+    assert model.decode(ids).shape == pixels.shape
+
+
 def test_codes_are_their_own_nearest() -> None:
     model = VQModel(VQConfig(codebook_size=64, channels=8, z_channels=8, norm_groups=4))
     ids = torch.randperm(64).view(1, 8, 8)

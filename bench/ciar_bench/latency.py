@@ -22,13 +22,7 @@ import torch
 
 from ciar.event_loop import fast_loop
 from ciar.prefix import DEFAULT_PREFIX_RATE
-from ciar.types import (
-    ImageRequest,
-    SamplingParams,
-    Verdict,
-    VerifyBatch,
-    no_features,
-)
+from ciar.types import ImageRequest, SamplingParams, Verdict, VerifyBatch, no_features
 from ciar.uncertainty import make_router
 from ciar_edge.config import DecodeConfig, Mode
 from ciar_edge.loop import generate

@@ -69,8 +69,7 @@ class PreparedNeighbours(NamedTuple):
 class PreparedDraft:
     """A draft model's weights laid out for drafting.
 
-    Equal to `DraftModel` up to rounding, which is that of bfloat16 for int8 weights; shared
-    by images.
+    Shared by images. Equal to `DraftModel` up to rounding, which is bfloat16's for int8 weights.
     """
 
     @torch.inference_mode()

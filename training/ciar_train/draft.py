@@ -124,13 +124,15 @@ def draft_from_target(
         ("inter_head.centre", source.output),
         ("cap_proj", source.cls_embedding.cap_proj),
     ]
-    state = {f"{at}.{n}": w for at, module in pairs for n, w in module.state_dict().items()}
-    if start:
-        kept = ("tok_embeddings.", "neighbours.", "layers.", "norm.", "inter_head.centre.")
-        state |= {name: w for name, w in start.items() if name.startswith(kept)}
+    kept = ("tok_embeddings.", "neighbours.", "layers.", "norm.", "inter_head.centre.")
+    sources = (
+        {f"{at}.{n}": w for at, module in pairs for n, w in module.state_dict().items()},
+        {n: w for n, w in (start or {}).items() if n.startswith(kept)},
+    )
     own = draft.state_dict()
-    fitting = {n: w for n, w in state.items() if n in own and own[n].shape == w.shape}
-    draft.load_state_dict(fitting, strict=False)
+    for state in sources:
+        fitting = {n: w for n, w in state.items() if n in own and own[n].shape == w.shape}
+        draft.load_state_dict(fitting, strict=False)
     draft.cap_proj.requires_grad_(False)
     return draft
 

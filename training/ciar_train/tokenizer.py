@@ -78,6 +78,21 @@ def num_distinct(ids: Tensor) -> int:
     return len(torch.unique(ids))
 
 
+@torch.inference_mode()
+def steady_share(vq: VQModel, x: Tensor) -> float:
+    """Share of the left halves' codes that stay when the right halves come from other pictures.
+
+    1 when codes are local. What changes is noise to a transformer: the same thing in other tokens.
+
+    x: pixels [B, 3, H, W]. The two columns of tokens next to the seam are left out.
+    """
+    seam = x.shape[-1] // 2
+    mixed = torch.cat([x[..., :seam], x.roll(1, 0)[..., seam:]], -1)
+    columns = seam // vq.config.downsample - 2
+    same = vq.encode(x)[..., :columns] == vq.encode(mixed)[..., :columns]
+    return float(same.float().mean())
+
+
 def channels_last(vq: VQModel, device: torch.device) -> VQModel:
     """On the device, in the memory layout that convolutions are fastest with."""
     vq.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -134,7 +149,8 @@ def train_tokenizer(
         x = load(held_out, torch.arange(min(256, len(held_out))))
         with torch.inference_mode():
             ids = vq.encode(x)
-            return {"psnr": psnr(x, vq.decode(ids)), "codes": float(num_distinct(ids))}
+            codes, steady = float(num_distinct(ids)), steady_share(vq, x)
+            return {"psnr": psnr(x, vq.decode(ids)), "codes": codes, "steady": steady}
 
     train(model, step, plan=plan, run=Run(run_folder, world=world), evaluate=evaluate)
     return vq.eval()

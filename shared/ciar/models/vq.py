@@ -4,7 +4,8 @@
 
 Module names follow the public checkpoint (`vq_ds16_t2i.pt`), so its state dict loads as it is. In
 the decoder `conv_blocks.0` is the lowest resolution. One more level in `channel_multipliers`
-doubles the downsampling: three levels are f4, four f8, five f16.
+doubles the downsampling: three levels are f4, four f8, five f16. Only `has_local_encoder` is not
+LlamaGen's.
 """
 
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ciar.errors import InvalidInput
+from ciar.models.patch_encoder import PatchEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,7 @@ class VQConfig:
     norm_groups: int = 32
     has_lowest_attention: bool = True  # at the lowest level too, not only in the middle
     is_l2_normalized: bool = True  # compare and look up codes on the unit sphere
+    has_local_encoder: bool = False  # ours: a code depends on its own pixels alone
 
     @property
     def downsample(self) -> int:
@@ -165,6 +168,13 @@ class Encoder(nn.Module):
         return y
 
 
+def encoder_of(config: VQConfig) -> nn.Module:
+    """The encoder that a configuration asks for: [B, 3, H, W] to [B, z_channels, h, w]."""
+    if config.has_local_encoder:
+        return PatchEncoder(side=config.downsample, dim=config.z_channels)
+    return Encoder(config)
+
+
 class Decoder(nn.Module):
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
@@ -235,7 +245,7 @@ class VQModel(nn.Module):
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config)
+        self.encoder = encoder_of(config)
         self.quant_conv = nn.Conv2d(config.z_channels, config.codebook_dim, 1)
         self.quantize = Codebook(config)
         self.post_quant_conv = nn.Conv2d(config.codebook_dim, config.z_channels, 1)

@@ -124,9 +124,8 @@ class BackgroundBank:
         pixels = self._pixels[item["number"]]
         if rng.random() < 0.5:
             pixels = pixels[:, ::-1]
-        canvas.image = pixels * (rng.uniform(1 - recipe.jitter, 1 + recipe.jitter, 3) / 255).astype(
-            np.float32
-        )
+        tint = rng.uniform(1 - recipe.jitter, 1 + recipe.jitter, 3)  # of red, green and blue
+        canvas.image = pixels * (tint / 255).astype(np.float32)
         canvas.zones = Zones(**item["zones"])
         canvas.horizon = item["horizon"]
         canvas.ambient = np.array(item["ambient"], np.float32)

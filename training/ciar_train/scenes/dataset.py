@@ -77,8 +77,13 @@ def draw(
     Raises:
         InvalidInput: an argument is out of its range, or the folder holds other scenes.
     """
-    _check(start=start, count=count, num_captions=num_captions, num_workers=num_workers)
-    _check(shard_size=shard_size)
+    _check(
+        start=start,
+        count=count,
+        num_captions=num_captions,
+        num_workers=num_workers,
+        shard_size=shard_size,
+    )
     out = Path(out_dir)
     atlas = Atlas(atlas_path)
     bank = Path(backgrounds_path or out / "backgrounds")
