@@ -19,7 +19,7 @@ from ciar.local import LocalSession, LocalVerifier
 from ciar.session import PrefixWork, SessionState
 from ciar.target import Target, TargetModel
 from ciar.types import ImageRequest, ModelInfo, SamplingParams, Verdict, VerifyBatch
-from ciar.uncertainty import TENSOR_SCORES, make_router
+from ciar.uncertainty import TENSOR_SCORES, HeadOutput, make_router
 from ciar_edge.config import DecodeConfig
 from ciar_edge.loop import generate
 from ciar_edge.models import EdgeModel, load_draft_model
@@ -224,21 +224,21 @@ def halfway(scores: Tensor, *, share: float) -> float:
 
 
 @pytest.mark.parametrize("sampling", [DEFAULTS, FILTERED])
-@pytest.mark.parametrize("router", ["interval", "interval-u", "entropy", "discrete-100"])
+@pytest.mark.parametrize("router", ["interval", "interval-draw", "interval-u", "discrete-100"])
 def test_a_static_threshold_commits_what_edge_and_cloud_commit(
     pair: Pair, run: Any, router: str, sampling: SamplingParams
 ) -> None:
     scores: list[Tensor] = []
 
     def record(choice: Choice) -> Tensor:
-        scores.append(score_rows(router, choice.centre, choice.radius))
+        scores.append(score_rows(router, choice))
         return keep_all(choice)
 
     pair.roll_out(record, sampling, num_prefix=2)
     threshold = halfway(torch.cat(scores), share=0.6)
 
     def keep(choice: Choice) -> Tensor:
-        return score_rows(router, choice.centre, choice.radius) <= threshold
+        return score_rows(router, choice) <= threshold
 
     found = pair.roll_out(keep, sampling, num_prefix=2)
     share = float(found.kept.float().mean())
@@ -271,16 +271,25 @@ def test_batches_cover_everything_once() -> None:
     assert [i for span in spans for i in span] == list(range(70))
 
 
+def choice_of(centre: Tensor, radius: Tensor, drafted: Tensor) -> Choice:
+    """With a cloud that no score may look at."""
+    nothing = torch.empty(0)
+    return Choice(
+        position=0, centre=centre, radius=radius, drafted=drafted, cloud=nothing, drawn=nothing
+    )
+
+
 @pytest.mark.parametrize("name", TENSOR_SCORES)
 def test_scores_of_rows_are_the_routers(name: str) -> None:
     generator = torch.Generator().manual_seed(4)
     centre = 2 * torch.randn(3, 24, generator=generator)
     radius = torch.rand(3, 24, generator=generator)
-    together = score_rows(name, centre, radius)
+    drafted = torch.randint(24, (3,), generator=generator)
+    together = score_rows(name, choice_of(centre, radius, drafted))
     assert together.shape == (3,)
     for row in range(3):
-        alone = score_rows(name, centre[row : row + 1], radius[row : row + 1])
-        torch.testing.assert_close(together[row : row + 1], alone)
+        head = HeadOutput(centre[row], radius[row], drafted[row])
+        torch.testing.assert_close(together[row], TENSOR_SCORES[name](head))
 
 
 def test_calibration_keeps_the_budget_on_its_own_rollouts(pair: Pair) -> None:

@@ -16,6 +16,7 @@ from ciar.uncertainty import (
     TENSOR_SCORES,
     HeadOutput,
     discrete_uncertainty,
+    draw_doubt,
     entropy,
     interval_uncertainty,
     make_router,
@@ -73,6 +74,48 @@ def test_scores_equal_their_definitions() -> None:
     )
     assert float(entropy(head)) == pytest.approx(float(-(p * p.log()).sum()), rel=1e-5)
     assert float(softmax_corr(head)) == pytest.approx(float(1 - p.max()), rel=1e-5)
+
+
+def distributions_inside(head: HeadOutput, *, count: int) -> Tensor:
+    """Corners of the set of distributions in the interval: [count, V] float64.
+
+    In a random order, codes are raised to their upper bounds until the sum is one.
+    """
+    lower, upper = head.lower.double(), head.upper.double()
+    generator = torch.Generator().manual_seed(1)
+    orders = torch.rand(count, len(lower), generator=generator).argsort(dim=-1)
+    room = (upper - lower)[orders]
+    before = room.cumsum(dim=-1) - room
+    raised = torch.minimum(room, (1 - lower.sum() - before).clamp(min=0))
+    return lower + torch.zeros_like(raised).scatter(-1, orders, raised)
+
+
+@pytest.mark.parametrize("token", [0, 1, 7, 23])
+def test_draw_doubt_bounds_the_chance_that_the_cloud_draws_another_token(token: int) -> None:
+    centre = torch.randn(24, generator=torch.Generator().manual_seed(2)) * 2
+    head = HeadOutput(centre, torch.full((24,), 0.7), torch.tensor(token))
+    p = head.mid.double()
+    q = distributions_inside(head, count=500)
+    torch.testing.assert_close(q.sum(dim=-1), torch.ones(len(q), dtype=q.dtype))
+    ratios = torch.maximum(p / p[token], q / q[:, [token]])  # a shared draw: 1 / their sum
+    agree = 1 / ratios.sum(dim=-1) / p[token]
+    doubt = float(draw_doubt(head))
+    assert float((1 - agree).max()) <= doubt + 1e-6
+    lower, others = float(head.lower[token]), float(head.upper.sum() - head.upper[token])
+    worst = 1 - 1 / (float(p[token]) + float(p[token]) / lower * others)
+    assert doubt == pytest.approx(worst, rel=1e-4)
+
+
+def test_a_rare_draw_is_doubtful_where_the_prediction_is_sure() -> None:
+    centre = torch.zeros(64)
+    centre[3] = 9.0
+    radius = torch.ones(64)
+    likely, rare = (HeadOutput(centre, radius, torch.tensor(token)) for token in (3, 5))
+    assert float(total_width(likely)) == float(total_width(rare))
+    assert float(draw_doubt(likely)) < 0.1 < 0.5 < float(draw_doubt(rare))
+    assert float(draw_doubt(HeadOutput(centre, radius))) == float(draw_doubt(likely))
+    exact = HeadOutput(centre, torch.zeros(64), torch.tensor(3))
+    assert float(draw_doubt(exact)) == pytest.approx(0, abs=1e-6)
 
 
 def test_scores_of_extreme_predictions_are_finite() -> None:

@@ -67,7 +67,7 @@ class Watcher:
 
     def keep(self, choice: Choice) -> Tensor:
         found = describe(choice.cloud.softmax(-1), choice.centre, choice.radius)
-        values = {name: score_rows(name, choice.centre, choice.radius) for name in self.names}
+        values = {name: score_rows(name, choice) for name in self.names}
         is_kept = values[self.router] <= self.threshold
         values |= {
             CEILING: found["tv"],

@@ -121,9 +121,9 @@ def generate(
         str | None,
         _option(
             env="ROUTER",
-            help="The score: interval, interval-u, interval-u-scaled, entropy, softmax-corr, "
-            "softmax-corr-window, discrete-100, discrete-300, random, always or never. "
-            "Default: the model's.",
+            help="The score: interval, interval-draw, interval-u, interval-u-scaled, entropy, "
+            "softmax-corr, softmax-corr-window, discrete-100, discrete-300, random, always or "
+            "never. Default: the model's.",
         ),
     ] = None,
     exact: Annotated[

@@ -220,8 +220,8 @@ class Drafter:
         if self._draft is None:
             hidden = self._extend()
             centre = self.model.centre(hidden[None])[0]  # [V]
-            head = HeadOutput(centre, lambda: self.model.radius(hidden))
             token = coupled_draw(centre, self.position, self._sampling, self._noise)
+            head = HeadOutput(centre, lambda: self.model.radius(hidden), torch.tensor(token))
             self._draft = Draft(self.position, token, hidden, head)
         return self._draft
 

@@ -34,11 +34,22 @@ class HeadOutput:
 
     centre: [..., V] logits.
     radius: [..., V], or how to get it, so that a score that does not look at it does not pay.
+    token: [...] the edge's own draw; the likeliest code if there is none.
     """
 
-    def __init__(self, centre: Tensor, radius: Tensor | Callable[[], Tensor]) -> None:
+    def __init__(
+        self,
+        centre: Tensor,
+        radius: Tensor | Callable[[], Tensor],
+        token: Tensor | None = None,
+    ) -> None:
         self.centre = centre
         self._radius = radius
+        self._token = token
+
+    @cached_property
+    def token(self) -> Tensor:
+        return self.centre.argmax(dim=-1) if self._token is None else self._token
 
     @cached_property
     def radius(self) -> Tensor:
@@ -61,12 +72,17 @@ class HeadOutput:
         return self._odds[0]
 
     @property
+    def rest(self) -> Tensor:
+        """1 - p, [..., V]."""
+        return self._odds[1]
+
+    @property
     def doubt(self) -> Tensor:
         """1 - max p, [...]: exact also where max p rounds to 1."""
         return self._odds[2].squeeze(-1)
 
     @cached_property
-    def _growth(self) -> Tensor:
+    def growth(self) -> Tensor:
         """w = e^r - 1, [..., V]."""
         return self.radius.float().expm1()
 
@@ -74,19 +90,23 @@ class HeadOutput:
     def width(self) -> Tensor:
         """upper - lower, [..., V]."""
         p, rest, _ = self._odds
-        w, q = self._growth, p * rest
+        w, q = self.growth, p * rest
         below = torch.addcmul(w + 1, q, w * w)
         return q.mul_(w).mul_(w + 2).div_(below)
+
+    def of_token(self, values: Tensor) -> Tensor:
+        """[..., V] -> [...]: the drawn token's."""
+        return values.gather(-1, self.token[..., None]).squeeze(-1)
 
     @property
     def lower(self) -> Tensor:
         p, rest, _ = self._odds
-        return p / (self._growth * rest).add_(1)
+        return p / (self.growth * rest).add_(1)
 
     @property
     def upper(self) -> Tensor:
         p, _, _ = self._odds
-        grown = p * self._growth
+        grown = p * self.growth
         return (p + grown).div_(grown.add_(1))
 
 
@@ -94,6 +114,23 @@ def total_width(head: HeadOutput) -> Tensor:
     """||width||_1, [...]: does not depend on the size of the codebook."""
     total: Tensor = head.width.sum(dim=-1)
     return total
+
+
+def draw_doubt(head: HeadOutput) -> Tensor:
+    """Bound on the chance that the cloud draws another token than the edge drew, [...].
+
+    With the same noise both draw x with probability 1 / sum_i max(p_i / p_x, q_i / q_x), which is
+    smallest over all q in the interval where q_x is at its lower bound and all others at their
+    upper ones. Given that the edge drew x, they agree with at least
+
+        1 / (p_x + p_x / lower_x * sum_{i != x} upper_i)
+
+    So a rare draw is doubtful even where the prediction as a whole is sure.
+    """
+    others = head.upper.scatter(-1, head.token[..., None], 0).sum(dim=-1)
+    rest = head.of_token(head.rest)  # 1 - p_x
+    odds = (1 + head.of_token(head.growth) * rest) * others - rest
+    return odds / (1 + odds)
 
 
 def interval_uncertainty(head: HeadOutput) -> Tensor:
@@ -179,6 +216,7 @@ class RandomScore:
 
 TENSOR_SCORES: Mapping[str, Callable[[HeadOutput], Tensor]] = {
     "interval": total_width,
+    "interval-draw": draw_doubt,
     "interval-u": interval_uncertainty,
     "interval-u-scaled": scaled_uncertainty,
     "entropy": entropy,

@@ -31,7 +31,7 @@ class Recorder:
 
     def keep(self, choice: Choice) -> Tensor:
         for name, column in self.scores.items():
-            column.append(score_rows(name, choice.centre, choice.radius))
+            column.append(score_rows(name, choice))
         return self.scores[self.router][-1] <= self.threshold
 
     def stacked(self) -> dict[str, Tensor]:
@@ -39,16 +39,16 @@ class Recorder:
         return {name: torch.stack(columns, dim=1).cpu() for name, columns in self.scores.items()}
 
 
-def score_rows(name: str, centre: Tensor, radius: Tensor) -> Tensor:
-    """A score for each row of centre and radius [B, V]: [B].
+def score_rows(name: str, choice: Choice) -> Tensor:
+    """A score of the edge's half of a choice, for every image: [B].
 
     The discrete ones know single tokens only.
     """
     score = TENSOR_SCORES[name]
+    columns = choice.centre, choice.radius, choice.drafted.to(choice.centre.device)
     if name.startswith("discrete"):
-        rows = [score(HeadOutput(c, r)) for c, r in zip(centre, radius, strict=True)]
-        return torch.stack(rows)
-    return score(HeadOutput(centre, radius))
+        return torch.stack([score(HeadOutput(*row)) for row in zip(*columns, strict=True)])
+    return score(HeadOutput(*columns))
 
 
 def calibrate(
