@@ -197,6 +197,48 @@ def test_things_snap_to_tokens(atlas: Atlas, snap: int) -> None:
             assert abs(bottom / 64 - near.corners[3]) < snap / 64
 
 
+def test_things_and_backgrounds_are_mirrored_only_if_asked(atlas: Atlas, tmp_path: Path) -> None:
+    recipe = replace(
+        SMALL, size=64, nouns=("dog", "car"), places=("plain",), two_objects=False, max_count=1
+    )
+    either = SceneGenerator(atlas, recipe)
+    one_way = SceneGenerator(atlas, replace(recipe, mirrored=False))
+    num_mirrored = 0
+    for index in range(40):
+        scene, other = one_way.sample(index), either.sample(index)
+        assert scene.boxes == other.boxes
+        left, top, right, bottom = (round(64 * v) for v in scene.boxes[0].corners)
+        box = np.s_[max(top, 0) : bottom, max(left, 0) : right]
+        ours, theirs = scene.image[box].astype(int), other.image[box].astype(int)
+        if np.abs(ours - theirs).mean() > 4:
+            num_mirrored += 1
+            assert np.abs(ours - theirs[:, ::-1]).mean() < 4
+    assert 8 < num_mirrored < 32
+
+    recipe = replace(recipe, places=("street",), jitter=0.0, num_backgrounds=1)
+    bank = BackgroundBank.build(SceneGenerator(atlas, recipe), tmp_path / "bank")
+    for mirrored, count in ((False, 1), (True, 2)):
+        asked = replace(recipe, mirrored=mirrored)
+        plan = replace(SceneGenerator(atlas, asked).sample(0).plan, time="day", style="noto")
+        rng = np.random.default_rng(0)
+        found = {
+            bank.canvas(plan, rng, recipe=asked, atlas=atlas).to_bytes().tobytes()
+            for _ in range(20)
+        }
+        assert len(found) == count
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_tints_and_sizes_come_as_often_as_the_recipe_says(atlas: Atlas, share: float) -> None:
+    recipe = replace(SMALL, nouns=("car",), two_objects=False, max_count=1, places=("street",))
+    generator = SceneGenerator(atlas, replace(recipe, tinted=share, resized=share))
+    things = [scene.plan.things[0] for scene in map(generator.sample, range(40)) if scene.nouns]
+    assert len(things) > 20
+    for thing in things:
+        assert (thing.colour is not None) == bool(share)
+        assert (thing.size is not None) == bool(share)
+
+
 def test_tinted_things_are_painted_in_their_tint(atlas: Atlas) -> None:
     recipe = replace(SMALL, nouns=("car",), places=("plain",), two_objects=False, max_count=1)
     generator = SceneGenerator(atlas, replace(recipe, size=64))
@@ -299,6 +341,9 @@ def test_left_is_left_and_above_is_above(atlas: Atlas) -> None:
         ({"jitter": 0.3}, "jitter: 0.3"),
         ({"snap": 0}, "snap: 0"),
         ({"snap": 33}, "snap: 33"),
+        ({"tinted": 1.5}, "tinted: 1.5"),
+        ({"resized": -0.1}, "resized: -0.1"),
+        ({"mirrored": 1}, "mirrored: 1"),
         ({"seed": -1}, "seed: -1"),
         ({"styles": {}}, "styles"),
         ({"styles": {"noto": 0}}, "styles.noto: 0"),

@@ -122,7 +122,7 @@ class BackgroundBank:
             texture=recipe.texture,
         )
         pixels = self._pixels[item["number"]]
-        if rng.random() < 0.5:
+        if rng.random() < 0.5 and recipe.mirrored:
             pixels = pixels[:, ::-1]
         tint = rng.uniform(1 - recipe.jitter, 1 + recipe.jitter, 3)  # of red, green and blue
         canvas.image = pixels * (tint / 255).astype(np.float32)

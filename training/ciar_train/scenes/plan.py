@@ -135,7 +135,7 @@ class Planner:
             place = self._place(rng, noun)
             has_two = rng.random() < 0.17 and self._recipe.two_objects
             thing = Thing(noun=noun.name) if has_two else self._single(rng, noun)
-            things.append(replace(thing, colour=_tint(rng, noun, 0.42)))
+            things.append(replace(thing, colour=_tint(rng, noun, self._recipe.tinted)))
             if has_two:
                 second, relation = self._second(rng, noun, place)
                 things.extend(second)
@@ -180,7 +180,7 @@ class Planner:
             count = 2 if how_many < 0.83 else 3 if how_many < 0.94 else int(rng.integers(4, 7))
         count = min(count, self._recipe.max_count)
         size: Literal["small", "big"] | None = None
-        if rng.random() < 0.2:
+        if rng.random() < self._recipe.resized:
             size = "small" if rng.random() < 0.5 else "big"
         position: Literal["left", "right", "center"] | None = None
         if rng.random() < 0.16 and count == 1:
@@ -202,7 +202,7 @@ class Planner:
                 break
         if noun.name == first.name or not self._common_styles([first, noun]):
             return [], None
-        thing = Thing(noun=noun.name, colour=_tint(rng, noun, 0.35))
+        thing = Thing(noun=noun.name, colour=_tint(rng, noun, 0.83 * self._recipe.tinted))
         options = relations(first, noun, kind)
         return [thing], options[int(rng.integers(len(options)))]
 

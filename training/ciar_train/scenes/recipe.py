@@ -41,6 +41,9 @@ class Recipe:
         snap: things stand at multiples of this many pixels, and their heights are multiples of
             twice as many. With the side of a token, a thing is made of the same tokens wherever it
             stands, which a small model learns sooner. 1 leaves them where they are.
+        tinted: share of the things that can have any colour (a car, a fish) which are recoloured.
+        resized: share of the pictures of one kind of thing where it is called small or big, and is.
+        mirrored: whether half of the things and of a bank's backgrounds are mirrored.
         seed: scenes of different seeds have nothing to do with each other.
 
     Raises:
@@ -58,6 +61,9 @@ class Recipe:
     num_backgrounds: int = 8
     jitter: float = 0.04
     snap: int = 1
+    tinted: float = 0.42
+    resized: float = 0.2
+    mirrored: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -69,8 +75,12 @@ class Recipe:
         _check_range("texture", self.texture, 0, 2)
         _check_range("num_backgrounds", self.num_backgrounds, 1, 64, kind=int)
         _check_range("jitter", self.jitter, 0, 0.2)
+        _check_range("tinted", self.tinted, 0, 1)
+        _check_range("resized", self.resized, 0, 1)
         _check_range("snap", self.snap, 1, self.size // 4, kind=int)
         _check_range("seed", self.seed, 0, 2**63 - 1, kind=int)
+        if not isinstance(self.mirrored, bool):
+            raise InvalidInput("mirrored", self.mirrored, "use true or false")
         if not self.styles:
             raise InvalidInput("styles", self.styles, "give at least one style a weight")
         for style, weight in self.styles.items():
