@@ -26,6 +26,7 @@ from ciar_train.losses import InterDroWeights, auroc, inter_dro_loss, interval_s
 from ciar_train.plan import TrainingPlan
 from ciar_train.run_folder import RunFolder
 from ciar_train.sizes import Size, load_size, size_names
+from ciar_train.target import foresight_loss
 from ciar_train.tokenizer import steady_share
 
 CPU = World(0, 1, torch.device("cpu"))
@@ -65,6 +66,7 @@ steps = 12
 batch_size = 8
 lr = 3e-3
 muon_lr = 3e-3
+foresight = 0.2
 warmup_steps = 1
 ema = 0.9
 log_every = 1
@@ -131,6 +133,15 @@ def test_losses_fall(run: RunFolder, step: str) -> None:
     values = losses(run.root / step / "metrics.jsonl")
     assert len(values) == 12
     assert sum(values[-3:]) < sum(values[:3])
+
+
+def test_foresight_is_the_cross_entropy_to_the_tokens_to_come() -> None:
+    tokens = torch.tensor([[2, 0, 2], [1, 1, 1]])
+    logits = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    log_p = logits.log_softmax(-1)
+    expected = [-log_p[row, n, tokens[row, n:]].mean() for row in range(2) for n in range(3)]
+    found = foresight_loss(logits, tokens)
+    torch.testing.assert_close(found, torch.stack(expected).mean())
 
 
 @pytest.mark.parametrize("is_local", [True, False])

@@ -1,6 +1,12 @@
 """`ciar-train target`: the cloud's transformer.
 
-Next-token prediction on token grids, with dropped captions for guidance.
+Next-token prediction on token grids, with dropped captions for guidance:
+
+    loss = CE(next token) + foresight * CE(bag of all tokens to come)
+
+Where most tokens are certain, a caption decides few of them, and next-token prediction is slow to
+learn what it says. What is still to come depends on it at every position. The bag is predicted by
+a linear head of its own, which only training has.
 """
 
 from collections.abc import Mapping
@@ -21,6 +27,30 @@ from ciar_train.precision import mixed_precision
 @dataclass(frozen=True, kw_only=True)
 class TargetPlan(TrainingPlan):
     drop_caption: float = 0.1  # share of captions replaced by the unconditional features
+    foresight: float = 0.0  # weight of the bag of tokens to come
+
+
+class ForesightedTransformer(Transformer):
+    """A target in training, with a second output head for the bag of tokens to come."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config)
+        self.foresight = nn.Linear(config.dim, config.vocab_size, bias=False)
+
+    def plain(self) -> Transformer:
+        """Without the second head."""
+        model = Transformer(self.config)
+        own = model.state_dict()
+        model.load_state_dict({name: w for name, w in self.state_dict().items() if name in own})
+        return model.to(self.foresight.weight.device)
+
+
+def foresight_loss(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Cross-entropy to the bag of tokens n .. T-1: logits [B, T, V] at n, tokens [B, T]."""
+    hot = F.one_hot(tokens, logits.shape[-1]).to(logits.dtype)
+    to_come = hot.flip(1).cumsum(1).flip(1)  # [B, T, V] counts
+    bag = to_come / to_come.sum(-1, keepdim=True)
+    return -(bag * logits.log_softmax(-1)).sum(-1).mean()
 
 
 def init_weights(model: nn.Module, *, num_layers: int) -> None:
@@ -63,10 +93,11 @@ def train_target(
     start: weights to begin from instead of random ones.
     """
     torch.manual_seed(plan.seed)
-    model = Transformer(config)
+    model = ForesightedTransformer(config)
     init_weights(model, num_layers=config.num_layers)
     if start:
-        model.load_state_dict(start)
+        model.load_state_dict(start, strict=False)  # it has no second head
+    model.foresight.requires_grad_(plan.foresight > 0)
     model.to(world.device)
 
     def batch(
@@ -87,8 +118,16 @@ def train_target(
         dropped = torch.rand(len(indices), generator=generator) < plan.drop_caption
         features = drop_captions(model, conditions, dropped.to(world.device))
         with mixed_precision(world.device):
-            logits = model(features, conditions.mask, tokens[:, :-1])
-        return F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten()), {}
+            rows = model.cls_embedding(features)
+            hidden = model.masked_hidden(rows, tokens[:, :-1], conditions.mask)
+            logits = model.output(hidden)
+            to_come = model.foresight(hidden) if plan.foresight else None
+        loss = F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())
+        if to_come is None:
+            return loss, {}
+        ahead = foresight_loss(to_come.float(), tokens)
+        parts = {"next": float(loss.detach()), "foresight": float(ahead.detach())}
+        return loss + plan.foresight * ahead, parts
 
     def evaluate() -> Metrics:
         """Held-out loss with captions, and without: their difference is what the text is worth."""
@@ -110,4 +149,4 @@ def train_target(
         run=Run(run_folder, world=world),
         evaluate=evaluate,
     )
-    return model.eval()
+    return model.plain().eval()
