@@ -88,7 +88,7 @@ def test_local_codes_depend_on_their_own_pixels_alone() -> None:
     pixels = torch.rand(1, 3, 32, 32) * 2 - 1
     ids = model.encode(pixels)
     assert ids.shape == (1, 8, 8)
-    assert len(ids.unique()) > 8
+    assert len(set(ids.flatten().tolist())) > 8
     moved = model.encode(pixels.roll((4, 8), (2, 3)))
     assert torch.equal(moved, ids.roll((1, 2), (1, 2)))
     assert model.decode(ids).shape == pixels.shape
