@@ -16,7 +16,6 @@ from ciar.checkpoint import fingerprint, read_config
 from ciar.errors import InvalidInput
 from ciar.interval import interfuse
 from ciar.models.text_encoder import TextEncoder
-from ciar.models.vq import VQConfig, VQModel
 from ciar.picture import load_vq
 from ciar.target import TargetModel
 from ciar_train import steps
@@ -28,6 +27,7 @@ from ciar_train.run_folder import RunFolder
 from ciar_train.sizes import Size, load_size, size_names
 from ciar_train.target import foresight_loss
 from ciar_train.tokenizer import steady_share
+from tests.tiny import vq_f4
 
 CPU = World(0, 1, torch.device("cpu"))
 
@@ -146,16 +146,8 @@ def test_foresight_is_the_cross_entropy_to_the_tokens_to_come() -> None:
 
 @pytest.mark.parametrize("is_local", [True, False])
 def test_local_codes_are_steady(*, is_local: bool) -> None:
-    torch.manual_seed(0)
-    config = VQConfig(
-        codebook_size=64,
-        channels=8,
-        channel_multipliers=(1, 1, 1),
-        z_channels=8,
-        norm_groups=4,
-        has_local_encoder=is_local,
-    )
-    share = steady_share(VQModel(config).eval(), torch.rand(4, 3, 32, 32) * 2 - 1)
+    vq, pixels = vq_f4(has_local_encoder=is_local), torch.rand(4, 3, 32, 32) * 2 - 1
+    share = steady_share(vq, pixels, vq.encode(pixels))
     assert share == 1 if is_local else share < 0.9
 
 

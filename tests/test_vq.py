@@ -10,6 +10,7 @@ from safetensors import safe_open
 
 from ciar.errors import InvalidInput
 from ciar.models.vq import VQConfig, VQModel, to_uint8
+from tests.tiny import vq_f4
 
 GOLDEN = Path(__file__).parent / "data" / "llamagen_vq16.safetensors"
 
@@ -75,16 +76,7 @@ def test_depth_sets_the_downsampling(multipliers: tuple[int, ...], factor: int) 
 
 
 def test_local_codes_depend_on_their_own_pixels_alone() -> None:
-    config = VQConfig(
-        codebook_size=64,
-        channels=8,
-        channel_multipliers=(1, 1, 1),
-        z_channels=8,
-        norm_groups=4,
-        has_local_encoder=True,
-    )
-    torch.manual_seed(0)
-    model = VQModel(config).eval()
+    model = vq_f4(has_local_encoder=True)
     pixels = torch.rand(1, 3, 32, 32) * 2 - 1
     ids = model.encode(pixels)
     assert ids.shape == (1, 8, 8)

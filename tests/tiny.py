@@ -139,6 +139,20 @@ def quantiles(score: Tensor) -> list[float]:
     return values
 
 
+def vq_f4(*, has_local_encoder: bool) -> VQModel:
+    """A random tokenizer of 4x4 pixels a token."""
+    torch.manual_seed(0)
+    config = VQConfig(
+        codebook_size=64,
+        channels=8,
+        channel_multipliers=(1, 1, 1),
+        z_channels=8,
+        norm_groups=4,
+        has_local_encoder=has_local_encoder,
+    )
+    return VQModel(config).eval()
+
+
 def write_vq(folder: Path, *, vocab_size: int) -> None:
     sizes = VQConfig(
         codebook_size=vocab_size,

@@ -221,7 +221,7 @@ class Drafter:
             hidden = self._extend()
             centre = self.model.centre(hidden[None])[0]  # [V]
             token = coupled_draw(centre, self.position, self._sampling, self._noise)
-            head = HeadOutput(centre, lambda: self.model.radius(hidden), torch.tensor(token))
+            head = HeadOutput(centre, lambda: self.model.radius(hidden), token)
             self._draft = Draft(self.position, token, hidden, head)
         return self._draft
 

@@ -41,7 +41,7 @@ class HeadOutput:
         self,
         centre: Tensor,
         radius: Tensor | Callable[[], Tensor],
-        token: Tensor | None = None,
+        token: Tensor | int | None = None,
     ) -> None:
         self.centre = centre
         self._radius = radius
@@ -49,7 +49,9 @@ class HeadOutput:
 
     @cached_property
     def token(self) -> Tensor:
-        return self.centre.argmax(dim=-1) if self._token is None else self._token
+        if self._token is None:
+            return self.centre.argmax(dim=-1)
+        return torch.as_tensor(self._token, device=self.centre.device)
 
     @cached_property
     def radius(self) -> Tensor:

@@ -138,7 +138,7 @@ def draft_from_target(
 
 
 class DraftTrainer:
-    """The three stages over shared contexts."""
+    """The stages over shared contexts."""
 
     def __init__(
         self,

@@ -23,6 +23,8 @@ from ciar_train.loop import Metrics, Run, World, batch_indices, train
 from ciar_train.plan import TrainingPlan
 from ciar_train.precision import mixed_precision
 
+HEAD = "foresight.weight"
+
 
 @dataclass(frozen=True, kw_only=True)
 class TargetPlan(TrainingPlan):
@@ -40,8 +42,7 @@ class ForesightedTransformer(Transformer):
     def plain(self) -> Transformer:
         """Without the second head."""
         model = Transformer(self.config)
-        own = model.state_dict()
-        model.load_state_dict({name: w for name, w in self.state_dict().items() if name in own})
+        model.load_state_dict({n: w for n, w in self.state_dict().items() if n != HEAD})
         return model.to(self.foresight.weight.device)
 
 
@@ -96,7 +97,7 @@ def train_target(
     model = ForesightedTransformer(config)
     init_weights(model, num_layers=config.num_layers)
     if start:
-        model.load_state_dict(start, strict=False)  # it has no second head
+        model.load_state_dict({**start, HEAD: model.foresight.weight})
     model.foresight.requires_grad_(plan.foresight > 0)
     model.to(world.device)
 
@@ -118,8 +119,7 @@ def train_target(
         dropped = torch.rand(len(indices), generator=generator) < plan.drop_caption
         features = drop_captions(model, conditions, dropped.to(world.device))
         with mixed_precision(world.device):
-            rows = model.cls_embedding(features)
-            hidden = model.masked_hidden(rows, tokens[:, :-1], conditions.mask)
+            hidden = model.forced_hidden(features, conditions.mask, tokens[:, :-1])
             logits = model.output(hidden)
             to_come = model.foresight(hidden) if plan.foresight else None
         loss = F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())

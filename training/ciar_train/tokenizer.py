@@ -79,17 +79,18 @@ def num_distinct(ids: Tensor) -> int:
 
 
 @torch.inference_mode()
-def steady_share(vq: VQModel, x: Tensor) -> float:
+def steady_share(vq: VQModel, x: Tensor, ids: Tensor) -> float:
     """Share of the left halves' codes that stay when the right halves come from other pictures.
 
     1 when codes are local. What changes is noise to a transformer: the same thing in other tokens.
 
-    x: pixels [B, 3, H, W]. The two columns of tokens next to the seam are left out.
+    x: pixels [B, 3, H, W], ids: their codes [B, h, w]. The two columns of tokens next to the seam
+    are left out.
     """
     seam = x.shape[-1] // 2
     mixed = torch.cat([x[..., :seam], x.roll(1, 0)[..., seam:]], -1)
     columns = seam // vq.config.downsample - 2
-    same = vq.encode(x)[..., :columns] == vq.encode(mixed)[..., :columns]
+    same = ids[..., :columns] == vq.encode(mixed)[..., :columns]
     return float(same.float().mean())
 
 
@@ -149,8 +150,11 @@ def train_tokenizer(
         x = load(held_out, torch.arange(min(256, len(held_out))))
         with torch.inference_mode():
             ids = vq.encode(x)
-            codes, steady = float(num_distinct(ids)), steady_share(vq, x)
-            return {"psnr": psnr(x, vq.decode(ids)), "codes": codes, "steady": steady}
+            return {
+                "psnr": psnr(x, vq.decode(ids)),
+                "codes": float(num_distinct(ids)),
+                "steady": steady_share(vq, x, ids),
+            }
 
     train(model, step, plan=plan, run=Run(run_folder, world=world), evaluate=evaluate)
     return vq.eval()

@@ -233,9 +233,12 @@ class Transformer(Trunk):
         features [B, L, condition_dim] left-padded text features, mask [B, L] true where valid,
         tokens [B, n] ids. Returns [B, n + 1, V], the i-th predicting token i.
         """
-        hidden = self.masked_hidden(self.cls_embedding(features), tokens, mask)
-        logits: Tensor = self.output(hidden)
+        logits: Tensor = self.output(self.forced_hidden(features, mask, tokens))
         return logits
+
+    def forced_hidden(self, features: Tensor, mask: Tensor, tokens: Tensor) -> Tensor:
+        """The normed hidden states [B, n + 1, D] behind `forward`."""
+        return self.masked_hidden(self.cls_embedding(features), tokens, mask)
 
 
 def rope_table(config: TransformerConfig) -> Tensor:

@@ -1,6 +1,7 @@
 """Backgrounds painted once and used many times: a bank of pictures mapped into memory.
 
-From a bank a picture takes a background at random, mirrored half the time and its colours jittered.
+From a bank a picture takes a background at random, its colours jittered and, if the recipe allows,
+half the time mirrored.
 That makes drawing three to five times as fast; several backgrounds of every place, time and style
 keep it varied. A bank is two files, `NAME.bin` (uint8 [n, size, size, 3]) and `NAME.json`.
 """
@@ -124,8 +125,8 @@ class BackgroundBank:
         pixels = self._pixels[item["number"]]
         if rng.random() < 0.5 and recipe.mirrored:
             pixels = pixels[:, ::-1]
-        tint = rng.uniform(1 - recipe.jitter, 1 + recipe.jitter, 3)  # of red, green and blue
-        canvas.image = pixels * (tint / 255).astype(np.float32)
+        gains = rng.uniform(1 - recipe.jitter, 1 + recipe.jitter, 3)  # of red, green and blue
+        canvas.image = pixels * (gains / 255).astype(np.float32)
         canvas.zones = Zones(**item["zones"])
         canvas.horizon = item["horizon"]
         canvas.ambient = np.array(item["ambient"], np.float32)

@@ -33,12 +33,14 @@ class Layout:
         *,
         vocabulary: Vocabulary,
         atlas: Atlas,
+        mirrored: bool,
     ) -> None:
         self._plan = plan
         self._zones = zones
         self._rng = rng
         self._vocabulary = vocabulary
         self._atlas = atlas
+        self._mirrored = mirrored
         self._kind = find_place(plan.place).kind
 
     def placements(self) -> list[Placement]:
@@ -48,6 +50,9 @@ class Layout:
         else:
             placements = [each for thing in self._plan.things for each in self._row(thing)]
         return sorted(placements, key=lambda each: (each.depth, each.base))
+
+    def _may_flip(self, noun: Noun) -> bool:
+        return self._mirrored and not noun.is_one_sided
 
     # ---- one kind of thing
 
@@ -83,7 +88,7 @@ class Layout:
                     max_width=0.94 / len(xs),
                     stance=how,
                     depth=row,
-                    is_flipped=is_flipped and not noun.is_one_sided,
+                    is_flipped=is_flipped and self._may_flip(noun),
                 )
             )
         return placements
@@ -204,7 +209,7 @@ class Layout:
             max_width=max_width,
             stance=how,
             depth=depth,
-            is_flipped=is_flipped and not noun.is_one_sided,
+            is_flipped=is_flipped and self._may_flip(noun),
         )
 
     def _beside(self, first: Thing, second: Thing) -> list[Placement]:

@@ -202,7 +202,7 @@ class Planner:
                 break
         if noun.name == first.name or not self._common_styles([first, noun]):
             return [], None
-        thing = Thing(noun=noun.name, colour=_tint(rng, noun, 0.83 * self._recipe.tinted))
+        thing = Thing(noun=noun.name, colour=_tint(rng, noun, self._recipe.tinted * 5 / 6))
         options = relations(first, noun, kind)
         return [thing], options[int(rng.integers(len(options)))]
 

@@ -38,10 +38,17 @@ class Renderer:
         """The picture, uint8 [size, size, 3], and where its things are, from far to near."""
         rng = np.random.default_rng(plan.paint_seed)
         canvas = self._background(plan, rng)
-        layout = Layout(plan, canvas.zones, rng, vocabulary=self._vocabulary, atlas=self._atlas)
+        snap = self._recipe.snap
+        layout = Layout(
+            plan,
+            canvas.zones,
+            rng,
+            vocabulary=self._vocabulary,
+            atlas=self._atlas,
+            mirrored=self._recipe.mirrored,
+        )
         boxes = [
-            put_thing(canvas, each, plan, self._atlas, recipe=self._recipe)
-            for each in layout.placements()
+            put_thing(canvas, each, plan, self._atlas, snap=snap) for each in layout.placements()
         ]
         if plan.time == "fog":
             paint_fog(canvas)

@@ -1,7 +1,7 @@
 """Puts one thing into a picture: sized, tinted, lit, with its shadow and, for heads, shoulders."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,7 +13,6 @@ from ciar_train.scenes.nouns import Noun
 from ciar_train.scenes.placement import Placement, Stance
 from ciar_train.scenes.places import PLAIN, find_place
 from ciar_train.scenes.plan import Plan
-from ciar_train.scenes.recipe import Recipe
 
 _UNLIT_PLACES = ("space", "moon", "stage", PLAIN)
 _LUMINOUS = ("campfire", "candle", "light bulb", "ghost", "balloon")
@@ -56,17 +55,18 @@ class _Shape:
 
 
 def put_thing(
-    canvas: Canvas, placement: Placement, plan: Plan, atlas: Atlas, *, recipe: Recipe
+    canvas: Canvas, placement: Placement, plan: Plan, atlas: Atlas, *, snap: int = 1
 ) -> Box:
-    """Paint a thing with everything that belongs to it; returns where."""
-    if not recipe.mirrored:
-        placement = replace(placement, is_flipped=False)
+    """Paint a thing with everything that belongs to it; returns where.
+
+    snap: see `Recipe`.
+    """
     noun, how, size = placement.noun, placement.stance, canvas.size
     sprite = atlas.find(plan.style, placement.emoji)
     assert sprite is not None, "planned with artwork of the style"
     shape = _fit(placement, sprite)
-    if recipe.snap > 1:
-        shape = _snapped(shape, size, recipe.snap)
+    if snap > 1:
+        shape = _snapped(shape, size, snap)
     rows, columns = max(3, round(shape.height * size)), max(3, round(shape.width * size))
     pixels = _pixels(placement, sprite, atlas, columns=columns, rows=rows)
     light = _light_on(plan, noun)
