@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from ciar.sampling import Noise, coupled_draw
 from ciar.types import SamplingParams
 from ciar_edge.drafter import Draft, Drafter, PreparedDraft
 from ciar_edge.models import load_draft_model
+from ciar_train.ngrams import count_ngrams
 from tests.tiny import write_bundle
 
 CONFIG = TransformerConfig(
@@ -30,16 +33,22 @@ CONFIG = TransformerConfig(
 )
 T = CONFIG.num_tokens
 SAMPLING = SamplingParams(seed=11)
+NEIGHBOURS = NeighbourConfig(count=5, width=4, ngrams=(1, 3), ngram_slots=1024)
 
 
-def new_model(*, num_layers: int = 1, radius_width: int = 4, num_neighbours: int = 5) -> DraftModel:
+def new_model(
+    *, num_layers: int = 1, radius_width: int = 4, neighbours: NeighbourConfig = NEIGHBOURS
+) -> DraftModel:
     torch.manual_seed(0)
-    sizes = TransformerConfig(**{**vars(CONFIG), "num_layers": num_layers})
+    sizes = replace(CONFIG, num_layers=num_layers, neighbours=neighbours)
     head = InterHeadConfig(radius_width=radius_width, feature_dim=8)
-    model = DraftModel(sizes, head, NeighbourConfig(count=num_neighbours, width=4)).eval()
+    model = DraftModel(sizes, head).eval()
     if model.neighbours is not None:
         torch.nn.init.normal_(model.neighbours.mix.weight, std=0.2)
         torch.nn.init.normal_(model.neighbours.positions.weight, std=0.2)
+        if model.neighbours.ngrams is not None:
+            torch.nn.init.normal_(model.neighbours.gates.weight, std=0.2)
+        count_ngrams(model.neighbours, np.random.default_rng(0).integers(0, 40, (50, T)))
     for name, weight in model.named_parameters():
         if "norm" in name:
             torch.nn.init.uniform_(weight, 0.5, 1.5)
@@ -78,14 +87,12 @@ def uncached(model: DraftModel, tokens: list[int]) -> tuple[Tensor, Tensor, Tens
 
 @pytest.mark.parametrize("num_layers", [1, 2])
 @pytest.mark.parametrize("radius_width", [0, 4])
-@pytest.mark.parametrize("num_neighbours", [0, 5])
+@pytest.mark.parametrize("neighbours", [NeighbourConfig(), NeighbourConfig(count=5), NEIGHBOURS])
 @pytest.mark.parametrize("num_prefix", [0, 1, 5])
 def test_drafting_equals_the_uncached_model(
-    num_layers: int, radius_width: int, num_neighbours: int, num_prefix: int
+    num_layers: int, radius_width: int, neighbours: NeighbourConfig, num_prefix: int
 ) -> None:
-    model = new_model(
-        num_layers=num_layers, radius_width=radius_width, num_neighbours=num_neighbours
-    )
+    model = new_model(num_layers=num_layers, radius_width=radius_width, neighbours=neighbours)
     drafter = new_drafter(model)
     tokens = [3, 1, 4, 1, 5][:num_prefix]
     drafter.commit(*tokens)

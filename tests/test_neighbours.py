@@ -3,21 +3,20 @@
 import pytest
 import torch
 
-from ciar.models.neighbours import OFFSETS, NeighbourConfig, NeighbourEmbedding, neighbour_places
-from ciar.models.transformer import TransformerConfig
+from ciar.models.neighbours import PLACES, NeighbourConfig, NeighbourEmbedding, places_around
 
-CONFIG = TransformerConfig(vocab_size=9, grid_size=4, num_layers=1, dim=16, num_heads=2)
-OUTSIDE = CONFIG.num_tokens
+VOCAB, GRID, DIM = 9, 4, 16
+OUTSIDE = GRID**2
 
 
 def test_the_nearest_come_first() -> None:
-    assert OFFSETS[:5] == [(-1, 0), (-1, -1), (-1, 1), (-2, 0), (0, -2)]
-    assert (0, -1) not in OFFSETS, "that token is the input itself"
-    assert len(set(OFFSETS)) == len(OFFSETS)
+    assert PLACES[0] == (0, -1), "that token is the input itself"
+    assert PLACES[1:6] == [(-1, 0), (-1, -1), (-1, 1), (-2, 0), (0, -2)]
+    assert len(set(PLACES)) == len(PLACES)
 
 
 def test_every_neighbour_is_known_when_the_next_token_is_predicted() -> None:
-    places = neighbour_places(4, len(OFFSETS))
+    places = places_around(4, len(PLACES))
     for position, row in enumerate(places):
         inside = [place for place in row if place != OUTSIDE]
         assert all(place < position for place in inside)
@@ -25,7 +24,7 @@ def test_every_neighbour_is_known_when_the_next_token_is_predicted() -> None:
 
 
 def test_places_by_hand() -> None:
-    places = neighbour_places(4, 5)
+    places = [row[1:] for row in places_around(4, 6)]
     #   0  1  2  3
     #   4  5  6  7
     #   8  9 10 11
@@ -35,9 +34,13 @@ def test_places_by_hand() -> None:
     assert places[11] == [7, 6, OUTSIDE, 3, 9]
 
 
+def new(config: NeighbourConfig) -> NeighbourEmbedding:
+    return NeighbourEmbedding(config, vocab_size=VOCAB, grid_size=GRID, dim=DIM)
+
+
 def embedding(count: int = 5) -> NeighbourEmbedding:
     torch.manual_seed(0)
-    neighbours = NeighbourEmbedding(CONFIG, NeighbourConfig(count=count, width=3))
+    neighbours = new(NeighbourConfig(count=count, width=3))
     torch.nn.init.normal_(neighbours.mix.weight)
     torch.nn.init.normal_(neighbours.positions.weight)
     return neighbours.requires_grad_(False)
@@ -45,33 +48,34 @@ def embedding(count: int = 5) -> NeighbourEmbedding:
 
 def test_rows_by_hand() -> None:
     neighbours = embedding()
-    tokens = torch.randint(CONFIG.vocab_size, (2, 6), generator=torch.Generator().manual_seed(1))
-    rows = neighbours(tokens, 0)
-    assert rows.shape == (2, 6, CONFIG.dim)
+    tokens = torch.randint(VOCAB, (2, 6), generator=torch.Generator().manual_seed(1))
+    rows, followers = neighbours(tokens, 0)
+    assert followers is None
+    assert rows.shape == (2, 6, DIM)
     table = neighbours.codes.weight
     for image, ids in enumerate(tokens.tolist()):
-        around = [ids[2], ids[1], ids[3], CONFIG.vocab_size, ids[4]]  # of position 6
+        around = [ids[2], ids[1], ids[3], VOCAB, ids[4]]  # of position 6
         expected = neighbours.mix.weight @ torch.cat([table[i] for i in around])
         torch.testing.assert_close(rows[image, 5], expected + neighbours.positions.weight[6])
 
 
 def test_part_of_the_rows_is_part_of_all() -> None:
     neighbours = embedding()
-    tokens = torch.randint(CONFIG.vocab_size, (2, 15), generator=torch.Generator().manual_seed(2))
-    torch.testing.assert_close(neighbours(tokens, 9), neighbours(tokens, 0)[:, 9:])
+    tokens = torch.randint(VOCAB, (2, 15), generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(neighbours(tokens, 9)[0], neighbours(tokens, 0)[0][:, 9:])
 
 
 def test_later_tokens_change_nothing() -> None:
-    neighbours = embedding(len(OFFSETS))
-    tokens = torch.randint(CONFIG.vocab_size, (1, 15), generator=torch.Generator().manual_seed(3))
+    neighbours = embedding(len(PLACES) - 1)
+    tokens = torch.randint(VOCAB, (1, 15), generator=torch.Generator().manual_seed(3))
     changed = tokens.clone()
-    changed[:, 8:] = (changed[:, 8:] + 1) % CONFIG.vocab_size
-    torch.testing.assert_close(neighbours(tokens, 0)[:, :9], neighbours(changed, 0)[:, :9])
+    changed[:, 8:] = (changed[:, 8:] + 1) % VOCAB
+    torch.testing.assert_close(neighbours(tokens, 0)[0][:, :9], neighbours(changed, 0)[0][:, :9])
 
 
 def test_a_new_one_adds_nothing() -> None:
-    neighbours = NeighbourEmbedding(CONFIG, NeighbourConfig(count=3, width=4))
-    assert not neighbours(torch.tensor([[1, 2, 3]]), 0).any()
+    neighbours = new(NeighbourConfig(count=3, width=4))
+    assert not neighbours(torch.tensor([[1, 2, 3]]), 0)[0].any()
 
 
 @pytest.mark.parametrize(("name", "value"), [("count", -1), ("count", 99), ("width", 0)])

@@ -36,6 +36,7 @@ TINY = """
 count = 24
 held_out = 8
 num_captions = 2
+counted = 16
 recipe = { size = 16 }
 [vq]
 codebook_size = 32
@@ -61,6 +62,7 @@ num_heads = 2
 ffn_multiple_of = 8
 num_condition = 16
 condition_dim = 384
+neighbours = { count = 2, width = 8, ngrams = [1, 3], ngram_slots = 4096 }
 [target]
 steps = 12
 batch_size = 8
@@ -78,7 +80,7 @@ num_rollouts = 8
 [draft.shape]
 num_heads = 4
 ffn_multiple_of = 128
-neighbours = { count = 3, width = 8 }
+neighbours = { count = 3, width = 8, ngrams = [1, 2], ngram_slots = 4096 }
 [draft.tokens]
 steps = 12
 batch_size = 4
@@ -110,7 +112,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     (root / "tiny.toml").write_text(TINY)
     folder = RunFolder(root=root, size=load_size(root / "tiny.toml"), world=CPU, progress=quiet)
     rng = np.random.default_rng(0)
-    for part, count in (("train", 24), ("held_out", 8)):
+    for part, count in (("train", 24), ("held_out", 8), ("counted", 16)):
         scenes = folder.scenes(part)
         scenes.mkdir(parents=True)
         colors = rng.integers(0, 256, (count, 2, 2, 3), dtype=np.uint8)
@@ -155,11 +157,15 @@ def test_the_exported_bundle_fits_together(run: RunFolder, tmp_path: Path) -> No
     assert steps.export_bundle(run, tmp_path / "model") < 2**25
     edge = read_config(tmp_path / "model" / "edge")
     assert edge["target"] == fingerprint(tmp_path / "model" / "cloud")
-    assert edge["neighbours"] == {"count": 3, "width": 8}
+    assert edge["transformer"]["neighbours"]["ngrams"] == [1, 2]
     assert len(edge["calibration"]["interval"]) == 101
     assert edge["calibration"]["interval"] == sorted(edge["calibration"]["interval"])
     target = TargetModel.load(tmp_path / "model" / "cloud")
     assert bool(target.injection.weight.any())
+    tables = target.transformer.neighbours
+    assert tables is not None
+    assert tables.ngrams is not None
+    assert bool((tables.ngrams.entries != -1).any())
     assert TextEncoder.load(tmp_path / "model" / "text").encode(["a dog"])[0].shape[1] == 384
 
 
@@ -178,7 +184,7 @@ def test_finished_steps_are_not_done_again(run: RunFolder) -> None:
 def test_an_adopted_bundle_keeps_its_tokens_and_trains_on(run: RunFolder, tmp_path: Path) -> None:
     again = replace(run, root=tmp_path)
     again.scenes("train").parent.mkdir(parents=True)
-    for part in ("train", "held_out"):
+    for part in ("train", "held_out", "counted"):
         again.scenes(part).symlink_to(run.scenes(part))
     steps.adopt(again, run.bundle)
     steps.run_tokenizer(again)

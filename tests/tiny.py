@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from ciar.checkpoint import fingerprint, save_folder
 from ciar.interval import interfuse
 from ciar.models.inter_head import DraftModel, InterHeadConfig
-from ciar.models.neighbours import NeighbourConfig
+from ciar.models.neighbours import NeighbourConfig, NeighbourEmbedding
 from ciar.models.text_encoder import TextEncoder, TextEncoderConfig
 from ciar.models.transformer import TransformerConfig
 from ciar.models.vq import VQConfig, VQModel
 from ciar.models.wordpiece import SPECIAL_PIECES, WordPiece
 from ciar.target import TargetModel
+from ciar_train.ngrams import count_ngrams
 
 NAME = "ciar-tiny"
 WORDS = ("a", "cat", "dog", "on", "the", "beach", "red", "at", "in", "snow")
@@ -52,6 +53,7 @@ def write_bundle(
         ffn_multiple_of=8,
         num_condition=MAX_TEXT_TOKENS,
         condition_dim=TEXT_DIM,
+        neighbours=NeighbourConfig(count=2, width=8, ngrams=(1, 2), ngram_slots=1024),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -68,16 +70,20 @@ def random_target(sizes: TransformerConfig, *, feature_dim: int) -> TargetModel:
     model = TargetModel(sizes, feature_dim=feature_dim)
     nn.init.normal_(model.injection.weight, std=0.2)
     nn.init.normal_(model.transformer.output.weight, std=0.3)
+    fill_neighbours(model.transformer.neighbours, sizes)
     return model.eval()
 
 
 def draft_of(target: TargetModel) -> DraftModel:
     source = target.transformer
-    sizes = dataclasses.replace(target.config, num_layers=1)
+    sizes = dataclasses.replace(
+        target.config,
+        num_layers=1,
+        neighbours=NeighbourConfig(count=3, width=8, ngrams=(1, 2), ngram_slots=1024),
+    )
     head = InterHeadConfig(radius_width=4, feature_dim=target.feature_dim)
-    draft = DraftModel(sizes, head, NeighbourConfig(count=3, width=8))
-    assert draft.neighbours is not None
-    nn.init.normal_(draft.neighbours.mix.weight, std=0.2)
+    draft = DraftModel(sizes, head)
+    fill_neighbours(draft.neighbours, sizes)
     draft.tok_embeddings.load_state_dict(source.tok_embeddings.state_dict())
     draft.layers[0].load_state_dict(source.layers[0].state_dict())
     draft.norm.load_state_dict(source.norm.state_dict())
@@ -85,6 +91,15 @@ def draft_of(target: TargetModel) -> DraftModel:
     draft.inter_head.centre.load_state_dict(source.output.state_dict())
     nn.init.normal_(draft.inter_head.radius_up.weight, std=0.5)
     return draft.eval()
+
+
+def fill_neighbours(neighbours: NeighbourEmbedding | None, sizes: TransformerConfig) -> None:
+    """Random weights, and tables counted on random pictures."""
+    assert neighbours is not None
+    nn.init.normal_(neighbours.mix.weight, std=0.2)
+    nn.init.normal_(neighbours.gates.weight, std=0.2)
+    tokens = torch.randint(sizes.vocab_size, (64, sizes.num_tokens))
+    count_ngrams(neighbours, tokens.numpy())
 
 
 def write_cloud(folder: Path, target: TargetModel, *, cfg_scale: float) -> None:
@@ -106,7 +121,6 @@ def write_edge(folder: Path, draft: DraftModel, *, target: str) -> None:
         "name": NAME,
         "transformer": dataclasses.asdict(draft.config),
         "head": dataclasses.asdict(draft.head_config),
-        "neighbours": dataclasses.asdict(draft.neighbour_config),
         "target": target,
         "router": "interval",
         "calibration": calibration(draft),

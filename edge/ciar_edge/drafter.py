@@ -23,12 +23,12 @@ from torch import Tensor
 
 from ciar.models.inter_head import DraftModel
 from ciar.models.kv_cache import causal_mask
-from ciar.models.neighbours import NeighbourEmbedding
 from ciar.models.transformer import Block
 from ciar.sampling import Noise, coupled_draw
 from ciar.types import SamplingParams
 from ciar.uncertainty import HeadOutput
 from ciar_edge.matrix import Matrix, matrix
+from ciar_edge.neighbours import PreparedNeighbours
 
 NOT_PREFILLED = -1
 
@@ -44,28 +44,6 @@ class PreparedLayer(NamedTuple):
     w2: Matrix
 
 
-class PreparedNeighbours(NamedTuple):
-    """See `ciar.models.neighbours`."""
-
-    places: list[list[int]]  # [T][K]
-    outside: int
-    codes: Tensor  # [V + 1, w]
-    mix: Matrix  # K w -> D
-    positions: Tensor  # [T, D]
-
-    def rows(self, tokens: Sequence[int], first: int) -> Tensor:
-        """[n - first, D] for the tokens from `first` on of n tokens."""
-        count = len(tokens)
-        ids = [
-            tokens[place] if place < count else self.outside
-            for places in self.places[first + 1 : count + 1]
-            for place in places
-        ]
-        num_columns = len(self.places[0]) * self.codes.shape[1]
-        rows = self.mix(self.codes[ids].view(count - first, num_columns))
-        return rows.add_(self.positions[first + 1 : count + 1])
-
-
 class PreparedDraft:
     """A draft model's weights laid out for drafting.
 
@@ -79,7 +57,7 @@ class PreparedDraft:
         self.config = model.config
         self.feature_dim = model.head_config.feature_dim
         self.embedding = model.tok_embeddings.weight
-        self.neighbours = _prepare_neighbours(model.neighbours) if model.neighbours else None
+        self.neighbours = PreparedNeighbours(model.neighbours) if model.neighbours else None
         self.layers = [_prepare_layer(block) for block in model.layers]  # type: ignore[arg-type]
         self.norm = model.norm.weight
         self.centre = matrix(head.centre.weight)  # D -> V
@@ -90,10 +68,22 @@ class PreparedDraft:
         self.phi_bias = model.phi.mix.bias
         self.turns = torch.view_as_complex(model.rope)[:, None]  # [1 + T, 1, d/2]
 
-    def inputs(self, tokens: Sequence[int], first: int) -> Tensor:
-        """`DraftModel.inputs`: rows [n - first, D] for the tokens from `first` on of n tokens."""
+    def inputs(self, tokens: Sequence[int], first: int) -> tuple[Tensor, list[int]]:
+        """Rows [n - first, D] for the tokens from `first` on of n tokens, as `DraftModel.inputs`.
+
+        And the followers [J] of the next position, for `recall`; empty where there are none.
+        """
         x = self.embedding[tokens[first:]]
-        return x if self.neighbours is None else x + self.neighbours.rows(tokens, first)
+        if self.neighbours is None or not len(x):
+            return x, []
+        ids = self.neighbours.look(tokens, first)
+        return x + self.neighbours.rows(ids, first), ids[-1][self.neighbours.count :]
+
+    def recall(self, hidden: Tensor, followers: list[int]) -> Tensor:
+        """The hidden state [D] that heads see."""
+        if self.neighbours is None or not followers:
+            return hidden
+        return self.neighbours.recall(hidden, followers)
 
     def hidden(self, x: Tensor, turns: Tensor, memory: Tensor, start: int) -> Tensor:
         """Feed n rows to `memory` from row `start` on; the hidden state of the last one, [D].
@@ -148,16 +138,6 @@ class PreparedDraft:
         return torch.zeros(
             len(self.layers), 2, c.num_heads, c.max_rows, c.head_dim, device=self.embedding.device
         )
-
-
-def _prepare_neighbours(neighbours: NeighbourEmbedding) -> PreparedNeighbours:
-    return PreparedNeighbours(
-        places=neighbours.places.tolist(),
-        outside=neighbours.outside,
-        codes=neighbours.codes.weight,
-        mix=matrix(neighbours.mix.weight),
-        positions=neighbours.positions.weight,
-    )
 
 
 def _prepare_layer(block: Block) -> PreparedLayer:
@@ -250,7 +230,7 @@ class Drafter:
         assert position < model.config.num_tokens, "the image is full"
         start = min(self._num_cached, position - 1)
         first = max(start, 0)
-        x = model.inputs(self._tokens, first)
+        x, followers = model.inputs(self._tokens, first)
         turns = model.turns[first + 1 : position + 1]
         row = len(self._condition) + first
         if start == NOT_PREFILLED:
@@ -258,4 +238,4 @@ class Drafter:
             x = torch.cat([self._condition, x])
             turns = torch.cat([model.turns[:1].expand(len(self._condition), -1, -1), turns])
         self._num_cached = position
-        return model.hidden(x, turns, self._memory, row)
+        return model.recall(model.hidden(x, turns, self._memory, row), followers)

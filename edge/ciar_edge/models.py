@@ -12,14 +12,13 @@ import torch
 from ciar.checkpoint import from_dict, load_into, read_config, read_weights, to_device
 from ciar.errors import CheckpointError, InvalidInput
 from ciar.models.inter_head import DraftModel, InterHeadConfig
-from ciar.models.neighbours import NeighbourConfig
 from ciar.models.transformer import TransformerConfig
 from ciar.threshold import check_quantiles
 from ciar.uncertainty import DEFAULT_ROUTER, ROUTERS
 from ciar_edge.drafter import PreparedDraft
 
 _NEEDED = frozenset(("kind", "family", "transformer", "head", "target"))
-_KNOWN = _NEEDED | {"name", "neighbours", "router", "calibration"}
+_KNOWN = _NEEDED | {"name", "router", "calibration"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,11 +48,8 @@ def load_draft_model(folder: Path) -> EdgeModel:
     _check_config(config, folder)
     sizes = from_dict(TransformerConfig, config["transformer"], where=f"{folder}: transformer")
     head = from_dict(InterHeadConfig, config["head"], where=f"{folder}: head")
-    neighbours = from_dict(
-        NeighbourConfig, config.get("neighbours", {}), where=f"{folder}: neighbours"
-    )
     with torch.device("meta"):
-        model = DraftModel(sizes, head, neighbours)
+        model = DraftModel(sizes, head)
     load_into(model, read_weights(folder), where=folder)
     model.rebuild_tables("cpu")  # not in the weights: still on the meta device
     to_device(model, device="cpu", dtype=torch.float32)

@@ -131,11 +131,13 @@ class SessionState:
         position = max(start, 0)
         end = min(len(tokens), self.num_tokens - 1)  # the last token of an image is never fed
         codes = features[position:end]
+        ids = torch.tensor(tokens[:end], dtype=torch.long)
         return Feed(
             slot=slot,
             num_condition=len(self.condition),
             position=position,
-            tokens=torch.tensor(tokens[position:end], dtype=torch.long),
+            tokens=ids[position:],
+            before=ids[:position],
             cfg_scale=self.request.sampling.cfg_scale,
             condition=self.condition if start == NOT_PREFILLED else None,
             features=codes if bool(codes.any()) else None,

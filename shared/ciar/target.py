@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ciar.checkpoint import from_dict, load_into, read_config, read_weights, to_device
@@ -71,6 +72,7 @@ class Feed:
     num_condition: L, in both cases.
     position: of the first fed token.  tokens: [k] ids, may be empty only in a prefill.
     features: [k, F] codes, zero rows for tokens the edge did not decide; None when all are zero.
+    before: [position] ids of the tokens before them; models with `neighbours` look at these.
     num_outputs: logits wanted, for the last so many positions; None: for all.
     """
 
@@ -81,6 +83,7 @@ class Feed:
     cfg_scale: float
     condition: Tensor | None = None
     features: Tensor | None = None
+    before: Tensor | None = None
     num_outputs: int | None = None
 
     @property
@@ -129,15 +132,17 @@ class Target:
         Returns each one's guided logits, float32 [num outputs, V].
         """
         transformer = self.model.transformer
-        inputs, ropes, segments = zip(*(self._pack(feed) for feed in feeds), strict=True)
+        inputs, ropes, segments, followers = zip(*(self._pack(feed) for feed in feeds), strict=True)
         hidden = transformer.hidden(
             torch.cat(inputs), torch.cat(ropes), self.cache.attend(segments)
         )
         blocks = torch.split(hidden, [len(x) for x in inputs])
         wanted = []
-        for feed, block in zip(feeds, blocks, strict=True):
-            rows = block.view(self.ROWS, feed.num_new_rows, -1)  # [2, new, D]
-            wanted.append(rows[:, feed.first_output :])
+        for feed, block, following in zip(feeds, blocks, followers, strict=True):
+            rows = block.view(self.ROWS, feed.num_new_rows, -1)[:, feed.first_output :]  # [2, k, D]
+            if following is not None:
+                rows = transformer.recall(rows, following[feed.first_output :])
+            wanted.append(rows)
         sizes = [w.shape[1] for w in wanted]
         logits = transformer.output(torch.cat(wanted, dim=1))  # [2, sum k, V]
         return [
@@ -152,14 +157,22 @@ class Target:
         rows: Tensor = self.model.transformer.cls_embedding(condition)
         return rows
 
-    def _pack(self, feed: Feed) -> tuple[Tensor, Tensor, Segment]:
-        """Inputs [2 * new, D], their rotary rows, and where they go.
+    def _known(self, feed: Feed) -> tuple[Tensor, int]:
+        """Token ids, and where among them the fed ones begin."""
+        transformer, tokens, first = self.model.transformer, feed.tokens, 0
+        if transformer.neighbours is not None and feed.position:
+            assert feed.before is not None, "this model looks at the tokens before"
+            tokens, first = torch.cat([feed.before, tokens]), feed.position
+        return tokens.to(transformer.rope.device), first
+
+    def _pack(self, feed: Feed) -> tuple[Tensor, Tensor, Segment, Tensor | None]:
+        """Inputs [2 * new, D], their rotary rows, where they go, and their followers [new, J].
 
         First the conditional rows, then the unconditional ones.
         """
         transformer, rows = self.model.transformer, feed.num_condition
-        tokens = feed.tokens.to(transformer.rope.device)
-        x = transformer.tok_embeddings(tokens)  # [k, D]
+        tokens, first = self._known(feed)
+        x, followers = transformer.inputs(tokens, first)  # [k, D], [k, J]
         if feed.features is not None:
             x = x + self.model.injection(feed.features.to(x))
         rope = transformer.image_rope(feed.position, len(feed.tokens))
@@ -171,6 +184,8 @@ class Target:
             prompt = torch.stack([feed.condition.to(x), embed.uncond(rows)])
             both = torch.cat([embed(prompt), both], dim=1)  # [2, L + k, D]
             rope = torch.cat([transformer.condition_rope(rows), rope])
+            if followers is not None:
+                followers = F.pad(followers, (0, 0, rows, 0), value=self.config.vocab_size)
             start = 0
         segment = Segment(slot=feed.slot, start=start, count=feed.num_new_rows)
-        return both.flatten(0, 1), rope.repeat(self.ROWS, 1, 1), segment
+        return both.flatten(0, 1), rope.repeat(self.ROWS, 1, 1), segment, followers

@@ -35,7 +35,7 @@ class CodeFolder:
     """Reads what `write_codes` wrote."""
 
     def __init__(self, folder: Path) -> None:
-        self.tokens = np.load(folder / "tokens.npy", mmap_mode="r")
+        self.tokens = read_tokens(folder)
         self.features = np.load(folder / "features.npy", mmap_mode="r")
         self.starts = np.load(folder / "starts.npy")
         self.captions = np.load(folder / "captions.npy")
@@ -76,15 +76,33 @@ def write_codes(
     progress: Progress = say_nothing,
 ) -> CodeFolder:
     """Tokenize pictures and encode captions, unless the folder is complete already."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "tokens.npy").exists():
-        save(folder / "tokens.npy", picture_tokens(scenes, vq, batch_size, progress))
+    write_tokens(scenes, vq, folder, batch_size=batch_size, progress=progress)
     if not (folder / "captions.npy").exists():
         features, starts, captions = caption_features(scenes, text, batch_size, progress)
         save(folder / "features.npy", features)
         save(folder / "starts.npy", starts)
         save(folder / "captions.npy", captions)
     return CodeFolder(folder)
+
+
+def write_tokens(
+    scenes: SceneFolder,
+    vq: VQModel,
+    folder: Path,
+    *,
+    batch_size: int = 64,
+    progress: Progress = say_nothing,
+) -> None:
+    """Tokenize pictures, unless that was done before."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "tokens.npy").exists():
+        save(folder / "tokens.npy", picture_tokens(scenes, vq, batch_size, progress))
+
+
+def read_tokens(folder: Path) -> np.ndarray:
+    """uint16 [N, T], through a memory map."""
+    tokens: np.ndarray = np.load(folder / "tokens.npy", mmap_mode="r")
+    return tokens
 
 
 def save(path: Path, array: np.ndarray) -> None:

@@ -20,12 +20,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ciar.interval import interfuse
-from ciar.models.inter_head import NO_NEIGHBOURS, DraftModel, InterHeadConfig
+from ciar.models.inter_head import DraftModel, InterHeadConfig
 from ciar.models.neighbours import NeighbourConfig
 from ciar.models.transformer import TransformerConfig
 from ciar.sampling import coupled_agreement
@@ -42,6 +43,7 @@ from ciar_train.losses import (
     interval_score,
     total_variation,
 )
+from ciar_train.ngrams import count_ngrams, recall_as
 from ciar_train.plan import TrainingPlan
 from ciar_train.precision import mixed_precision
 from ciar_train.target import init_weights
@@ -62,7 +64,7 @@ class DraftShape:
 
     num_heads: int = 0  # 0: as many as the target
     ffn_multiple_of: int = 0  # 0: the target's
-    neighbours: NeighbourConfig = NO_NEIGHBOURS
+    neighbours: NeighbourConfig = NeighbourConfig()
 
     def layer(self, target: TransformerConfig) -> TransformerConfig:
         return replace(
@@ -70,6 +72,7 @@ class DraftShape:
             num_layers=1,
             num_heads=self.num_heads or target.num_heads,
             ffn_multiple_of=self.ffn_multiple_of or target.ffn_multiple_of,
+            neighbours=self.neighbours,
         )
 
 
@@ -100,7 +103,7 @@ class DraftPlan:
 
 def new_draft(config: TransformerConfig, head: InterHeadConfig, shape: DraftShape) -> DraftModel:
     """A draft model for targets of this configuration, with random weights."""
-    draft = DraftModel(shape.layer(config), head, shape.neighbours)
+    draft = DraftModel(shape.layer(config), head)
     init_weights(draft.layers, num_layers=1)
     return draft
 
@@ -117,12 +120,14 @@ def draft_from_target(
     and centre instead.
     """
     draft, source = new_draft(target.config, head, shape), target.transformer
+    around = [("neighbours", source.neighbours)] if source.neighbours is not None else []
     pairs: list[tuple[str, nn.Module]] = [
         ("tok_embeddings", source.tok_embeddings),
         ("layers.0", source.layers[0]),
         ("norm", source.norm),
         ("inter_head.centre", source.output),
         ("cap_proj", source.cls_embedding.cap_proj),
+        *around,
     ]
     kept = ("tok_embeddings.", "neighbours.", "layers.", "norm.", "inter_head.centre.")
     sources = (
@@ -133,6 +138,8 @@ def draft_from_target(
     for state in sources:
         fitting = {n: w for n, w in state.items() if n in own and own[n].shape == w.shape}
         draft.load_state_dict(fitting, strict=False)
+    if draft.neighbours is not None and draft.neighbours.ngrams is not None and not around:
+        recall_as(draft.neighbours, source.output)
     draft.cap_proj.requires_grad_(False)
     return draft
 
@@ -149,11 +156,14 @@ class DraftTrainer:
         cfg_scale: float,
         world: World,
         start: Mapping[str, Tensor] | None = None,
+        counted: np.ndarray | None = None,
     ) -> None:
         torch.manual_seed(0)
         self.target = copy.deepcopy(target).to(world.device).requires_grad_(False)
         self.teacher = Teacher(self.target, cfg_scale)
         self.draft = draft_from_target(target, head, plan.shape, start).to(world.device)
+        if self.draft.neighbours is not None and counted is not None:
+            count_ngrams(self.draft.neighbours, counted)
         self.plan = plan
         self.world = world
 

@@ -42,6 +42,7 @@ def run_draft(run: RunFolder, *, folder_name: str = "draft") -> None:
         cfg_scale=size.sampling.cfg_scale,
         world=run.world,
         start=read_weights(run.adopted / "edge") if run.adopted.exists() else None,
+        counted=run.counted_tokens,
     )
     trainer.train_tokens(train_on, held_out, folder)
     trainer.train_centre(train_on, held_out, folder)

@@ -19,7 +19,11 @@ from ciar.types import SamplingParams
 def as_int8(module: nn.Module) -> dict[str, Tensor]:
     """Matrices and kernels as int8, all else as float16."""
     state = {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
-    return pack_state_dict(state, quantize=lambda _, tensor: tensor.ndim >= 2)
+    return pack_state_dict(state, quantize=is_matrix)
+
+
+def is_matrix(_: str, tensor: Tensor) -> bool:
+    return tensor.ndim >= 2 and tensor.is_floating_point()
 
 
 def export_vq(vq: VQModel, folder: Path) -> None:
@@ -56,7 +60,6 @@ def export_draft(
         "name": name,
         "transformer": asdict(draft.config),
         "head": asdict(draft.head_config),
-        "neighbours": asdict(draft.neighbour_config),
         "target": target_fingerprint,
         "router": "interval",
         "calibration": {k: [round(x, 6) for x in v] for k, v in calibration.items()},

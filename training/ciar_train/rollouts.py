@@ -76,8 +76,9 @@ class BatchedDraft:
         position = tokens.shape[1] - 1
         rope = self.model.image_rope(position, 1).expand(len(tokens), -1, -1)
         segments = [Segment(slot, n + position, 1) for slot, n in enumerate(self.lengths)]
-        x = self.model.inputs(tokens, position)[:, 0]
-        self.hidden = self.model.hidden(x, rope, self.cache.attend(segments))
+        x, followers = self.model.inputs(tokens, position)
+        hidden = self.model.hidden(x[:, 0], rope, self.cache.attend(segments))
+        self.hidden = self.model.recall(hidden[:, None], followers)[:, 0]
 
 
 @torch.inference_mode()
@@ -118,6 +119,7 @@ def roll_out(
                 num_condition=len(condition),
                 position=max(position - 1, 0),
                 tokens=tokens[slot, max(position - 1, 0) : position],
+                before=tokens[slot, : max(position - 1, 0)],
                 cfg_scale=sampling.cfg_scale,
                 condition=None if position else condition,
                 features=features[slot, position - 1 : position] if position else None,

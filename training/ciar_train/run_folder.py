@@ -2,6 +2,7 @@
 
 RUN/atlas.pak RUN/atlas        artwork, fetched and unpacked once
 RUN/scenes/{train,held_out}    drawn pictures with captions, and their codes
+RUN/scenes/counted             pictures whose n-grams are counted, and their tokens
 RUN/{tokenizer,target,draft}   checkpoints and metrics.jsonl of each step
 RUN/bundle                     the model bundle as it grows: vq, text, cloud, edge
 RUN/adopted                    the bundle it goes on from, if any
@@ -10,7 +11,10 @@ RUN/adopted                    the bundle it goes on from, if any
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from ciar.checkpoint import CONFIG_FILE, fingerprint, read_config
+from ciar_train.codes import read_tokens
 from ciar_train.loop import Run, World
 from ciar_train.plan import TrainingPlan
 from ciar_train.progress import Progress
@@ -42,6 +46,11 @@ class RunFolder:
 
     def codes(self, part: str) -> Path:
         return self.scenes(part) / "codes"
+
+    @property
+    def counted_tokens(self) -> np.ndarray | None:
+        """Tokens [N, T] of the pictures whose n-grams are counted, if the size has any."""
+        return read_tokens(self.codes("counted")) if self.size.data.counted else None
 
     def is_finished(self, step: str, plan: TrainingPlan) -> bool:
         """Whether a step of this run has done all of its plan before."""

@@ -8,7 +8,7 @@ from ciar.errors import InvalidInput
 from ciar.models.text_encoder import TextEncoder
 from ciar.picture import load_vq
 from ciar.target import TargetModel
-from ciar_train.codes import CodeFolder, write_codes
+from ciar_train.codes import CodeFolder, write_codes, write_tokens
 from ciar_train.export import export_target, export_vq
 from ciar_train.images import SceneFolder
 from ciar_train.run_folder import MODEL_NAME, RunFolder
@@ -17,6 +17,7 @@ from ciar_train.target import train_target
 from ciar_train.tokenizer import channels_last, train_tokenizer
 
 HELD_OUT_START = 10_000_000
+COUNTED_START = 20_000_000
 
 
 def draw_scenes(run: RunFolder, *, artwork: Path | None, num_workers: int) -> None:
@@ -31,7 +32,9 @@ def draw_scenes(run: RunFolder, *, artwork: Path | None, num_workers: int) -> No
         unpack_atlas(pack, atlas)
     Atlas(atlas)  # a damaged atlas is reported before any worker starts
     data, recipe = run.size.data, run.size.data.scene_recipe()
-    parts = (("train", 0, data.count), ("held_out", HELD_OUT_START, data.held_out))
+    parts = [("train", 0, data.count), ("held_out", HELD_OUT_START, data.held_out)]
+    if data.counted:
+        parts.append(("counted", COUNTED_START, data.counted))
     for part, start, count in parts:
         draw(
             recipe,
@@ -86,6 +89,13 @@ def encode_scenes(run: RunFolder) -> dict[str, CodeFolder]:
         for part in ("train", "held_out"):
             scenes = SceneFolder(run.scenes(part))
             write_codes(scenes, vq, text, run.codes(part), progress=run.progress)
+        if run.size.data.counted:
+            write_tokens(
+                SceneFolder(run.scenes("counted")),
+                vq,
+                run.codes("counted"),
+                progress=run.progress,
+            )
     run.world.wait()
     return {part: CodeFolder(run.codes(part)) for part in ("train", "held_out")}
 
@@ -106,6 +116,7 @@ def run_target(run: RunFolder) -> None:
         run_folder=run.root / "target",
         world=run.world,
         start=start,
+        counted=run.counted_tokens,
     )
     if run.world.is_main:
         model = TargetModel(run.size.transformer, feature_dim=run.size.head.feature_dim)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from ciar.models.transformer import Transformer, TransformerConfig
 from ciar_train.codes import CodeFolder, Conditions
 from ciar_train.loop import Metrics, Run, World, batch_indices, train
+from ciar_train.ngrams import RECALLED, count_ngrams, recall_as
 from ciar_train.plan import TrainingPlan
 from ciar_train.precision import mixed_precision
 
@@ -57,6 +59,8 @@ def foresight_loss(logits: Tensor, tokens: Tensor) -> Tensor:
 def init_weights(model: nn.Module, *, num_layers: int) -> None:
     """Normal weights of variance 1 / (2 fan-in), residual outputs scaled down by depth."""
     for name, module in model.named_modules():
+        if name.startswith("neighbours"):
+            continue  # as made: adding nothing yet
         if isinstance(module, nn.Linear):
             std = (0.5 / module.in_features) ** 0.5
             if name.endswith(("attention.wo", "feed_forward.w2")):
@@ -88,16 +92,22 @@ def train_target(
     run_folder: Path,
     world: World,
     start: Mapping[str, Tensor] | None = None,
+    counted: np.ndarray | None = None,
 ) -> Transformer:
     """Train or resume; returns the averaged model in eval mode.
 
-    start: weights to begin from instead of random ones.
+    start: weights to begin from instead of random ones.  counted: tokens [N, T] of other pictures,
+    for the n-gram tables of a model that has them.
     """
     torch.manual_seed(plan.seed)
     model = ForesightedTransformer(config)
     init_weights(model, num_layers=config.num_layers)
     if start:
-        model.load_state_dict({**start, HEAD: model.foresight.weight})
+        model.load_state_dict({**model.state_dict(), **start})  # it may lack what adds nothing yet
+    if model.neighbours is not None and counted is not None:
+        count_ngrams(model.neighbours, counted)
+        if not start or RECALLED not in start:
+            recall_as(model.neighbours, model.output)
     model.foresight.requires_grad_(plan.foresight > 0)
     model.to(world.device)
 

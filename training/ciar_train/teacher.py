@@ -3,7 +3,6 @@
 B images   L condition rows   n tokens   D width   V codebook size
 """
 
-import torch
 from torch import Tensor
 
 from ciar.sampling import guide
@@ -29,19 +28,16 @@ class Teacher:
     ) -> Tensor:
         """Guided logits [B, n + 1, V] for tokens [B, n].
 
-        injected: [B, n, D], added to their embeddings.
+        injected: [B, n, D], added to their inputs.
 
         The output head is linear, so hidden states are guided in place of logits: one product.
         """
         model = self.target.transformer
-        x = model.tok_embeddings(tokens)
-        if injected is not None:
-            x = x + injected
         count = conditions.features.shape[1]
         uncond = model.cls_embedding(model.cls_embedding.uncond(count)) * conditions.mask[..., None]
         halves = []
         for rows in (self.rows(conditions), uncond):
-            with mixed_precision(x.device):
-                halves.append(model.embedded_hidden(torch.cat([rows, x], dim=1), conditions.mask))
+            with mixed_precision(tokens.device):
+                halves.append(model.masked_hidden(rows, tokens, conditions.mask, injected=injected))
         logits: Tensor = model.output(guide(halves[0], halves[1], self.cfg_scale))
         return logits

@@ -4,8 +4,6 @@
     r_t = softplus(W_r g_t + b_r)          radii, capped; g_t = gelu(W_g h_t), or h_t as published
     f_t = phi(concat(h_t, p^l_t, p^u_t))   the code of a token the edge kept
 
-The layer may get the codes of the tokens around the next position with its input (`neighbours`).
-
 The last linear layer of phi runs in the cloud. The draft is distilled from the *guided* target, so
 it runs one conditional branch. Its condition rows are the target's projected ones, which come with
 the prefix; a frozen copy of that projection serves when there is no cloud at all.
@@ -21,10 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ciar.interval import Interval, interfuse
-from ciar.models.neighbours import NeighbourConfig, NeighbourEmbedding
 from ciar.models.transformer import CaptionMLP, TransformerConfig, Trunk
-
-NO_NEIGHBOURS = NeighbourConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,29 +81,12 @@ class IntervalFeatures(nn.Module):
 class DraftModel(Trunk):
     """The edge model."""
 
-    def __init__(
-        self,
-        config: TransformerConfig,
-        head: InterHeadConfig,
-        neighbours: NeighbourConfig = NO_NEIGHBOURS,
-    ) -> None:
+    def __init__(self, config: TransformerConfig, head: InterHeadConfig) -> None:
         super().__init__(config)
         self.head_config = head
-        self.neighbour_config = neighbours
-        self.neighbours = NeighbourEmbedding(config, neighbours) if neighbours.count else None
         self.cap_proj = CaptionMLP(config)  # the target's, for drawing offline
         self.inter_head = InterHead(config.dim, config.vocab_size, head)
         self.phi = IntervalFeatures(config.dim, config.vocab_size, head)
-
-    def rebuild_tables(self, device: torch.device | str) -> None:
-        super().rebuild_tables(device)
-        if self.neighbours is not None:
-            self.neighbours.rebuild_tables(device)
-
-    def inputs(self, tokens: Tensor, first: int = 0) -> Tensor:
-        """As `Trunk.inputs`: a token's row holds what stands around the next one, too."""
-        x = super().inputs(tokens, first)
-        return x if self.neighbours is None else x + self.neighbours(tokens, first)
 
     def features(self, hidden: Tensor, centre: Tensor, radius: Tensor) -> Tensor:
         """Interval-feature codes [..., F]."""

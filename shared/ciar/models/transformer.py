@@ -24,6 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ciar.models.neighbours import NeighbourConfig, NeighbourEmbedding
+
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, q, k, v), each [..., n, H, d] -> [..., n, H, d]."""
 
@@ -42,6 +44,7 @@ class TransformerConfig:
     condition_dim: int = 2048  # width of the text features
     norm_eps: float = 1e-5
     rope_base: float = 10000.0
+    neighbours: NeighbourConfig = NeighbourConfig()  # none: the public model
 
     def __post_init__(self) -> None:
         if self.dim % (4 * self.num_heads):
@@ -134,6 +137,14 @@ class Trunk(nn.Module):
         super().__init__()
         self.config = config
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        self.neighbours = None
+        if not config.neighbours.is_empty:
+            self.neighbours = NeighbourEmbedding(
+                config.neighbours,
+                vocab_size=config.vocab_size,
+                grid_size=config.grid_size,
+                dim=config.dim,
+            )
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.register_buffer("rope", rope_table(config), persistent=False)
@@ -142,11 +153,19 @@ class Trunk(nn.Module):
         """The rotary table is not in the weights, and stays float32 whatever the model's dtype."""
         with torch.device("cpu"):
             self.rope = rope_table(self.config).to(device)
+        if self.neighbours is not None:
+            self.neighbours.rebuild_tables(device)
 
-    def inputs(self, tokens: Tensor, first: int = 0) -> Tensor:
-        """Input rows [..., n - first, D] of the tokens from `first` on of tokens [..., n]."""
+    def inputs(self, tokens: Tensor, first: int = 0) -> tuple[Tensor, Tensor | None]:
+        """Input rows [..., n - first, D] of the tokens from `first` on of tokens [..., n].
+
+        And what followed them elsewhere [..., n - first, J], for `recall`, if the model has tables.
+        """
         x: Tensor = self.tok_embeddings(tokens[..., first:])
-        return x
+        if self.neighbours is None:
+            return x, None
+        rows, followers = self.neighbours(tokens, first)
+        return x + rows, followers
 
     def hidden(self, x: Tensor, rope: Tensor, attend: Attend) -> Tensor:
         """Inputs [..., n, D] and rotary rows [n, d/2, 2] -> normed hidden states [..., n, D]."""
@@ -154,6 +173,12 @@ class Trunk(nn.Module):
             x = block(x, rope, attend)
         y: Tensor = self.norm(x)
         return y
+
+    def recall(self, hidden: Tensor, followers: Tensor | None) -> Tensor:
+        """The hidden states [..., D] that heads see: drawn to what followed elsewhere [..., J]."""
+        if followers is None or self.neighbours is None:
+            return hidden
+        return self.neighbours.recall(hidden, followers)
 
     def image_rope(self, position: int, count: int) -> Tensor:
         """Rotary rows [count, d/2, 2] of the image tokens `position`, `position + 1`, ..."""
@@ -163,16 +188,24 @@ class Trunk(nn.Module):
         """Rotary rows [count, d/2, 2] of condition rows: all zero."""
         return self.rope[:1].expand(count, -1, -1)
 
-    def masked_hidden(self, rows: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+    def masked_hidden(
+        self, rows: Tensor, tokens: Tensor, mask: Tensor, *, injected: Tensor | None = None
+    ) -> Tensor:
         """One causal pass over whole sequences, for training.
 
         rows [B, L, D] left-padded projected condition, mask [B, L] true where valid, tokens [B, n]
-        ids. Returns hidden states [B, n + 1, D], the i-th predicting token i.
+        ids, injected [B, n, D] added to their inputs. Returns hidden states [B, n + 1, D], the i-th
+        predicting token i.
         """
-        return self.embedded_hidden(torch.cat([rows, self.inputs(tokens)], dim=1), mask)
+        x, followers = self.inputs(tokens)
+        x = x if injected is None else x + injected
+        hidden = self._embedded_hidden(torch.cat([rows, x], dim=1), mask)
+        if followers is not None:  # nothing precedes the first token
+            followers = F.pad(followers, (0, 0, 1, 0), value=self.config.vocab_size)
+        return self.recall(hidden, followers)
 
-    def embedded_hidden(self, x: Tensor, mask: Tensor) -> Tensor:
-        """As `masked_hidden`, from embedded inputs [B, L + n, D].
+    def _embedded_hidden(self, x: Tensor, mask: Tensor) -> Tensor:
+        """From embedded inputs [B, L + n, D].
 
         Padding is moved behind the last token, where causality hides it: attention then needs no
         mask, which its fast kernels do not take.

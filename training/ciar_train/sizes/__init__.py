@@ -26,6 +26,7 @@ class DataPlan:
     count: int
     held_out: int
     num_captions: int
+    counted: int = 0  # pictures, apart from those, whose n-grams are counted
     recipe: dict[str, Any] = field(default_factory=dict)
 
     def scene_recipe(self) -> Recipe:
@@ -52,6 +53,12 @@ class Size:
             raise ValueError(
                 f"grid_size: {self.transformer.grid_size}: "
                 f"pictures of this size give {side} tokens a side"
+            )
+        has_tables = self.transformer.neighbours.ngrams or self.draft.shape.neighbours.ngrams
+        if bool(has_tables) != bool(self.data.counted):
+            raise ValueError(
+                f"counted: {self.data.counted}: give the pictures whose n-grams are counted where "
+                "target or draft has `ngrams`, and 0 where neither has"
             )
         if self.vq.codebook_size != self.transformer.vocab_size:
             raise ValueError(
