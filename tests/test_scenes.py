@@ -32,6 +32,7 @@ from ciar_train.scenes import (
     SceneGenerator,
     draw,
     pack_atlas,
+    render,
     unpack_atlas,
 )
 from ciar_train.scenes.colour import TINTS, hsv_to_rgb, main_hue, recolour, rgb_to_hsv
@@ -256,6 +257,18 @@ def test_tinted_things_are_painted_in_their_tint(atlas: Atlas) -> None:
 
 
 # ---- recipes
+
+
+def test_it_snows_only_where_the_recipe_allows(
+    atlas: Atlas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snowing: list[object] = []
+    monkeypatch.setattr(render, "paint_snowfall", snowing.append)
+    recipe = Recipe(size=32, places=("snow",), times=("day",))
+    list(scenes(atlas, recipe, 30))
+    assert not snowing
+    list(scenes(atlas, replace(recipe, times=("day", "snowfall")), 30))
+    assert snowing
 
 
 def scenes(atlas: Atlas, recipe: Recipe, count: int = 200, **options: Any) -> Iterator[Scene]:

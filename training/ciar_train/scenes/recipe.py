@@ -30,7 +30,8 @@ class Recipe:
             places suit.
         places: the backgrounds that may appear, by their names in places.toml; None means all.
         times: the times of day and weathers that may appear; None means all. A place that has
-            none of them keeps its own first one (a stage has no sunset).
+            none of them keeps its own first one (a stage has no sunset). Without `snowfall` it
+            never snows, not by chance on a day in winter either.
         max_count: the most things of one kind in a picture, 1 to 6.
         two_objects: whether a picture may show two kinds of things.
         texture: strength of the texture of grass, sand, wood and water, 0 to 2. Less than 1 is
@@ -86,6 +87,10 @@ class Recipe:
         for style, weight in self.styles.items():
             if not (isinstance(weight, int | float) and 0 < weight < math.inf):
                 raise InvalidInput(f"styles.{style}", weight, "use a positive weight or leave out")
+
+    @property
+    def may_snow(self) -> bool:
+        return self.times is None or "snowfall" in self.times
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any]) -> "Recipe":

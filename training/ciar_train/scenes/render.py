@@ -54,7 +54,7 @@ class Renderer:
             paint_fog(canvas)
         if plan.time == "rain" and find_place(plan.place).kind not in ("floor", "surface", "under"):
             paint_rain(canvas)
-        if canvas.is_snowing:
+        if canvas.is_snowing and self._recipe.may_snow:
             paint_snowfall(canvas)
         return canvas.to_bytes(), tuple(boxes)
 
