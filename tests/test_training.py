@@ -25,7 +25,7 @@ from ciar_train.losses import InterDroWeights, auroc, inter_dro_loss, interval_s
 from ciar_train.plan import TrainingPlan
 from ciar_train.run_folder import RunFolder
 from ciar_train.sizes import Size, load_size, size_names
-from ciar_train.target import foresight_loss
+from ciar_train.target import foresight_loss, misread
 from ciar_train.tokenizer import steady_share
 from tests.tiny import vq_f4
 
@@ -69,6 +69,7 @@ batch_size = 8
 lr = 3e-3
 muon_lr = 3e-3
 foresight = 0.2
+replaced = 0.2
 warmup_steps = 1
 ema = 0.9
 log_every = 1
@@ -144,6 +145,21 @@ def test_foresight_is_the_cross_entropy_to_the_tokens_to_come() -> None:
     expected = [-log_p[row, n, tokens[row, n:]].mean() for row in range(2) for n in range(3)]
     found = foresight_loss(logits, tokens)
     torch.testing.assert_close(found, torch.stack(expected).mean())
+
+
+def test_contexts_are_misread_in_the_share_asked_for() -> None:
+    tokens = torch.arange(64)[:, None] * 1000 + torch.arange(100)  # picture and place
+    assert torch.equal(misread(tokens, 0.0, torch.Generator().manual_seed(0)), tokens)
+    found = misread(tokens, 0.5, torch.Generator().manual_seed(0))
+    wrong = found != tokens
+    shares = wrong.float().mean(1)
+    assert 0.2 < float(shares.mean()) < 0.3
+    assert float(shares.min()) < 0.05 < 0.4 < float(shares.max())
+    pictures, places = found.div(1000, rounding_mode="floor"), found % 1000
+    others = (torch.arange(64)[:, None] - 1) % 64
+    assert torch.equal(pictures[wrong], others.expand_as(tokens)[wrong])
+    in_place = places[wrong] == torch.arange(100).expand_as(tokens)[wrong]
+    assert 0.4 < float(in_place.float().mean()) < 0.6
 
 
 @pytest.mark.parametrize("is_local", [True, False])

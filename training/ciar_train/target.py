@@ -7,6 +7,9 @@ Next-token prediction on token grids, with dropped captions for guidance:
 Where most tokens are certain, a caption decides few of them, and next-token prediction is slow to
 learn what it says. What is still to come depends on it at every position. The bag is predicted by
 a linear head of its own, which only training has.
+
+Contexts may be misread in places. A model that has only ever read right tokens does not know how to
+go on after a wrong one, and in sampling one wrong token makes the next.
 """
 
 from collections.abc import Mapping
@@ -32,6 +35,7 @@ HEAD = "foresight.weight"
 class TargetPlan(TrainingPlan):
     drop_caption: float = 0.1  # share of captions replaced by the unconditional features
     foresight: float = 0.0  # weight of the bag of tokens to come
+    replaced: float = 0.0  # largest share of a picture's tokens that are read wrongly
 
 
 class ForesightedTransformer(Transformer):
@@ -83,6 +87,23 @@ def drop_captions(model: Transformer, conditions: Conditions, dropped: Tensor) -
     return torch.where(dropped[:, None, None], uncond, features)
 
 
+def misread(tokens: Tensor, most: float, generator: torch.Generator) -> Tensor:
+    """Contexts [B, n] with wrong tokens in them, as a sampled picture has.
+
+    A share of each row, drawn from 0 to `most`, is replaced: half by what the next picture has in
+    that place, half by what it has anywhere.
+    """
+    shape = tokens.shape
+    share = torch.rand(shape[0], 1, generator=generator) * most
+    picked = torch.rand(shape, generator=generator) < share
+    is_in_place = torch.rand(shape, generator=generator) < 0.5
+    columns = torch.where(
+        is_in_place, torch.arange(shape[1]), torch.randint(shape[1], shape, generator=generator)
+    )
+    wrong = tokens.roll(1, 0).gather(1, columns.to(tokens.device))
+    return torch.where(picked.to(tokens.device), wrong, tokens)
+
+
 def train_target(
     config: TransformerConfig,
     plan: TargetPlan,
@@ -128,8 +149,9 @@ def train_target(
         conditions, tokens = batch(data, indices, generator)
         dropped = torch.rand(len(indices), generator=generator) < plan.drop_caption
         features = drop_captions(model, conditions, dropped.to(world.device))
+        context = misread(tokens[:, :-1], plan.replaced, generator)
         with mixed_precision(world.device):
-            hidden = model.forced_hidden(features, conditions.mask, tokens[:, :-1])
+            hidden = model.forced_hidden(features, conditions.mask, context)
             logits = model.output(hidden)
             to_come = model.foresight(hidden) if plan.foresight else None
         loss = F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())
