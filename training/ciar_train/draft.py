@@ -120,6 +120,8 @@ def draft_from_target(
     and centre instead.
     """
     draft, source = new_draft(target.config, head, shape), target.transformer
+    if draft.neighbours is not None:
+        recall_as(draft.neighbours, source.output)
     around = [("neighbours", source.neighbours)] if source.neighbours is not None else []
     pairs: list[tuple[str, nn.Module]] = [
         ("tok_embeddings", source.tok_embeddings),
@@ -138,8 +140,6 @@ def draft_from_target(
     for state in sources:
         fitting = {n: w for n, w in state.items() if n in own and own[n].shape == w.shape}
         draft.load_state_dict(fitting, strict=False)
-    if draft.neighbours is not None and draft.neighbours.ngrams is not None and not around:
-        recall_as(draft.neighbours, source.output)
     draft.cap_proj.requires_grad_(False)
     return draft
 

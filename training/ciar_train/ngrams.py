@@ -33,7 +33,9 @@ def count_ngrams(neighbours: NeighbourEmbedding, tokens: np.ndarray) -> None:
 
 @torch.no_grad()
 def recall_as(neighbours: NeighbourEmbedding, output: nn.Linear) -> None:
-    """Begin with followers drawing to their own rows of an output head."""
+    """Begin with followers drawing to their own rows of an output head, if there are tables."""
+    if neighbours.ngrams is None:
+        return
     neighbours.recalled.weight[: len(output.weight)] = output.weight
 
 
