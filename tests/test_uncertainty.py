@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ciar.errors import InvalidInput
 from ciar.interval import interfuse
+from ciar.prefix import routed_budget
 from ciar.sampling import gumbel_noise
 from ciar.threshold import NUM_QUANTILES, STEP_SIZE, DynamicThreshold, StaticThreshold
 from ciar.uncertainty import (
@@ -207,6 +208,29 @@ def test_constant_routers(name: str, expected: bool) -> None:
 def test_static_threshold() -> None:
     threshold = StaticThreshold(0.5)
     assert [threshold.exceeded(s) for s in (0.4, 0.5, 0.6)] == [False, False, True]
+
+
+def test_answers_that_came_for_free_are_not_counted() -> None:
+    """Every second uncertain token is answered by the call before: all calls go to the others."""
+    threshold, rng = DynamicThreshold(0.3, UNIFORM), random.Random(0)
+    num_asked, is_bonus, count = 0, False, 4000
+    for _ in range(count):
+        if threshold.exceeded(rng.random()):
+            if is_bonus:
+                threshold.refund()
+            else:
+                num_asked += 1
+            is_bonus = not is_bonus
+        else:
+            is_bonus = False
+    assert abs(num_asked / count - 0.3) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"), [(0.0, 0.0), (0.05, 0.0), (0.3, 61.8 / 241), (1.0, 1.0)]
+)
+def test_the_prefix_is_part_of_the_budget(budget: float, expected: float) -> None:
+    assert routed_budget(budget, num_prefix=15, num_tokens=256) == pytest.approx(expected)
 
 
 def adversary(kind: str, threshold: DynamicThreshold, rng: random.Random) -> float:

@@ -111,7 +111,7 @@ def generate(
     ] = "ciar-mini",
     budget: Annotated[
         float | None,
-        _option(env="BUDGET", **FLOAT, help="Share of tokens to ask about. Default: 0.30."),
+        _option(env="BUDGET", **FLOAT, help="Cloud calls a token of the image. Default: 0.30."),
     ] = None,
     threshold: Annotated[
         float | None,

@@ -186,7 +186,9 @@ class _Image:
     async def _resolve(self, draft: Draft, link: Link) -> tuple[int, Origin]:
         """Who decides an uncertain token, and how."""
         token = link.take_bonus(draft.position)
-        if token is None:
+        if token is not None:
+            self._router.refund()
+        else:
             answer = await link.ask([draft])
             if answer is None:
                 link.keep(draft)

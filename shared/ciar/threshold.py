@@ -16,6 +16,10 @@ class Threshold(Protocol):
         """Whether this token is uncertain. Call once a token, in raster order."""
         ...
 
+    def refund(self) -> None:
+        """The last token was uncertain, and its answer was there without asking."""
+        ...
+
 
 class StaticThreshold:
     """Uncertain when `score > tau`."""
@@ -28,14 +32,18 @@ class StaticThreshold:
     def exceeded(self, score: float) -> bool:
         return score > self.tau
 
+    def refund(self) -> None:
+        """Nothing is counted."""
+
 
 class DynamicThreshold:
-    """Keeps the share of uncertain tokens at a budget, on ranks s in [0, 1] instead of raw scores:
+    """Keeps the share of asked tokens at a budget, on ranks s in [0, 1] instead of raw scores:
 
-        uncertain = s > tau,     tau <- tau + step_size (uncertain - budget),     tau_0 = 1 - budget
+        uncertain = s > tau,     tau <- tau + step_size (asked - budget),     tau_0 = 1 - budget
 
-    tau cannot leave [-step_size, 1 + step_size], so for *any* n scores the share is within (1 +
-    step_size) / (step_size n) of the budget. Budgets 0 and 1 are exact.
+    An uncertain token is asked, unless its answer came with the one before (`refund`). Where all
+    are, tau cannot leave [-step_size, 1 + step_size], so for *any* n scores the share is within
+    (1 + step_size) / (step_size n) of the budget. Budgets 0 and 1 are exact.
 
     quantiles: of the score on the edge's own rollouts, ascending, at 0, 1, ..., 100 percent.
         Without them a score is ranked among the ones seen before it, so the first few tokens of an
@@ -63,6 +71,9 @@ class DynamicThreshold:
         is_uncertain = self._rank(score) > self.tau
         self.tau += self._step_size * (is_uncertain - self.budget)
         return is_uncertain
+
+    def refund(self) -> None:
+        self.tau -= self._step_size
 
 
 def _calibrated_rank(quantiles: Sequence[float]) -> Callable[[float], float]:

@@ -245,6 +245,10 @@ class Router:
         score = self.score(position, head)
         return score, self.threshold.exceeded(score)
 
+    def refund(self) -> None:
+        """The last token was uncertain, and nobody had to be asked."""
+        self.threshold.refund()
+
 
 def make_router(
     name: str = DEFAULT_ROUTER,
@@ -257,7 +261,7 @@ def make_router(
 ) -> Router:
     """A fresh router for one image.
 
-    budget: share of tokens to ask for (dynamic threshold, default 0.30).
+    budget: share of routed tokens to ask for (dynamic threshold, default 0.30).
     threshold: a static one on the raw score.  calibration: quantiles by score name.
     seed: of the image, for `random`.  grid_size: for `softmax-corr-window`.
     Raises `InvalidInput`.

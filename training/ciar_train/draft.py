@@ -49,6 +49,8 @@ from ciar_train.precision import mixed_precision
 from ciar_train.target import init_weights
 from ciar_train.teacher import Teacher
 
+SURE = 1e-3  # interval scores far below this count alike
+
 # Scores in the log, by the names they have there.
 MONITORED = {
     "interval": "interval",
@@ -247,8 +249,9 @@ class DraftTrainer:
         self._train(self.draft, step, plan, folder / "centre", held_out)
 
     def train_radius(self, contexts: Contexts, held_out: Contexts, folder: Path) -> None:
-        """The interval score on a frozen trunk and centre.
+        """The logarithm of the interval score, on a frozen trunk and centre.
 
+        Without the logarithm few tokens have nearly all of the loss, and the router compares all.
         Nothing to do for Inter-DRO, which trains all at once.
         """
         if self.plan.loss == "inter-dro":
@@ -261,7 +264,8 @@ class DraftTrainer:
             with torch.no_grad():
                 hidden = self.hidden(conditions, tokens)
             interval = interfuse(*self.draft.inter_head(hidden))
-            loss = interval_score(p, interval, miss_rate=self.plan.miss_rate)
+            score = interval_score(p, interval, miss_rate=self.plan.miss_rate)  # [B, T]
+            loss = (score + SURE).log().mean()
             return loss, {"mean_width": float(interval.width.detach().sum(-1).mean())}
 
         self.draft.requires_grad_(False)

@@ -93,10 +93,10 @@ def inter_dro_loss(
 
 
 def interval_score(p: Tensor, interval: Interval, *, miss_rate: float) -> Tensor:
-    """The interval score of central `1 - miss_rate` intervals, summed over V, a scalar."""
+    """The interval score of central `1 - miss_rate` intervals, summed over V: [...]."""
     lower, upper = interval.lower, interval.upper
     missed = (lower - p).relu() + (p - upper).relu()
-    return (interval.width + (2 / miss_rate) * missed).sum(-1).mean()
+    return (interval.width + (2 / miss_rate) * missed).sum(-1)
 
 
 def total_variation(p: Tensor, q: Tensor) -> Tensor:
