@@ -248,7 +248,7 @@ def test_the_token_that_a_verdict_brings_along_only_saves_calls(
     results = []
     for has_bonus in (True, False):
         watched = Watched(pair.cloud, has_bonus=has_bonus)
-        router = router_for(pair, budget=0.6)
+        router = router_for(pair, threshold=pair.model.calibration["interval"][40])
         results.append(run(decode(pair, watched, seed=seed, router=router)))
     with_bonus, without = results
     assert with_bonus.tokens == without.tokens

@@ -76,14 +76,12 @@ def random_target(sizes: TransformerConfig, *, feature_dim: int) -> TargetModel:
 
 def draft_of(target: TargetModel) -> DraftModel:
     source = target.transformer
-    sizes = dataclasses.replace(
-        target.config,
-        num_layers=1,
-        neighbours=NeighbourConfig(count=3, width=8, ngrams=(1, 2), ngram_slots=1024),
-    )
+    sizes = dataclasses.replace(target.config, num_layers=1)
     head = InterHeadConfig(radius_width=4, feature_dim=target.feature_dim)
     draft = DraftModel(sizes, head)
-    fill_neighbours(draft.neighbours, sizes)
+    assert draft.neighbours is not None
+    assert source.neighbours is not None
+    draft.neighbours.load_state_dict(source.neighbours.state_dict())
     draft.tok_embeddings.load_state_dict(source.tok_embeddings.state_dict())
     draft.layers[0].load_state_dict(source.layers[0].state_dict())
     draft.norm.load_state_dict(source.norm.state_dict())

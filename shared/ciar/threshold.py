@@ -8,7 +8,7 @@ from typing import Protocol
 from ciar.errors import InvalidInput
 
 NUM_QUANTILES = 101  # of a calibration: 0, 1, ..., 100 percent
-STEP_SIZE = 0.08  # of the dynamic threshold: it forgets in about 1 / STEP_SIZE tokens
+STEP_SIZE = 0.06  # of the dynamic threshold: it forgets in about 1 / STEP_SIZE tokens
 
 
 class Threshold(Protocol):
