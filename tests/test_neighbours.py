@@ -81,4 +81,4 @@ def test_a_new_one_adds_nothing() -> None:
 @pytest.mark.parametrize(("name", "value"), [("count", -1), ("count", 99), ("width", 0)])
 def test_sizes_out_of_range(name: str, value: int) -> None:
     with pytest.raises(ValueError, match=f"{name}: {value}"):
-        NeighbourConfig(**{name: value})
+        NeighbourConfig(**{name: value})  # type: ignore[arg-type]
