@@ -33,11 +33,14 @@ class Teacher:
         The output head is linear, so hidden states are guided in place of logits: one product.
         """
         model = self.target.transformer
+        x, followers = model.inputs(tokens)
+        if injected is not None:
+            x = x + injected
         count = conditions.features.shape[1]
         uncond = model.cls_embedding(model.cls_embedding.uncond(count)) * conditions.mask[..., None]
         halves = []
         for rows in (self.rows(conditions), uncond):
-            with mixed_precision(tokens.device):
-                halves.append(model.masked_hidden(rows, tokens, conditions.mask, injected=injected))
+            with mixed_precision(x.device):
+                halves.append(model.embedded_hidden(rows, x, followers, conditions.mask))
         logits: Tensor = model.output(guide(halves[0], halves[1], self.cfg_scale))
         return logits

@@ -188,24 +188,25 @@ class Trunk(nn.Module):
         """Rotary rows [count, d/2, 2] of condition rows: all zero."""
         return self.rope[:1].expand(count, -1, -1)
 
-    def masked_hidden(
-        self, rows: Tensor, tokens: Tensor, mask: Tensor, *, injected: Tensor | None = None
-    ) -> Tensor:
+    def masked_hidden(self, rows: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """One causal pass over whole sequences, for training.
 
         rows [B, L, D] left-padded projected condition, mask [B, L] true where valid, tokens [B, n]
-        ids, injected [B, n, D] added to their inputs. Returns hidden states [B, n + 1, D], the i-th
-        predicting token i.
+        ids. Returns hidden states [B, n + 1, D], the i-th predicting token i.
         """
-        x, followers = self.inputs(tokens)
-        x = x if injected is None else x + injected
-        hidden = self._embedded_hidden(torch.cat([rows, x], dim=1), mask)
+        return self.embedded_hidden(rows, *self.inputs(tokens), mask)
+
+    def embedded_hidden(
+        self, rows: Tensor, x: Tensor, followers: Tensor | None, mask: Tensor
+    ) -> Tensor:
+        """As `masked_hidden`, from what `inputs` gives: x [B, n, D] and followers [B, n, J]."""
+        hidden = self._padded_hidden(torch.cat([rows, x], dim=1), mask)
         if followers is not None:  # nothing precedes the first token
             followers = F.pad(followers, (0, 0, 1, 0), value=self.config.vocab_size)
         return self.recall(hidden, followers)
 
-    def _embedded_hidden(self, x: Tensor, mask: Tensor) -> Tensor:
-        """From embedded inputs [B, L + n, D].
+    def _padded_hidden(self, x: Tensor, mask: Tensor) -> Tensor:
+        """From embedded sequences [B, L + n, D].
 
         Padding is moved behind the last token, where causality hides it: attention then needs no
         mask, which its fast kernels do not take.
