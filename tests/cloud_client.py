@@ -14,7 +14,6 @@ from grpc import StatusCode, aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ciar import wire
-from ciar.packing import round_features
 from ciar.types import (
     ImageRequest,
     Prefix,
@@ -30,6 +29,7 @@ from ciar.v1 import collaboration_pb2_grpc as pb_grpc
 from ciar_cloud.bundle import CloudModel
 from ciar_cloud.config import ServeConfig
 from ciar_cloud.server import CloudServer
+from tests.rounding import round_features
 from tests.tiny import PROMPT
 
 T, V, F = 16, 24, 8

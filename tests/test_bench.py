@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,14 @@ from ciar.types import SamplingParams
 from ciar.uncertainty import TENSOR_SCORES
 from ciar_bench import cli
 from ciar_bench.cloud_process import cores, serving
-from ciar_bench.latency import LatencyPlan, LatencyReport, measure_latency
+from ciar_bench.latency import LatencyPlan, LatencyReport, Round, measure_latency, summarize
 from ciar_bench.pair import write_random_pair
 from ciar_bench.routing import CEILING, RANDOM, RoutingReport, RoutingRow, measure_routing
 from ciar_bench.workload import seeded_prompts
 from ciar_cloud.bundle import load_cloud_model
 from ciar_edge.loop import check_pair
 from ciar_edge.models import EdgeModel, load_draft_model
+from ciar_edge.result import ImageResult, Origin
 from ciar_train.sizes import Size, load_size
 from tests.tiny import TEXT_DIM, write_bundle
 
@@ -74,28 +75,57 @@ def test_cloud_steps_are_those_that_fit_on_the_grid(
     assert report.base_seconds > T * report.cloud_step[1]  # as many steps, and a wire
 
 
-def test_ratios_are_of_the_medians(latency: tuple[LatencyReport, list[str]]) -> None:
+def test_ratios_are_medians_of_the_rounds(latency: tuple[LatencyReport, list[str]]) -> None:
     report, _ = latency
-    assert report.ratios() == {
+    assert report.ratios == {  # of a single round
         "base / blocking": report.base_seconds / report.blocking_seconds,
         "base / exact": report.base_seconds / report.exact_seconds,
         "e / C(1)": report.edge_step / report.cloud_step[1],
         "C(4) / C(1)": report.cloud_step[4] / report.cloud_step[1],
     }
-    longer = replace(report, cloud_step=report.cloud_step | {16: 1.0})
-    assert longer.ratios()["C(16) / C(1)"] == 1.0 / report.cloud_step[1]
+    assert report.ratio_ranges == {name: (ratio, ratio) for name, ratio in report.ratios.items()}
+
+
+def test_a_slow_spell_is_on_both_sides_of_a_ratio() -> None:
+    rounds = [a_round(slowness, cloud_step={1: 1.0, 16: 4.0}) for slowness in (1.0, 9.0, 3.0)]
+    report = summarize(rounds, T)
+    assert (report.base_seconds, report.blocking_seconds, report.edge_step) == (24.0, 12.0, 3.0)
+    assert report.ratios == {
+        "base / blocking": 2.0,
+        "base / exact": 1.0,
+        "e / C(1)": 1.0,
+        "C(16) / C(1)": 4.0,
+    }
+    assert report.ratio_ranges["base / blocking"] == (2.0, 2.0)
+
+
+def a_round(slowness: float, *, cloud_step: dict[int, float]) -> Round:
+    image = ImageResult(
+        tokens=(0,) * T,
+        origins=(Origin.KEPT,) * T,
+        scores=(0.0,) * T,
+        seconds=4.0 * slowness,
+        draft_seconds=T * slowness,
+    )
+    return Round(
+        base=8.0 * slowness,
+        cloud_step={k: seconds * slowness for k, seconds in cloud_step.items()},
+        blocking=image,
+        exact=replace(image, seconds=8.0 * slowness),
+        overheads=[0.1 * slowness],
+    )
 
 
 def test_a_latency_report_is_shown_whole(latency: tuple[LatencyReport, list[str]]) -> None:
     report, _ = latency
-    found = json.loads(json.dumps(report.as_json()))
-    assert found["ratios"] == report.ratios()
+    found = json.loads(json.dumps(asdict(report)))
+    assert found["ratios"] == report.ratios
     assert found["cloud_step"] == {str(k): s for k, s in report.cloud_step.items()}
     text = cli.markdown(report, "latency of tiny", LatencyPlan(rounds=1, share=0.5))
     assert text.startswith("# latency of tiny\n")
     assert "1 rounds, routing share 0.50" in text
     assert f"| base, image | {report.base_seconds:.3f} s |" in text
-    assert all(f"| {name} | {value:.3f} |" in text for name, value in report.ratios().items())
+    assert all(f"| {name} | {value:.3f} (" in text for name, value in report.ratios.items())
 
 
 def test_a_cloud_that_does_not_start_says_why(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_a_model_thread_that_dies_leaves_nobody_waiting(model: CloudModel, run: 
     async def scenario() -> None:
         async with cloud(model) as client:
             link = await client.session(request(1))
-            client.server.engine._observer = None  # type: ignore[assignment]
+            client.server.engine._extend = None  # type: ignore[assignment]
             with pytest.raises(CloudUnavailable):
                 await link.verify(uncertain(0, [1]))
             await asyncio.wait_for(client.server.engine.died.wait(), 5)

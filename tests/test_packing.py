@@ -3,7 +3,8 @@ import torch
 from torch import Tensor
 
 from ciar.errors import InvalidInput
-from ciar.packing import PackedDtype, PackedTensor, pack, round_features, unpack
+from ciar.packing import PackedDtype, PackedTensor, pack, unpack
+from tests.rounding import round_features
 
 
 def bits(tensor: Tensor) -> bytes:

@@ -27,7 +27,7 @@ from ciar.errors import (
     SessionLost,
 )
 from ciar.local import LocalVerifier
-from ciar.packing import PackedDtype, round_features
+from ciar.packing import PackedDtype
 from ciar.target import Target
 from ciar.types import ImageRequest, SamplingParams, Verdict, VerifyBatch
 from ciar.uncertainty import Router, make_router
@@ -45,6 +45,7 @@ from ciar_edge.loop import generate
 from ciar_edge.models import EdgeModel, load_draft_model
 from ciar_edge.remote import RemoteSession, RemoteVerifier
 from ciar_edge.result import ImageResult, Origin, Origins, Silent
+from tests.rounding import round_features
 from tests.tiny import PROMPT
 
 Run = Callable[[Awaitable[Any]], Any]

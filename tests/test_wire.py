@@ -25,6 +25,7 @@ from ciar.types import (
     no_features,
 )
 from ciar.v1 import collaboration_pb2 as pb
+from tests.rounding import round_features
 
 INFO = ModelInfo(
     name="tiny",
@@ -84,7 +85,7 @@ def test_a_tensor_survives_a_second_trip_bit_for_bit(
     generator = torch.Generator().manual_seed(1)
     for exponent in (-40.0, -30.0, -3.0, 0.0, 3.0, 6.0):
         tensor = torch.randn(shape, generator=generator) * 10.0**exponent
-        once = wire.round_features(tensor, dtype)
+        once = round_features(tensor, dtype)
         message = pb.Tensor.FromString(wire.encode_tensor(once, dtype=dtype).SerializeToString())
         twice = wire.decode_tensor(message, field="t")
         assert twice.dtype == torch.float32
@@ -208,7 +209,7 @@ def test_prefix_round_trip() -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_batch_round_trip(seed: int, dtype: PackedDtype) -> None:
     batch = random_batch(seed)
-    rounded = replace(batch, features=wire.round_features(batch.features, dtype))
+    rounded = replace(batch, features=round_features(batch.features, dtype))
     for sent in (batch, rounded):
         message = reserialise(wire.verify_batch_to_proto(sent, dtype=dtype))
         result = wire.verify_batch_from_proto(message, info=INFO)
@@ -221,7 +222,7 @@ def test_a_resume_brings_the_features_of_the_batches(dtype: PackedDtype) -> None
     rng = random.Random(4)
     request = ImageRequest(prompt="a dog", sampling=SamplingParams(seed=1), num_prefix=3)
     history = random_span(rng, position=0, num_tokens=INFO.num_tokens)
-    history = replace(history, features=wire.round_features(history.features, dtype))
+    history = replace(history, features=round_features(history.features, dtype))
     resume = Resume(request=request, history=history, epoch=5)
     message = reserialise(wire.resume_to_proto(resume, dtype=dtype))
     result = wire.resume_from_proto(message, info=INFO)

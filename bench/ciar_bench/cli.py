@@ -75,7 +75,7 @@ def latency(
             report = run_latency(address, edge, plan, progress=console.print)
     title = f"latency of {size or model}{' (random weights)' if size else ''}"
     if as_json:
-        print(json.dumps({"title": title, "machine": describe_machine()} | report.as_json()))
+        print(json.dumps({"title": title, "machine": describe_machine()} | asdict(report)))
     else:
         show(report, title)
     if out:
@@ -176,7 +176,10 @@ def rows(report: LatencyReport) -> list[tuple[str, str]]:
         ("uplink, blocking", f"{report.uplink_bytes / 1024:.1f} KiB"),
         ("downlink, blocking", f"{report.downlink_bytes / 1024:.1f} KiB"),
     ]
-    return lines + [(name, f"{value:.3f}") for name, value in report.ratios().items()]
+    for name, value in report.ratios.items():
+        least, largest = report.ratio_ranges[name]
+        lines.append((name, f"{value:.3f} ({least:.3f} to {largest:.3f})"))
+    return lines
 
 
 def show(report: LatencyReport, title: str) -> None:

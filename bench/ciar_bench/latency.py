@@ -7,22 +7,29 @@
     e          a draft, its score and its share of features
     r          a round trip less the cloud's queue and compute: what the protocol adds
 
-Each process has a core of its own. Rounds alternate the methods, so that a slow spell of the
-machine falls on all of them; values are medians.
+Each process has a core of its own. A round measures all of them once, one after another; values
+are medians over rounds, and a ratio is the median of the rounds' own, so that a slow spell of the
+machine falls on both of its sides.
 """
 
 import asyncio
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
 from ciar.event_loop import fast_loop
 from ciar.prefix import DEFAULT_PREFIX_RATE
-from ciar.types import ImageRequest, SamplingParams, Verdict, VerifyBatch, no_features
+from ciar.types import (
+    ImageRequest,
+    ModelInfo,
+    SamplingParams,
+    Verdict,
+    VerifyBatch,
+    no_features,
+)
 from ciar.uncertainty import make_router
 from ciar_edge.config import DecodeConfig, Mode
 from ciar_edge.loop import generate
@@ -31,49 +38,63 @@ from ciar_edge.remote import RemoteVerifier
 from ciar_edge.result import ImageResult, Silent
 
 PROMPT = "a dog on a beach"
+MODES: tuple[Mode, ...] = ("blocking", "exact")
 CHUNKS = (2, 4, 8, 16)
-CHUNK_REPEATS = 30
-WARM_UP_IMAGES = 1
+CHUNK_REPEATS = 8  # a round
+WARM_UP_ROUNDS = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyPlan:
-    rounds: int = 5
+    rounds: int = 7
     share: float = 0.30  # of routed tokens
     prefix_rate: float = DEFAULT_PREFIX_RATE
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """Seconds of one round."""
+
+    base: float
+    cloud_step: dict[int, float]  # C(k)
+    blocking: ImageResult
+    exact: ImageResult
+    overheads: list[float]  # of the round trips of both
+
+    @property
+    def edge_step(self) -> float:
+        """e: over the tokens of `blocking` that the edge drafted."""
+        image = self.blocking
+        return image.draft_seconds / (len(image.tokens) - image.prefix_tokens)
+
+    def ratios(self) -> dict[str, float]:
+        step = self.cloud_step
+        return {
+            "base / blocking": self.base / self.blocking.seconds,
+            "base / exact": self.base / self.exact.seconds,
+            "e / C(1)": self.edge_step / step[1],
+        } | {f"C({k}) / C(1)": step[k] / step[1] for k in (4, 16) if k in step}
+
+
+@dataclass(frozen=True, kw_only=True)
 class LatencyReport:
-    """Medians; seconds unless named otherwise."""
+    """Medians over rounds; seconds unless named otherwise."""
 
     num_tokens: int
     base_seconds: float
     blocking_seconds: float
     exact_seconds: float
-    cloud_step: dict[int, float] = field(default_factory=dict)  # C(k)
-    edge_step: float = 0.0  # e
-    protocol_seconds: float = 0.0  # r
-    blocking_round_trips: float = 0.0
-    exact_round_trips: float = 0.0
-    blocking_cloud_calls: float = 0.0
-    exact_cloud_calls: float = 0.0
-    uplink_bytes: float = 0.0
-    downlink_bytes: float = 0.0
-
-    def ratios(self) -> dict[str, float]:
-        return {
-            "base / blocking": self.base_seconds / self.blocking_seconds,
-            "base / exact": self.base_seconds / self.exact_seconds,
-            "e / C(1)": self.edge_step / self.cloud_step[1],
-        } | {
-            f"C({k}) / C(1)": self.cloud_step[k] / self.cloud_step[1]
-            for k in (4, 16)
-            if k in self.cloud_step
-        }
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {"ratios": self.ratios()}
+    cloud_step: dict[int, float]  # C(k)
+    edge_step: float  # e
+    protocol_seconds: float  # r
+    blocking_round_trips: float
+    exact_round_trips: float
+    blocking_cloud_calls: float
+    exact_cloud_calls: float
+    uplink_bytes: float
+    downlink_bytes: float
+    ratios: dict[str, float]
+    ratio_ranges: dict[str, tuple[float, float]]  # least and largest of the rounds'
 
 
 class CallTimes(Silent):
@@ -87,18 +108,6 @@ class CallTimes(Silent):
         self.overheads.append(seconds - cloud)
 
 
-@dataclass(kw_only=True)
-class Rounds:
-    """What every round leaves."""
-
-    base: list[float] = field(default_factory=list)
-    base_step: list[float] = field(default_factory=list)
-    images: dict[Mode, list[ImageResult]] = field(
-        default_factory=lambda: {"blocking": [], "exact": []}
-    )
-    overheads: list[float] = field(default_factory=list)
-
-
 async def measure_latency(
     address: str,
     model: EdgeModel,
@@ -108,99 +117,101 @@ async def measure_latency(
 ) -> LatencyReport:
     """Run the plan against a cloud that serves nobody else."""
     torch.set_num_threads(1)
-    rounds = Rounds()
+    rounds = []
     async with RemoteVerifier(address) as verifier:
         info = await verifier.info()
-        for number in range(-WARM_UP_IMAGES, plan.rounds):
-            this = Rounds() if number < 0 else rounds
+        for number in range(-WARM_UP_ROUNDS, plan.rounds):
             sampling = SamplingParams(seed=max(number, 0), cfg_scale=info.sampling.cfg_scale)
-            await run_base(verifier, sampling, info.num_tokens, this)
-            for mode in ("blocking", "exact"):
-                await run_mode(verifier, model, sampling, mode, plan, this)
+            found = await run_round(verifier, model, sampling, info, plan)
+            if number >= 0:
+                rounds.append(found)
             progress(f"round {number + 1} of {plan.rounds}")
-        position = info.num_tokens // 2
-        sizes = [k for k in CHUNKS if position + k <= info.num_tokens]  # that fit on the grid
-        chunks = {k: await chunk_seconds(verifier, position, k, info.vocab_size) for k in sizes}
-    return summarize(rounds, chunks, info.num_tokens)
+    return summarize(rounds, info.num_tokens)
 
 
-async def run_base(
-    verifier: RemoteVerifier, sampling: SamplingParams, num_tokens: int, rounds: Rounds
-) -> None:
-    request = ImageRequest(prompt=PROMPT, sampling=sampling, num_prefix=num_tokens)
-    started = time.perf_counter()
-    async with verifier.open(request) as session:
-        rounds.base.append(time.perf_counter() - started)
-        timings = session.prefix.timings
-    rounds.base_step.append(timings.compute_seconds / timings.num_forwards)
-
-
-async def run_mode(
+async def run_round(
     verifier: RemoteVerifier,
     model: EdgeModel,
     sampling: SamplingParams,
-    mode: Mode,
+    info: ModelInfo,
     plan: LatencyPlan,
-    rounds: Rounds,
-) -> None:
+) -> Round:
+    base, step = await run_base(verifier, sampling, info.num_tokens)
     times = CallTimes()
-    result = await generate(
-        PROMPT,
-        model=model,
-        router=make_router("random", budget=plan.share, seed=sampling.seed),
-        verifier=verifier,
-        config=DecodeConfig(mode=mode, prefix_rate=plan.prefix_rate),
-        sampling=sampling,
-        observer=times,
-    )
-    rounds.images[mode].append(result)
-    rounds.overheads += times.overheads
+    images = {
+        mode: await generate(
+            PROMPT,
+            model=model,
+            router=make_router("random", budget=plan.share, seed=sampling.seed),
+            verifier=verifier,
+            config=DecodeConfig(mode=mode, prefix_rate=plan.prefix_rate),
+            sampling=sampling,
+            observer=times,
+        )
+        for mode in MODES
+    }
+    chunks = await chunk_seconds(verifier, sampling, info)
+    return Round(base=base, cloud_step={1: step} | chunks, overheads=times.overheads, **images)
+
+
+async def run_base(
+    verifier: RemoteVerifier, sampling: SamplingParams, num_tokens: int
+) -> tuple[float, float]:
+    """The image, and C(1)."""
+    request = ImageRequest(prompt=PROMPT, sampling=sampling, num_prefix=num_tokens)
+    started = time.perf_counter()
+    async with verifier.open(request) as session:
+        seconds = time.perf_counter() - started
+        timings = session.prefix.timings
+    return seconds, timings.compute_seconds / timings.num_forwards
 
 
 async def chunk_seconds(
-    verifier: RemoteVerifier, position: int, num_positions: int, vocab_size: int
-) -> float:
+    verifier: RemoteVerifier, sampling: SamplingParams, info: ModelInfo
+) -> dict[int, float]:
     """C(k): a batch of k - 1 uncertain tokens feeds the last known one and all of the batch."""
-    sampling = SamplingParams(seed=1, cfg_scale=(await verifier.info()).sampling.cfg_scale)
+    position = info.num_tokens // 2
     request = ImageRequest(prompt=PROMPT, sampling=sampling, num_prefix=position)
-    seconds = []
+    seconds: dict[int, list[float]] = {k: [] for k in CHUNKS if position + k <= info.num_tokens}
     async with verifier.open(request) as session:
-        width = (await verifier.info()).feature_dim
-        for repeat in range(CHUNK_REPEATS):
-            tokens = tuple((repeat * 31 + i * 7) % vocab_size for i in range(num_positions - 1))
+        for epoch, k in enumerate(list(seconds) * CHUNK_REPEATS):
+            tokens = tuple((epoch * 31 + i * 7) % info.vocab_size for i in range(k - 1))
             batch = VerifyBatch(
                 position=position,
                 tokens=tokens,
                 uncertain=(True,) * len(tokens),
-                features=no_features(width),
-                epoch=repeat,
+                features=no_features(info.feature_dim),
+                epoch=epoch,
             )
             verdict = await session.verify(batch)
-            seconds.append(verdict.timings.compute_seconds)
-            assert verdict.timings.num_positions == num_positions
-    return statistics.median(seconds)
+            assert verdict.timings.num_positions == k
+            seconds[k].append(verdict.timings.compute_seconds)
+    return {k: statistics.median(values) for k, values in seconds.items()}
 
 
-def summarize(rounds: Rounds, chunks: dict[int, float], num_tokens: int) -> LatencyReport:
-    blocking, exact = rounds.images["blocking"], rounds.images["exact"]
+def summarize(rounds: list[Round], num_tokens: int) -> LatencyReport:
+    def median(value: Callable[[Round], float]) -> float:
+        return statistics.median(map(value, rounds))
 
-    def median(images: list[ImageResult], value: Callable[[ImageResult], float]) -> float:
-        return statistics.median(value(image) for image in images)
-
+    ratios = {name: [one.ratios()[name] for one in rounds] for name in rounds[0].ratios()}
     return LatencyReport(
         num_tokens=num_tokens,
-        base_seconds=statistics.median(rounds.base),
-        blocking_seconds=median(blocking, lambda r: r.seconds),
-        exact_seconds=median(exact, lambda r: r.seconds),
-        cloud_step={1: statistics.median(rounds.base_step)} | chunks,
-        edge_step=median(blocking, lambda r: r.draft_seconds / (len(r.tokens) - r.prefix_tokens)),
-        protocol_seconds=statistics.median(rounds.overheads),
-        blocking_round_trips=median(blocking, lambda r: r.round_trips),
-        exact_round_trips=median(exact, lambda r: r.round_trips),
-        blocking_cloud_calls=median(blocking, lambda r: r.cloud_calls),
-        exact_cloud_calls=median(exact, lambda r: r.cloud_calls),
-        uplink_bytes=median(blocking, lambda r: r.uplink_bytes),
-        downlink_bytes=median(blocking, lambda r: r.downlink_bytes),
+        base_seconds=median(lambda r: r.base),
+        blocking_seconds=median(lambda r: r.blocking.seconds),
+        exact_seconds=median(lambda r: r.exact.seconds),
+        cloud_step={
+            k: statistics.median(one.cloud_step[k] for one in rounds) for k in rounds[0].cloud_step
+        },
+        edge_step=median(lambda r: r.edge_step),
+        protocol_seconds=statistics.median(s for r in rounds for s in r.overheads),
+        blocking_round_trips=median(lambda r: r.blocking.round_trips),
+        exact_round_trips=median(lambda r: r.exact.round_trips),
+        blocking_cloud_calls=median(lambda r: r.blocking.cloud_calls),
+        exact_cloud_calls=median(lambda r: r.exact.cloud_calls),
+        uplink_bytes=median(lambda r: r.blocking.uplink_bytes),
+        downlink_bytes=median(lambda r: r.blocking.downlink_bytes),
+        ratios={name: statistics.median(values) for name, values in ratios.items()},
+        ratio_ranges={name: (min(values), max(values)) for name, values in ratios.items()},
     )
 
 

@@ -25,7 +25,7 @@ from ciar.errors import CiarError, CloudUnavailable, EngineError
 from ciar.sampling import Noise
 from ciar.session import PrefixWork, SessionState, VerifyWork
 from ciar.target import Feed, Target
-from ciar.types import VerifyBatch
+from ciar.types import Verdict, VerifyBatch
 from ciar_cloud.observer import Observer
 from ciar_cloud.scheduler import Job, Outcome, Scheduler, Seat
 
@@ -177,25 +177,41 @@ class Engine:
         running, outcomes = self._begin(jobs)
         results = self._extend(running) if running else []
         seconds = time.monotonic() - started
-        num_positions = 0
         for (job, work, feed), result in zip(running, results, strict=True):
             job.num_forwards += 1
             job.num_positions += feed.num_new_rows
             job.compute_seconds += seconds
-            num_positions += feed.num_new_rows
             if isinstance(result, CiarError):
                 outcomes.append((job, result))
             elif result:
-                outcomes.append((job, self._success(job, work)))
-                self._look_ahead(job.seat.state)
+                outcomes.append((job, success(job, work)))
         self._deliver(outcomes)
         done = {id(job) for job, _ in outcomes}
         with self._wake:
             self._scheduler.end_step([(job, id(job) in done) for job in jobs], time.monotonic())
+        self._report(running, outcomes, seconds)
+
+    def _report(
+        self, running: list[Running], outcomes: list[tuple[Job, Outcome]], seconds: float
+    ) -> None:
+        """What can wait until the outcomes are on their way: counting, and noise to draw ahead."""
         if running:
+            num_positions = sum(feed.num_new_rows for _, _, feed in running)
             self._observer.step_ended(
                 num_works=len(running), num_positions=num_positions, seconds=seconds
             )
+        for job, outcome in outcomes:
+            if isinstance(outcome, CiarError):
+                continue
+            self._observer.work_ended(kind=job.kind, timings=job.timings)
+            if isinstance(outcome, Verdict):
+                assert job.batch, "a verdict is about a batch"
+                num_agreed = outcome.num_agreed
+                self._observer.tokens_verified(
+                    num_accepted=sum(job.batch.uncertain[:num_agreed]),
+                    num_rejected=int(num_agreed < len(job.batch.tokens)),
+                )
+            self._look_ahead(job.seat.state)
 
     def _begin(self, jobs: list[Job]) -> tuple[list[Running], list[tuple[Job, Outcome]]]:
         """The works of a step with their feeds; jobs that turn out to be wrong end here."""
@@ -231,18 +247,6 @@ class Engine:
         job.seat.state.forget_cache()
         return EngineError("the model gave logits that are not finite numbers")
 
-    def _success(self, job: Job, work: Work) -> Outcome:
-        timings = job.timings
-        self._observer.work_ended(kind=job.kind, timings=timings)
-        if isinstance(work, PrefixWork):
-            return timings
-        verdict, batch = work.verdict, work.batch
-        is_rejected = verdict.num_agreed < len(batch.tokens)
-        self._observer.tokens_verified(
-            num_accepted=sum(batch.uncertain[: verdict.num_agreed]), num_rejected=int(is_rejected)
-        )
-        return replace(verdict, timings=timings)
-
     def _look_ahead(self, state: SessionState) -> None:
         """Have noise drawn for the positions that the session's next batch will ask about."""
         first = len(state.tokens)
@@ -271,6 +275,13 @@ def new_work(job: Job) -> Work:
     """The work of a job whose first step begins: here, not earlier, a batch rolls back."""
     state = job.seat.state
     return PrefixWork(state, job.until) if job.batch is None else VerifyWork(state, job.batch)
+
+
+def success(job: Job, work: Work) -> Outcome:
+    """The outcome of a work that is done."""
+    if isinstance(work, PrefixWork):
+        return job.timings
+    return replace(work.verdict, timings=job.timings)
 
 
 def hand_out(outcomes: list[tuple[Job, Outcome]]) -> None:

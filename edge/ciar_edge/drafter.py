@@ -27,7 +27,7 @@ from ciar.models.transformer import Block
 from ciar.sampling import Noise, coupled_draw
 from ciar.types import SamplingParams
 from ciar.uncertainty import HeadOutput
-from ciar_edge.matrix import Matrix, matrix
+from ciar_edge.matrix import Matrix, Norm, matrix
 from ciar_edge.neighbours import PreparedNeighbours
 
 NOT_PREFILLED = -1
@@ -36,10 +36,10 @@ NOT_PREFILLED = -1
 class PreparedLayer(NamedTuple):
     """One block."""
 
-    attention_norm: Tensor
+    attention_norm: Norm
     wqkv: Matrix  # D -> 3 D
     wo: Matrix
-    ffn_norm: Tensor
+    ffn_norm: Norm
     w13: Matrix  # D -> 2 ffn_dim
     w2: Matrix
 
@@ -59,14 +59,14 @@ class PreparedDraft:
         self.embedding = model.tok_embeddings.weight
         self.neighbours = PreparedNeighbours(model.neighbours) if model.neighbours else None
         self.layers = [_prepare_layer(block) for block in model.layers]  # type: ignore[arg-type]
-        self.norm = model.norm.weight
+        self.norm = Norm(model.norm.weight, model.norm.eps)
         self.centre = matrix(head.centre.weight)  # D -> V
         self.radius_layers = [matrix(layer.weight) for layer in head.radius_layers]  # D (-> R) -> V
         self.radius_bias = head.radius_up.bias
         self.max_radius = head.max_radius
         self.phi = matrix(model.phi.mix.weight)  # D + 2 V -> F
         self.phi_bias = model.phi.mix.bias
-        self.turns = torch.view_as_complex(model.rope)[:, None]  # [1 + T, 1, d/2]
+        self.turns = torch.view_as_complex(model.rope)[:, None, None]  # [1 + T, 1, 1, d/2]
 
     def inputs(self, tokens: Sequence[int], first: int) -> tuple[Tensor, list[int]]:
         """Rows [n - first, D] for the tokens from `first` on of n tokens, as `DraftModel.inputs`.
@@ -88,16 +88,14 @@ class PreparedDraft:
     def hidden(self, x: Tensor, turns: Tensor, memory: Tensor, start: int) -> Tensor:
         """Feed n rows to `memory` from row `start` on; the hidden state of the last one, [D].
 
-        x: [n, D] inputs.  turns: [n, 1, d/2] complex rotations.
+        x: [n, D] inputs.  turns: [n, 1, 1, d/2] complex rotations.
         """
-        eps = self.config.norm_eps
         mask = causal_mask(len(x), start + len(x), x)
         for layer, rows in zip(self.layers, memory, strict=True):
             x = x + self._attention(layer, rows, x, turns, start, mask)
-            y = F.rms_norm(x, layer.ffn_norm.shape, layer.ffn_norm, eps)
-            gate, up = layer.w13(y).chunk(2, dim=-1)
+            gate, up = layer.w13(layer.ffn_norm(x)).chunk(2, dim=-1)
             x = x + layer.w2(F.silu(gate).mul_(up))
-        return F.rms_norm(x[-1], self.norm.shape, self.norm, eps)
+        return self.norm(x[-1])
 
     def _attention(
         self,
@@ -108,24 +106,22 @@ class PreparedDraft:
         start: int,
         mask: Tensor | None,
     ) -> Tensor:
-        heads, count, end = self.config.num_heads, len(x), start + len(x)
-        y = F.rms_norm(x, layer.attention_norm.shape, layer.attention_norm, self.config.norm_eps)
-        qkv = layer.wqkv(y).view(count, 3, heads, -1)
-        qk = qkv[:, :2].reshape(count, 2 * heads, -1, 2)
-        turned = torch.view_as_real(torch.view_as_complex(qk) * turns).view(count, 2, heads, -1)
-        rows[0, :, start:end] = turned[:, 1].transpose(0, 1)
-        rows[1, :, start:end] = qkv[:, 2].transpose(0, 1)
+        count, end = len(x), start + len(x)
+        qkv = layer.wqkv(layer.attention_norm(x)).view(count, 3, self.config.num_heads, -1)
+        pairs = torch.unflatten(qkv[:, :2], -1, (-1, 2))  # [n, 2, H, d/2, 2], of qkv's memory
+        torch.view_as_complex(pairs).mul_(turns)
+        rows[:, :, start:end] = qkv[:, 1:].permute(1, 2, 0, 3)
+        q = qkv[:, 0].transpose(0, 1)  # [H, n, d]
         z = F.scaled_dot_product_attention(
-            turned[:, 0].transpose(0, 1)[None], rows[0, None, :, :end], rows[1, None, :, :end], mask
+            q[None], rows[0, None, :, :end], rows[1, None, :, :end], mask
         )  # [1, H, n, d]
         return layer.wo(z[0].transpose(0, 1).reshape(count, -1))
 
     def radius(self, hidden: Tensor) -> Tensor:
-        """h [D] -> radii [V]."""
-        rows = hidden[None]
+        """h [n, D] -> radii [n, V]."""
         for layer in self.radius_layers[:-1]:
-            rows = F.gelu(layer(rows))
-        raw = self.radius_layers[-1](rows)[0].add_(self.radius_bias)
+            hidden = F.gelu(layer(hidden))
+        raw = self.radius_layers[-1](hidden).add_(self.radius_bias)
         return F.softplus(raw).clamp_(max=self.max_radius)
 
     def features(self, rows: Tensor) -> Tensor:
@@ -143,10 +139,10 @@ class PreparedDraft:
 def _prepare_layer(block: Block) -> PreparedLayer:
     ffn = block.feed_forward
     return PreparedLayer(
-        attention_norm=block.attention_norm.weight,
+        attention_norm=Norm(block.attention_norm.weight, block.attention_norm.eps),
         wqkv=matrix(block.attention.wqkv.weight),
         wo=matrix(block.attention.wo.weight),
-        ffn_norm=block.ffn_norm.weight,
+        ffn_norm=Norm(block.ffn_norm.weight, block.ffn_norm.eps),
         w13=matrix(torch.cat([ffn.w1.weight, ffn.w3.weight])),
         w2=matrix(ffn.w2.weight),
     )
@@ -201,7 +197,7 @@ class Drafter:
             hidden = self._extend()
             centre = self.model.centre(hidden[None])[0]  # [V]
             token = coupled_draw(centre, self.position, self._sampling, self._noise)
-            head = HeadOutput(centre, lambda: self.model.radius(hidden), token)
+            head = HeadOutput(centre, lambda: self.model.radius(hidden[None])[0], token)
             self._draft = Draft(self.position, token, hidden, head)
         return self._draft
 
@@ -221,8 +217,10 @@ class Drafter:
     @torch.inference_mode()
     def features(self, drafts: Sequence[Draft]) -> Tensor:
         """Interval-feature codes of kept tokens, [n, F] float32, in one call."""
-        parts = [torch.cat([d.hidden, d.head.lower, d.head.upper]) for d in drafts]
-        return self.model.features(torch.stack(parts))
+        hidden = torch.stack([draft.hidden for draft in drafts])  # [n, D]
+        centre = torch.stack([draft.head.centre for draft in drafts])  # [n, V]
+        head = HeadOutput(centre, self.model.radius(hidden))
+        return self.model.features(torch.cat([hidden, head.lower, head.upper], dim=-1))
 
     def _extend(self) -> Tensor:
         """Cache every known token, and get the hidden state [D] that predicts the next."""
@@ -236,6 +234,6 @@ class Drafter:
         if start == NOT_PREFILLED:
             row = 0
             x = torch.cat([self._condition, x])
-            turns = torch.cat([model.turns[:1].expand(len(self._condition), -1, -1), turns])
+            turns = torch.cat([model.turns[:1].expand(len(self._condition), -1, -1, -1), turns])
         self._num_cached = position
         return model.recall(model.hidden(x, turns, self._memory, row), followers)

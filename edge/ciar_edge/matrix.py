@@ -1,9 +1,9 @@
-"""Fixed weights as drafting multiplies them: `matrix(weight)(x)` is `x W^T` for a few rows x.
+"""Fixed weights as drafting applies them: `matrix(weight)(x)` is `x W^T` for a few rows x.
 
 One row times a matrix is bound by reading the matrix, and between two drafts the cloud or anything
 else on the machine may have taken the caches. Weights that came from an int8 file are therefore
-multiplied as they were stored, a quarter of the bytes; all others in float32. Measured with the
-sizes of `mini` on one core of an AMD EPYC beside a busy cloud: 0.93 ms a draft in float32, 0.57 ms
+multiplied as they were stored, a quarter of the bytes; all others in float32. Measured with a
+layer of 288 on one core of an AMD EPYC beside a busy cloud: 0.93 ms a draft in float32, 0.57 ms
 in int8.
 """
 
@@ -46,6 +46,19 @@ class Int8Matrix:
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch._weight_int8pack_mm(x.bfloat16(), self.levels, self.scale).float()
+
+
+class Norm:
+    """RMSNorm of rows [n, D] in 4 torch calls: on a CPU `rms_norm` makes 9 of them inside."""
+
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        dim = len(weight)
+        self.weight = weight * dim**0.5
+        self.floor = weight.new_tensor((eps * dim) ** 0.5)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot(self.floor)
+        return torch.mul(x, self.weight).div_(length)
 
 
 def int8_rows(weight: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from google.protobuf.message import Message
@@ -42,7 +42,6 @@ from ciar.wire import (
     prefix_from_proto,
     prefix_request_to_proto,
     resume_to_proto,
-    round_features,
     verdict_from_proto,
     verify_batch_to_proto,
 )
@@ -211,15 +210,14 @@ class RemoteSession:
         """
         if self._error is not None:
             raise self._error
-        dtype, seconds = self._config.feature_dtype, self._config.deadline_seconds
-        batch = replace(batch, features=round_features(batch.features, dtype))
-        self._epoch = max(self._epoch, batch.epoch)
+        seconds = self._config.deadline_seconds
         key, flight = (batch.epoch, batch.position), _Flight(batch)
         assert key not in self._flights, f"a batch of epoch and position {key} is in flight"
-        self._flights[key] = flight
-        self._is_wanted.set()
         if self._outbox is not None:
             self._outbox.put_nowait(self._batch_message(batch))
+        self._epoch = max(self._epoch, batch.epoch)
+        self._flights[key] = flight
+        self._is_wanted.set()
         try:
             await asyncio.wait([flight.verdict], timeout=seconds)
             if flight.verdict.done():

@@ -1,10 +1,10 @@
 """Float arrays as few bytes: float32, float16, or int8 with one float32 scale a row.
 
 Invariant: what is read back survives a second trip unchanged, bit for bit:
-`round_features(round_features(t)) == round_features(t)`. So an edge that rounds once and keeps the
-result can send the same values again after a lost session. For int8 this needs scales of at most
-17 significant bits: then 127 * scale is exact in float32, and the scale found in the rounded row
-(its largest magnitude / 127) is the one it was made with.
+`unpack(pack(unpack(pack(t)))) == unpack(pack(t))`. So whoever has read features can pass the same
+ones on. For int8 this needs scales of at most 17 significant bits: then 127 * scale is exact in
+float32, and the scale found in the rounded row (its largest magnitude / 127) is the one it was made
+with.
 """
 
 import math
@@ -78,11 +78,6 @@ def unpack(packed: PackedTensor, *, field: str = "tensor") -> Tensor:
     if not np.isfinite(values).all():
         raise InvalidInput(field, "NaN or infinity", "give finite numbers only")
     return torch.from_numpy(values)
-
-
-def round_features(tensor: Tensor, dtype: PackedDtype) -> Tensor:
-    """What the other side reads when `tensor` is sent as `dtype`: float32, on the CPU."""
-    return unpack(pack(tensor, dtype))
 
 
 def _row_scales(rows: Array) -> Array:

@@ -121,16 +121,15 @@ class SessionState:
 
         It begins early enough to get logits from `first_needed` on, which the first row predicts.
         """
-        tokens, features = self.tokens, self.features
-        if drafted:
-            tokens = tokens + list(drafted.tokens)
-            if drafted.num_kept:
-                features = features.clone()
-                features[kept_positions(drafted)] = drafted.features.float()
+        tokens = self.tokens + list(drafted.tokens) if drafted else self.tokens
         start = self._start(first_needed)
         position = max(start, 0)
         end = min(len(tokens), self.num_tokens - 1)  # the last token of an image is never fed
-        codes = features[position:end]
+        codes = self.features[position:end]
+        if drafted and drafted.num_kept:
+            kept = [p - position for p in kept_positions(drafted) if p < end]
+            codes = codes.clone()
+            codes[kept] = drafted.features[: len(kept)].float()
         ids = torch.tensor(tokens[:end], dtype=torch.long)
         return Feed(
             slot=slot,

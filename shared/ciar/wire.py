@@ -20,7 +20,6 @@ from torch import Tensor
 
 from ciar.errors import InvalidInput
 from ciar.packing import PackedDtype, PackedTensor, pack, unpack
-from ciar.packing import round_features as round_features
 from ciar.status import error_from_rpc as error_from_rpc
 from ciar.status import status_from_error as status_from_error
 from ciar.types import (
@@ -218,7 +217,7 @@ def prefix_from_proto(message: pb.PrefixInjectResponse, *, info: ModelInfo) -> P
 
 
 def verify_batch_to_proto(batch: VerifyBatch, *, dtype: PackedDtype) -> pb.Batch:
-    """dtype: of the features. Rounded once (`round_features`), they stay as they are."""
+    """dtype: of the features. The same features make the same bytes each time."""
     return pb.Batch(epoch=batch.epoch, span=_span_to_proto(batch, dtype=dtype))
 
 
