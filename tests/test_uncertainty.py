@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ciar.errors import InvalidInput
 from ciar.interval import interfuse
-from ciar.prefix import routed_budget
 from ciar.sampling import gumbel_noise
 from ciar.threshold import NUM_QUANTILES, STEP_SIZE, DynamicThreshold, StaticThreshold
 from ciar.uncertainty import (
@@ -227,10 +226,20 @@ def test_answers_that_came_for_free_are_not_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("budget", "expected"), [(0.0, 0.0), (0.05, 0.0), (0.3, 61.8 / 241), (1.0, 1.0)]
+    ("budget", "spent", "left"),
+    [
+        (0.0, 0.06, 0.0),
+        (0.05, 0.06, 0.0),
+        (0.3, 15 / 256, 61.8 / 241),
+        (1.0, 0.06, 1.0),
+        (0.5, 1.0, 0.0),
+    ],
 )
-def test_the_prefix_is_part_of_the_budget(budget: float, expected: float) -> None:
-    assert routed_budget(budget, num_prefix=15, num_tokens=256) == pytest.approx(expected)
+def test_the_prefix_is_part_of_the_budget(budget: float, spent: float, left: float) -> None:
+    assert DynamicThreshold(budget, UNIFORM, spent=spent).budget == pytest.approx(left)
+    router = make_router("random", budget=budget, prefix_rate=spent)
+    share = sum(router.decide(i, random_head(8))[1] for i in range(2000)) / 2000
+    assert share == pytest.approx(left, abs=0.02)
 
 
 def adversary(kind: str, threshold: DynamicThreshold, rng: random.Random) -> float:

@@ -13,9 +13,8 @@ from ciar.errors import CheckpointError, InvalidInput
 from ciar.models.text_encoder import TextEncoder
 from ciar.models.wordpiece import words
 from ciar.picture import Painter
-from ciar.prefix import routed_budget
 from ciar.types import MAX_SEED, SamplingParams
-from ciar.uncertainty import DEFAULT_BUDGET, DEFAULT_ROUTER, Router, make_router
+from ciar.uncertainty import DEFAULT_ROUTER, Router, make_router
 from ciar_edge.config import DecodeConfig
 from ciar_edge.connection import RemoteConfig, check_address
 from ciar_edge.embedded import EmbeddedCloud, num_cores
@@ -155,20 +154,13 @@ def _checkpoint_sampling(folder: Path) -> SamplingParams:
 
 
 def _router(options: DrawOptions, model: EdgeModel) -> Router:
-    """The budget counts all calls of the image, so what the prefix takes is spent."""
-    name, num_tokens = options.router or model.router, model.draft.config.num_tokens
-    budget = options.budget
-    if options.threshold is None and name not in ("always", "never"):
-        budget = routed_budget(
-            DEFAULT_BUDGET if budget is None else budget,
-            num_prefix=options.decode.num_prefix(num_tokens),
-            num_tokens=num_tokens,
-        )
+    config = model.draft.config
     return make_router(
-        name,
-        budget=budget,
+        options.router or model.router,
+        budget=options.budget,
         threshold=options.threshold,
         calibration=model.calibration,
         seed=options.seed,
-        grid_size=model.draft.config.grid_size,
+        grid_size=config.grid_size,
+        prefix_rate=options.decode.num_prefix(config.num_tokens) / config.num_tokens,
     )

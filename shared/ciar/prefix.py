@@ -11,8 +11,3 @@ DEFAULT_PREFIX_RATE = 0.06  # rho
 def prefix_length(rate: float, num_tokens: int) -> int:
     """`m = floor(rho T)`."""
     return math.floor(rate * num_tokens)
-
-
-def routed_budget(budget: float, *, num_prefix: int, num_tokens: int) -> float:
-    """The share of the tokens after the prefix that a budget over all of them leaves to ask for."""
-    return max(0.0, (budget * num_tokens - num_prefix) / (num_tokens - num_prefix))

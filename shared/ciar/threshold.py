@@ -45,6 +45,8 @@ class DynamicThreshold:
     are, tau cannot leave [-step_size, 1 + step_size], so for *any* n scores the share is within
     (1 + step_size) / (step_size n) of the budget. Budgets 0 and 1 are exact.
 
+    spent: share of the image that was asked for before the first score (the prefix). The budget
+        is one of the whole image, so less of it is left for the scores.
     quantiles: of the score on the edge's own rollouts, ascending, at 0, 1, ..., 100 percent.
         Without them a score is ranked among the ones seen before it, so the first few tokens of an
         image are routed almost blindly.
@@ -55,12 +57,13 @@ class DynamicThreshold:
         budget: float,
         quantiles: Sequence[float] | None = None,
         *,
+        spent: float = 0.0,
         step_size: float = STEP_SIZE,
     ) -> None:
         if not 0 <= budget <= 1:
             raise InvalidInput("budget", budget, "give a share from 0 (never ask) to 1 (always)")
-        self.budget = budget
-        self.tau = 1 - budget
+        self.budget = max(0.0, (budget - spent) / (1 - spent)) if spent < 1 else 0.0
+        self.tau = 1 - self.budget
         self._step_size = step_size
         self._rank = _running_rank() if quantiles is None else _calibrated_rank(quantiles)
 

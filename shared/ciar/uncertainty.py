@@ -258,10 +258,13 @@ def make_router(
     calibration: Mapping[str, Sequence[float]] | None = None,
     seed: int = 0,
     grid_size: int = 16,
+    prefix_rate: float = 0.0,
 ) -> Router:
     """A fresh router for one image.
 
-    budget: share of routed tokens to ask for (dynamic threshold, default 0.30).
+    budget: share of the image's tokens to ask for, prefix included (dynamic threshold, default
+        0.30).  prefix_rate: share of the image that the cloud draws first; 0 makes the budget one
+        of routed tokens.
     threshold: a static one on the raw score.  calibration: quantiles by score name.
     seed: of the image, for `random`.  grid_size: for `softmax-corr-window`.
     Raises `InvalidInput`.
@@ -279,7 +282,8 @@ def make_router(
         rule = StaticThreshold(threshold)
     else:
         quantiles = _quantiles(name, calibration or {})
-        rule = DynamicThreshold(DEFAULT_BUDGET if budget is None else budget, quantiles)
+        budget = DEFAULT_BUDGET if budget is None else budget
+        rule = DynamicThreshold(budget, quantiles, spent=prefix_rate)
     return Router(name, _score(name, seed=seed, grid_size=grid_size), rule)
 
 
