@@ -13,7 +13,6 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-import numpy as np
 import torch
 from google.protobuf.message import Message
 from torch import Tensor
@@ -294,7 +293,7 @@ def finish_from_proto(message: pb.Finish, *, info: ModelInfo) -> ImageCounts:
 
 
 def timings_to_proto(timings: Timings) -> pb.Timings:
-    return pb.Timings(**asdict(timings))
+    return pb.Timings(**vars(timings))
 
 
 def timings_from_proto(message: pb.Timings) -> Timings:
@@ -311,7 +310,8 @@ def _same_names(message: Message, kind: type[Any]) -> dict[str, Any]:
 
 
 def _span_to_proto(span: TokenSpan, *, dtype: PackedDtype) -> pb.TokenSpan:
-    mask = np.packbits(np.array(span.uncertain, dtype=bool), bitorder="little").tobytes()
+    bits = sum(1 << index for index, flag in enumerate(span.uncertain) if flag)
+    mask = bits.to_bytes(_mask_bytes(len(span.tokens)), "little")
     message = pb.TokenSpan(position=span.position, tokens=span.tokens, uncertain=mask)
     if span.num_kept and span.features.shape[1]:
         message.features.CopyFrom(encode_tensor(span.features, dtype=dtype))
@@ -340,15 +340,19 @@ def _span_from_proto(message: pb.TokenSpan, *, info: ModelInfo, max_tokens: int)
 
 
 def _mask_from_proto(mask: bytes, *, num_tokens: int) -> tuple[bool, ...]:
-    num_bytes = (num_tokens + 7) // 8
+    num_bytes = _mask_bytes(num_tokens)
     if len(mask) != num_bytes:
         raise InvalidInput(
             "uncertain", f"{len(mask)} bytes", f"give {num_bytes} bytes for {num_tokens} tokens"
         )
-    bits = np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little").astype(bool).tolist()
-    if any(bits[num_tokens:]):
+    bits = int.from_bytes(mask, "little")
+    if bits >> num_tokens:
         raise InvalidInput("uncertain", mask[-1:], "leave the spare bits of the last byte 0")
-    return tuple(bits[:num_tokens])
+    return tuple(bool(bits >> index & 1) for index in range(num_tokens))
+
+
+def _mask_bytes(num_tokens: int) -> int:
+    return (num_tokens + 7) // 8
 
 
 def _tokens_from_proto(
