@@ -27,6 +27,8 @@ from ciar_edge.config import DecodeConfig
 from ciar_edge.models import load_draft_model
 from ciar_train.sizes import load_size
 
+DEFAULTS = LatencyPlan()
+
 app = typer.Typer(
     help="Measure CIAR.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
@@ -56,10 +58,10 @@ def latency(
     size: Annotated[
         str, typer.Option(help="Time this size with random weights instead of a model.")
     ] = "",
-    rounds: Annotated[int, typer.Option(min=1, help="Images of each method.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Images of each method.")] = DEFAULTS.rounds,
     share: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of tokens sent to the cloud.")
-    ] = 0.30,
+        float, typer.Option(min=0, max=1, help="Share of routed tokens sent to the cloud.")
+    ] = DEFAULTS.share,
     out: Annotated[Path | None, typer.Option(help="Write the table here as Markdown.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
