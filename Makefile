@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help generate serve bench-latency test test-all check format format-check lint types \
+.PHONY: help generate serve bench-latency test check format format-check lint types \
         proto proto-check clean
 
 VENV   ?= .venv
@@ -34,9 +34,6 @@ bench-latency: $(call stamp,bench)  ## Measure latency: base, blocking and exact
 	@$(BIN)/ciar-bench latency $(ARGS)
 
 test: $(DEV)  ## Run the tests (ARGS: options of pytest)
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
-
-test-all: $(DEV)  ## Run the slow tests too
 	$(BIN)/python -m pytest $(ARGS)
 
 check: format-check lint types proto-check  ## Formatting, lint, types, stubs up to date
