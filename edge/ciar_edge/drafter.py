@@ -118,10 +118,11 @@ class PreparedDraft:
         return layer.wo(z[0].transpose(0, 1).reshape(count, -1))
 
     def radius(self, hidden: Tensor) -> Tensor:
-        """h [n, D] -> radii [n, V]."""
+        """h [D] -> radii [V]."""
+        rows = hidden[None]
         for layer in self.radius_layers[:-1]:
-            hidden = F.gelu(layer(hidden))
-        raw = self.radius_layers[-1](hidden).add_(self.radius_bias)
+            rows = F.gelu(layer(rows))
+        raw = self.radius_layers[-1](rows)[0].add_(self.radius_bias)
         return F.softplus(raw).clamp_(max=self.max_radius)
 
     def features(self, rows: Tensor) -> Tensor:
@@ -197,7 +198,7 @@ class Drafter:
             hidden = self._extend()
             centre = self.model.centre(hidden[None])[0]  # [V]
             token = coupled_draw(centre, self.position, self._sampling, self._noise)
-            head = HeadOutput(centre, lambda: self.model.radius(hidden[None])[0], token)
+            head = HeadOutput(centre, lambda: self.model.radius(hidden), token)
             self._draft = Draft(self.position, token, hidden, head)
         return self._draft
 
@@ -217,10 +218,8 @@ class Drafter:
     @torch.inference_mode()
     def features(self, drafts: Sequence[Draft]) -> Tensor:
         """Interval-feature codes of kept tokens, [n, F] float32, in one call."""
-        hidden = torch.stack([draft.hidden for draft in drafts])  # [n, D]
-        centre = torch.stack([draft.head.centre for draft in drafts])  # [n, V]
-        head = HeadOutput(centre, self.model.radius(hidden))
-        return self.model.features(torch.cat([hidden, head.lower, head.upper], dim=-1))
+        parts = [torch.cat([d.hidden, d.head.lower, d.head.upper]) for d in drafts]
+        return self.model.features(torch.stack(parts))
 
     def _extend(self) -> Tensor:
         """Cache every known token, and get the hidden state [D] that predicts the next."""
