@@ -32,10 +32,10 @@ UNIFORM = [i / 100 for i in range(NUM_QUANTILES)]
 def random_head(vocab_size: int = 64, *, scale: float = 2.0, seed: int = 0) -> HeadOutput:
     generator = torch.Generator().manual_seed(seed)
     centre = torch.randn(vocab_size, generator=generator) * scale
-    return HeadOutput(centre, torch.rand(vocab_size, generator=generator) * 6)
+    return HeadOutput(centre, (torch.rand(vocab_size, generator=generator) * 6).expm1())
 
 
-def no_radius() -> Tensor:
+def no_growth() -> Tensor:
     raise AssertionError("this score does not look at the radius")
 
 
@@ -57,10 +57,22 @@ def test_the_rational_form_is_interfuse(vocab_size: int, scale: float) -> None:
 def test_batches_are_scored_row_by_row() -> None:
     heads = [random_head(seed=seed) for seed in range(3)]
     batch = HeadOutput(
-        torch.stack([h.centre for h in heads]), torch.stack([h.radius for h in heads])
+        torch.stack([h.centre for h in heads]), torch.stack([h.growth for h in heads])
     )
     for score in (total_width, interval_uncertainty, entropy, softmax_corr):
         torch.testing.assert_close(score(batch), torch.stack([score(h) for h in heads]))
+
+
+@pytest.mark.parametrize("num_scored", [0, 1, 3])
+def test_stacked_heads_are_the_single_ones(num_scored: int) -> None:
+    heads = [random_head(seed=seed) for seed in range(3)]
+    growth = torch.stack([h.growth for h in [random_head(seed=seed) for seed in range(3)]])
+    for head in heads[:num_scored]:
+        total_width(head)
+    stacked = HeadOutput.stack(heads, no_growth if num_scored == 3 else lambda: growth)
+    for name in ("mid", "rest", "doubt", "growth", "lower", "upper", "width"):
+        expected = torch.stack([getattr(head, name) for head in heads])
+        torch.testing.assert_close(getattr(stacked, name), expected)
 
 
 def test_scores_equal_their_definitions() -> None:
@@ -93,7 +105,7 @@ def distributions_inside(head: HeadOutput, *, count: int) -> Tensor:
 @pytest.mark.parametrize("token", [0, 1, 7, 23])
 def test_draw_doubt_bounds_the_chance_that_the_cloud_draws_another_token(token: int) -> None:
     centre = torch.randn(24, generator=torch.Generator().manual_seed(2)) * 2
-    head = HeadOutput(centre, torch.full((24,), 0.7), torch.tensor(token))
+    head = HeadOutput(centre, torch.full((24,), math.expm1(0.7)), torch.tensor(token))
     p = head.mid.double()
     q = distributions_inside(head, count=500)
     torch.testing.assert_close(q.sum(dim=-1), torch.ones(len(q), dtype=q.dtype))
@@ -109,11 +121,11 @@ def test_draw_doubt_bounds_the_chance_that_the_cloud_draws_another_token(token: 
 def test_a_rare_draw_is_doubtful_where_the_prediction_is_sure() -> None:
     centre = torch.zeros(64)
     centre[3] = 9.0
-    radius = torch.ones(64)
-    likely, rare = (HeadOutput(centre, radius, torch.tensor(token)) for token in (3, 5))
+    growth = torch.ones(64)
+    likely, rare = (HeadOutput(centre, growth, torch.tensor(token)) for token in (3, 5))
     assert float(total_width(likely)) == float(total_width(rare))
     assert float(draw_doubt(likely)) < 0.1 < 0.5 < float(draw_doubt(rare))
-    assert float(draw_doubt(HeadOutput(centre, radius))) == float(draw_doubt(likely))
+    assert float(draw_doubt(HeadOutput(centre, growth))) == float(draw_doubt(likely))
     exact = HeadOutput(centre, torch.zeros(64), torch.tensor(3))
     assert float(draw_doubt(exact)) == pytest.approx(0, abs=1e-6)
 
@@ -121,7 +133,7 @@ def test_a_rare_draw_is_doubtful_where_the_prediction_is_sure() -> None:
 def test_scores_of_extreme_predictions_are_finite() -> None:
     centre = torch.full((64,), -300.0)
     centre[3], centre[5] = 0.0, -torch.inf
-    head = HeadOutput(centre, torch.full((64,), 6.0))
+    head = HeadOutput(centre, torch.full((64,), math.expm1(6.0)))
     for name, score in TENSOR_SCORES.items():
         assert math.isfinite(float(score(head))), name
     assert float(entropy(head)) == 0.0
@@ -137,9 +149,9 @@ def test_doubt_is_exact_where_p_rounds_to_one() -> None:
 
 @pytest.mark.parametrize("name", ["entropy", "softmax-corr", "softmax-corr-window", "random"])
 def test_scores_that_ignore_the_radius_do_not_compute_it(name: str) -> None:
-    make_router(name).decide(0, HeadOutput(torch.randn(16), no_radius))
+    make_router(name).decide(0, HeadOutput(torch.randn(16), no_growth))
     with pytest.raises(AssertionError):
-        make_router("interval").decide(0, HeadOutput(torch.randn(16), no_radius))
+        make_router("interval").decide(0, HeadOutput(torch.randn(16), no_growth))
 
 
 def test_the_whole_codebook_in_a_discrete_set_is_the_closed_form() -> None:

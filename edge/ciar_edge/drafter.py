@@ -14,6 +14,7 @@ holds the weights as `matrix` lays them out, side by side where they share an in
     V codebook   F feature width   R radius width
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -63,7 +64,7 @@ class PreparedDraft:
         self.centre = matrix(head.centre.weight)  # D -> V
         self.radius_layers = [matrix(layer.weight) for layer in head.radius_layers]  # D (-> R) -> V
         self.radius_bias = head.radius_up.bias
-        self.max_radius = head.max_radius
+        self.max_growth = math.expm1(head.max_radius)
         self.phi = matrix(model.phi.mix.weight)  # D + 2 V -> F
         self.phi_bias = model.phi.mix.bias
         self.turns = torch.view_as_complex(model.rope)[:, None, None]  # [1 + T, 1, 1, d/2]
@@ -117,13 +118,12 @@ class PreparedDraft:
         )  # [1, H, n, d]
         return layer.wo(z[0].transpose(0, 1).reshape(count, -1))
 
-    def radius(self, hidden: Tensor) -> Tensor:
-        """h [D] -> radii [V]."""
-        rows = hidden[None]
+    def growth(self, rows: Tensor) -> Tensor:
+        """h [n, D] -> e^r - 1 of the radii [n, V]: of r = softplus(raw) that is e^raw."""
         for layer in self.radius_layers[:-1]:
             rows = F.gelu(layer(rows))
-        raw = self.radius_layers[-1](rows)[0].add_(self.radius_bias)
-        return F.softplus(raw).clamp_(max=self.max_radius)
+        raw = self.radius_layers[-1](rows).add_(self.radius_bias)
+        return raw.exp_().clamp_(max=self.max_growth)
 
     def features(self, rows: Tensor) -> Tensor:
         """concat(h, p^l, p^u) [n, D + 2 V] -> codes [n, F]."""
@@ -198,7 +198,7 @@ class Drafter:
             hidden = self._extend()
             centre = self.model.centre(hidden[None])[0]  # [V]
             token = coupled_draw(centre, self.position, self._sampling, self._noise)
-            head = HeadOutput(centre, lambda: self.model.radius(hidden), token)
+            head = HeadOutput(centre, lambda: self.model.growth(hidden[None])[0], token)
             self._draft = Draft(self.position, token, hidden, head)
         return self._draft
 
@@ -218,8 +218,9 @@ class Drafter:
     @torch.inference_mode()
     def features(self, drafts: Sequence[Draft]) -> Tensor:
         """Interval-feature codes of kept tokens, [n, F] float32, in one call."""
-        parts = [torch.cat([d.hidden, d.head.lower, d.head.upper]) for d in drafts]
-        return self.model.features(torch.stack(parts))
+        hidden = torch.stack([draft.hidden for draft in drafts])
+        head = HeadOutput.stack([draft.head for draft in drafts], lambda: self.model.growth(hidden))
+        return self.model.features(torch.cat([hidden, head.lower, head.upper], dim=1))
 
     def _extend(self) -> Tensor:
         """Cache every known token, and get the hidden state [D] that predicts the next."""

@@ -33,18 +33,19 @@ class HeadOutput:
     """The Inter-Head's prediction, and what routers derive from it, computed when first asked for.
 
     centre: [..., V] logits.
-    radius: [..., V], or how to get it, so that a score that does not look at it does not pay.
+    growth: w = e^r - 1 of the radii, [..., V], or how to get it, so that a score that does not look
+        at it does not pay.
     token: [...] the edge's own draw; the likeliest code if there is none.
     """
 
     def __init__(
         self,
         centre: Tensor,
-        radius: Tensor | Callable[[], Tensor],
+        growth: Tensor | Callable[[], Tensor],
         token: Tensor | int | None = None,
     ) -> None:
         self.centre = centre
-        self._radius = radius
+        self._growth = growth
         self._token = token
 
     @cached_property
@@ -54,8 +55,12 @@ class HeadOutput:
         return torch.as_tensor(self._token, device=self.centre.device)
 
     @cached_property
+    def growth(self) -> Tensor:
+        return self._growth() if callable(self._growth) else self._growth
+
+    @property
     def radius(self) -> Tensor:
-        return self._radius() if callable(self._radius) else self._radius
+        return self.growth.log1p()
 
     @cached_property
     def _odds(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -84,17 +89,26 @@ class HeadOutput:
         return self._odds[2].squeeze(-1)
 
     @cached_property
-    def growth(self) -> Tensor:
-        """w = e^r - 1, [..., V]."""
-        return self.radius.float().expm1()
-
-    @cached_property
     def width(self) -> Tensor:
         """upper - lower, [..., V]."""
         p, rest, _ = self._odds
         w, q = self.growth, p * rest
         below = torch.addcmul(w + 1, q, w * w)
         return q.mul_(w).mul_(w + 2).div_(below)
+
+    @classmethod
+    def stack(cls, heads: Sequence["HeadOutput"], growth: Callable[[], Tensor]) -> "HeadOutput":
+        """Heads of one token each as one of n; what all have computed is not computed again.
+
+        growth: of all, [n, V], for the case that one has not computed its own.
+        """
+        head = cls(torch.stack([h.centre for h in heads]), growth)
+        if all("growth" in vars(h) for h in heads):
+            head.growth = torch.stack([h.growth for h in heads])
+        if all("_odds" in vars(h) for h in heads):
+            mid, rest, doubt = map(torch.stack, zip(*(h._odds for h in heads), strict=True))
+            head._odds = mid, rest, doubt
+        return head
 
     def of_token(self, values: Tensor) -> Tensor:
         """[..., V] -> [...]: the drawn token's."""
@@ -166,7 +180,7 @@ def discrete_uncertainty(head: HeadOutput, *, num_codes: int) -> Tensor:
     k = min(num_codes, head.centre.shape[-1])
     centre, codes = head.centre.float().topk(k)
     rest = head.centre.float().scatter(-1, codes, -torch.inf).logsumexp(dim=-1, keepdim=True)
-    moves = torch.diag(head.radius.float()[codes])  # [k, k]
+    moves = torch.diag(head.radius[codes])  # [k, k]
     raised = torch.cat([centre + moves, rest.expand(k, 1)], dim=1).softmax(-1)  # [k, k + 1]
     lowered = torch.cat([centre - moves, rest.expand(k, 1)], dim=1).softmax(-1)
     width = raised.diagonal() - lowered.diagonal()  # [k]

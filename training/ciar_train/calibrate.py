@@ -45,7 +45,7 @@ def score_rows(name: str, choice: Choice) -> Tensor:
     The discrete ones know single tokens only.
     """
     score = TENSOR_SCORES[name]
-    columns = choice.centre, choice.radius, choice.drafted
+    columns = choice.centre, choice.radius.float().expm1(), choice.drafted
     if name.startswith("discrete"):
         return torch.stack([score(HeadOutput(*row)) for row in zip(*columns, strict=True)])
     return score(HeadOutput(*columns))

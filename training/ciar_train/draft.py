@@ -347,7 +347,7 @@ def mean_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 def describe(p: Tensor, centre: Tensor, radius: Tensor) -> dict[str, Tensor]:
     """Per position [B, T]: distance to the cloud, scores, and the mass of p_C in the interval."""
-    interval, head = interfuse(centre, radius), HeadOutput(centre, radius)
+    interval, head = interfuse(centre, radius), HeadOutput(centre, radius.float().expm1())
     inside = (p >= interval.lower) & (p <= interval.upper)
     return {
         "tv": total_variation(p, interval.mid),
