@@ -148,6 +148,45 @@ def test_other_tokens_after_a_rollback(model: DraftModel) -> None:
     )
 
 
+@pytest.mark.parametrize("position", [0, 1, 6])
+@pytest.mark.parametrize("stands", [True, False])
+@torch.inference_mode()
+def test_drafting_ahead_changes_nothing(model: DraftModel, position: int, stands: bool) -> None:
+    drafter, straight = new_drafter(model), new_drafter(model)
+    for _ in range(position):
+        step(drafter)
+        step(straight)
+    ahead = drafter.draft_ahead()
+    assert ahead is not None and ahead.position == position + 1
+    assert drafter.draft_ahead() is ahead
+    assert drafter.position == drafter.draft().position == position
+    token = drafter.draft().token if stands else (drafter.draft().token + 1) % 40
+    for each in (drafter, straight):
+        each.commit(token)
+    assert (drafter.draft() is ahead) == stands
+    for _ in range(position + 1, T):
+        found, expected = step(drafter), step(straight)
+        assert found.token == expected.token
+        torch.testing.assert_close(found.hidden, expected.hidden, atol=1e-6, rtol=1e-6)
+
+
+def test_drafting_ahead_and_rolling_back(model: DraftModel) -> None:
+    drafter, straight = new_drafter(model), new_drafter(model)
+    tokens = [step(drafter).token for _ in range(5)]
+    drafter.draft_ahead()
+    drafter.rollback(3)
+    straight.commit(*tokens[:3])
+    assert [step(drafter).token for _ in range(9)] == [step(straight).token for _ in range(9)]
+
+
+def test_nothing_follows_the_last_token(model: DraftModel) -> None:
+    drafter = new_drafter(model)
+    drafter.commit(*range(T - 1))
+    assert drafter.draft_ahead() is None
+    drafter.commit(drafter.draft().token)
+    assert drafter.position == T
+
+
 def test_drafting_commits_nothing(model: DraftModel) -> None:
     drafter = new_drafter(model)
     step(drafter)

@@ -80,6 +80,7 @@ class Watched:
     errors: raised instead of the answer to the n-th batch.
     is_late: the cloud works on such a batch all the same.
     has_bonus: leave the next token in verdicts.
+    seconds: that every answer takes.
     """
 
     def __init__(
@@ -89,13 +90,10 @@ class Watched:
         errors: Mapping[int, Exception] | None = None,
         is_late: bool = False,
         has_bonus: bool = True,
+        seconds: float = 0.0,
     ) -> None:
-        self.inner, self.errors, self.is_late, self.has_bonus = (
-            inner,
-            errors or {},
-            is_late,
-            has_bonus,
-        )
+        self.inner, self.errors = inner, errors or {}
+        self.is_late, self.has_bonus, self.seconds = is_late, has_bonus, seconds
         self.batches: list[VerifyBatch] = []
         self.verdicts: list[Verdict | None] = []
 
@@ -121,6 +119,8 @@ class WatchedSession:
         error = watch.errors.get(len(watch.batches))
         watch.batches.append(batch)
         watch.verdicts.append(None)
+        if watch.seconds:
+            await asyncio.sleep(watch.seconds)
         if error is not None and not watch.is_late:
             raise error
         verdict = await self.inner.verify(batch)
@@ -512,6 +512,32 @@ def test_times_add_up(pair: Pair, run: Run) -> None:
     assert all(part > 0 for part in parts)
     assert sum(parts) <= result.seconds
     assert 0 < result.cloud_compute_seconds < result.seconds
+
+
+@pytest.mark.parametrize("name", ["interval", "softmax-corr-window", "random"])
+def test_drafting_while_the_cloud_answers_changes_no_token(pair: Pair, run: Run, name: str) -> None:
+    errors = {2: DeadlineExceeded("late")}
+    for seed in range(3):
+        at_once, slow = (
+            run(
+                decode(
+                    pair,
+                    Watched(pair.cloud, errors=errors, seconds=seconds),
+                    router=router_for(pair, name, budget=0.6, seed=seed),
+                    seed=seed,
+                )
+            )
+            for seconds in (0.0, 0.01)
+        )
+        assert (slow.tokens, slow.origins) == (at_once.tokens, at_once.origins)
+        torch.testing.assert_close(slow.scores, at_once.scores, equal_nan=True)
+        assert {origin for origin, n in slow.counts.items() if n} >= {
+            Origin.KEPT,
+            Origin.AGREED,
+            Origin.CORRECTED,
+            Origin.FALLBACK,
+        }
+        assert at_once.ahead_seconds == 0 < slow.ahead_seconds < slow.wait_seconds
 
 
 def test_other_tasks_have_their_turn_while_drafting(pair: Pair, run: Run) -> None:

@@ -4,7 +4,7 @@
     blocking   the publication's loop, its routing share forced to a given value
     exact      every token verified: the base's own image
     C(k)       a cloud forward over k new positions
-    e          a draft, its score and its share of features
+    e          the edge's work for a token: draft, score, share of features and of drafts in vain
     r          a round trip less the cloud's queue and compute: what the protocol adds
 
 Each process has a core of its own. A round measures all of them once, one after another; values
@@ -63,9 +63,10 @@ class Round:
 
     @property
     def edge_step(self) -> float:
-        """e: over the tokens of `blocking` that the edge drafted."""
+        """e: over the tokens of `blocking` behind the prefix."""
         image = self.blocking
-        return image.draft_seconds / (len(image.tokens) - image.prefix_tokens)
+        seconds = image.draft_seconds + image.ahead_seconds
+        return seconds / (len(image.tokens) - image.prefix_tokens)
 
     def ratios(self) -> dict[str, float]:
         step = self.cloud_step

@@ -182,6 +182,7 @@ class Drafter:
         self._tokens: list[int] = []
         self._num_cached = NOT_PREFILLED
         self._draft: Draft | None = None
+        self._ahead: Draft | None = None  # what follows `_draft` if its token stands
 
     @property
     def position(self) -> int:
@@ -195,25 +196,41 @@ class Drafter:
         Commits nothing.
         """
         if self._draft is None:
-            hidden = self._extend()
-            centre = self.model.centre(hidden[None])[0]  # [V]
-            token = coupled_draw(centre, self.position, self._sampling, self._noise)
-            head = HeadOutput(centre, lambda: self.model.growth(hidden[None])[0], token)
-            self._draft = Draft(self.position, token, hidden, head)
+            self._draft = self._next()
         return self._draft
+
+    @torch.inference_mode()
+    def draft_ahead(self) -> Draft | None:
+        """What `draft` returns after its token is committed; None behind the last one.
+
+        Commits nothing. If another token is committed, the work was in vain.
+        """
+        draft = self.draft()
+        if self._ahead is None and draft.position + 1 < self.model.config.num_tokens:
+            self._tokens.append(draft.token)
+            self._ahead = self._next()
+            self._tokens.pop()
+        return self._ahead
 
     def commit(self, *tokens: int) -> None:
         """The next tokens are known, whoever decided them."""
         assert self.position + len(tokens) <= self.model.config.num_tokens, "the image is full"
+        draft, ahead = self._draft, self._ahead
+        self._draft = self._ahead = None
+        if ahead is not None:
+            assert draft is not None
+            if tokens == (draft.token,):
+                self._draft = ahead
+            else:
+                self._num_cached = self.position
         self._tokens += tokens
-        self._draft = None
 
     def rollback(self, position: int) -> None:
         """Forget all tokens from `position` on."""
         assert 0 <= position <= self.position, "a rollback goes back"
         del self._tokens[position:]
         self._num_cached = min(self._num_cached, position)
-        self._draft = None
+        self._draft = self._ahead = None
 
     @torch.inference_mode()
     def features(self, drafts: Sequence[Draft]) -> Tensor:
@@ -221,6 +238,13 @@ class Drafter:
         hidden = torch.stack([draft.hidden for draft in drafts])
         head = HeadOutput.stack([draft.head for draft in drafts], lambda: self.model.growth(hidden))
         return self.model.features(torch.cat([hidden, head.lower, head.upper], dim=1))
+
+    def _next(self) -> Draft:
+        hidden = self._extend()
+        centre = self.model.centre(hidden[None])[0]  # [V]
+        token = coupled_draw(centre, self.position, self._sampling, self._noise)
+        head = HeadOutput(centre, lambda: self.model.growth(hidden[None])[0], token)
+        return Draft(self.position, token, hidden, head)
 
     def _extend(self) -> Tensor:
         """Cache every known token, and get the hidden state [D] that predicts the next."""

@@ -5,13 +5,10 @@
     exact     draft K tokens ahead, all uncertain, verify them in one batch: the cloud's own image
     offline   no cloud at all
 
-Every token is decided once, in raster order. What was kept after the last verdict is never sent. A
-verdict that agrees brings the cloud's token at the next position along: if that one is uncertain
-too, it needs no call.
+`ciar_edge.decoder` goes through the tokens; here a cloud is asked, checked and opened for it.
 """
 
 import asyncio
-import math
 import time
 from collections.abc import Callable
 
@@ -24,13 +21,13 @@ from ciar.types import ImageRequest, ModelInfo, SamplingParams
 from ciar.uncertainty import Router
 from ciar.verifier import Session, Verifier
 from ciar_edge.config import DecodeConfig
-from ciar_edge.drafter import Draft, Drafter
+from ciar_edge.decoder import Decoder
+from ciar_edge.drafter import Drafter
 from ciar_edge.link import Link
 from ciar_edge.models import EdgeModel
-from ciar_edge.result import ImageResult, Observer, Origin, Silent, origins_of
+from ciar_edge.result import ImageResult, Observer, Silent
 
-_TOKENS_PER_TICK = 4  # drafted without letting other tasks of the event loop run
-_MEMORY = 0.9  # how much of the measured agreement is left after another batch
+_ROWS_PER_TICK = 4  # of noise, drawn without letting other tasks of the event loop run
 
 EncodeText = Callable[[str], Tensor]
 """A prompt to its text features [L, condition_dim]."""
@@ -62,7 +59,7 @@ async def generate(
     if config.mode == "offline":
         condition = _offline_condition(prompt, model, encode_text)
         drafter = Drafter(model.prepared, condition, sampling, noise=noise)
-        image = _Image(drafter, router, None, observer=observer, started=started)
+        image = Decoder(drafter, router, None, observer=observer, started=started)
         await image.decode()
         return image.result()
     if verifier is None:
@@ -79,7 +76,7 @@ async def generate(
             noise_ahead.cancel()
             drafter = Drafter(model.prepared, session.prefix.condition, sampling, noise=noise)
             link = _link(session, drafter, info, config=config, observer=observer)
-            image = _Image(drafter, router, link, observer=observer, started=started)
+            image = Decoder(drafter, router, link, observer=observer, started=started)
             image.take_prefix(session)
             await (image.decode_exactly(config) if config.mode == "exact" else image.decode())
             return image.result()
@@ -118,7 +115,7 @@ async def _prepare(noise: Noise, positions: range) -> None:
     """Draw noise while the cloud draws the prefix."""
     for index, position in enumerate(positions):
         noise.prepare(position)
-        if index % _TOKENS_PER_TICK == 0:
+        if index % _ROWS_PER_TICK == 0:
             await asyncio.sleep(0)
 
 
@@ -132,157 +129,3 @@ def _link(
 ) -> Link:
     has_features = config.has_features and config.mode != "exact"
     return Link(session, drafter, info, has_features=has_features, observer=observer)
-
-
-class _Image:
-    """One image on its way: what is decided so far. link: None when there is no cloud."""
-
-    def __init__(
-        self,
-        drafter: Drafter,
-        router: Router,
-        link: Link | None,
-        *,
-        observer: Observer,
-        started: float,
-    ) -> None:
-        self._drafter, self._router, self._link = drafter, router, link
-        self._observer = observer
-        self._num_tokens = drafter.model.config.num_tokens
-        self._tokens: list[int] = []
-        self._origins: list[Origin] = []
-        self._scores: list[float] = []
-        self._unknown_words: tuple[str, ...] = ()
-        self._started = started
-        self._prefix_seconds = self._draft_seconds = 0.0
-        if link is None:
-            observer.on_start(num_tokens=self._num_tokens, num_prefix=0)
-
-    def take_prefix(self, session: Session) -> None:
-        prefix = session.prefix
-        self._prefix_seconds = time.perf_counter() - self._started
-        self._unknown_words = prefix.unknown_words
-        self._observer.on_start(num_tokens=self._num_tokens, num_prefix=len(prefix.tokens))
-        for token in prefix.tokens:
-            self._decide(token, Origin.PREFIX)
-        self._drafter.commit(*prefix.tokens)
-
-    async def decode(self) -> None:
-        """`blocking`, and `offline` without a link."""
-        while len(self._tokens) < self._num_tokens:
-            started = time.perf_counter()
-            draft = self._drafter.draft()
-            score, is_uncertain = self._router.decide(draft.position, draft.head)
-            self._draft_seconds += time.perf_counter() - started
-            token, origin = draft.token, Origin.KEPT
-            if self._link and is_uncertain:
-                token, origin = await self._resolve(draft, self._link)
-            elif self._link:
-                self._link.keep(draft)
-            self._drafter.commit(token)
-            self._decide(token, origin, score)
-            await self._tick()
-
-    async def _resolve(self, draft: Draft, link: Link) -> tuple[int, Origin]:
-        """Who decides an uncertain token, and how."""
-        token = link.take_bonus(draft.position)
-        if token is not None:
-            self._router.refund()
-        else:
-            answer = await link.ask([draft])
-            if answer is None:
-                link.keep(draft)
-                return draft.token, Origin.FALLBACK
-            if answer.num_agreed or answer.token is None:
-                return draft.token, Origin.AGREED
-            token = answer.token
-        return token, Origin.AGREED if token == draft.token else Origin.CORRECTED
-
-    async def decode_exactly(self, config: DecodeConfig) -> None:
-        """`exact`: the base's own image, unless verifications are missed."""
-        assert self._link
-        length = _DraftLength(min(config.max_draft, self._link.max_batch_tokens))
-        while len(self._tokens) < self._num_tokens:
-            drafts = await self._draft_ahead(length.tokens)
-            answer = await self._link.ask(drafts)
-            if answer is None:
-                for draft in drafts:
-                    self._link.keep(draft)
-                    self._decide(draft.token, Origin.FALLBACK)
-                continue
-            length.learn(answer.num_agreed, len(drafts))
-            for draft in drafts[: answer.num_agreed]:
-                self._decide(draft.token, Origin.AGREED)
-            self._drafter.rollback(len(self._tokens))
-            if answer.token is not None:
-                is_corrected = answer.num_agreed < len(drafts)
-                self._link.take_bonus(len(self._tokens))
-                self._decide(answer.token, Origin.CORRECTED if is_corrected else Origin.DRAWN)
-                self._drafter.commit(answer.token)
-
-    async def _draft_ahead(self, count: int) -> list[Draft]:
-        """The edge's own next tokens, each drafted on the ones before."""
-        drafts = []
-        for _ in range(min(count, self._num_tokens - len(self._tokens))):
-            started = time.perf_counter()
-            draft = self._drafter.draft()
-            self._draft_seconds += time.perf_counter() - started
-            self._drafter.commit(draft.token)
-            drafts.append(draft)
-            await self._tick()
-        return drafts
-
-    def _decide(self, token: int, origin: Origin, score: float = math.nan) -> None:
-        position = len(self._tokens)
-        self._tokens.append(token)
-        self._origins.append(origin)
-        self._scores.append(score)
-        self._observer.on_token(position=position, token=token, origin=origin, score=score)
-
-    async def _tick(self) -> None:
-        """Let keepalive, cancellation and other images have their turn."""
-        if self._drafter.position % _TOKENS_PER_TICK == 0:
-            await asyncio.sleep(0)
-
-    def result(self) -> ImageResult:
-        link = self._link
-        traffic = link.traffic if link else None
-        if link:
-            link.report(origins_of(self._origins))
-        result = ImageResult(
-            tokens=tuple(self._tokens),
-            origins=tuple(self._origins),
-            scores=tuple(self._scores),
-            unknown_words=self._unknown_words,
-            lost=link.lost if link else "",
-            epochs=link.epoch if link else 0,
-            cloud_forwards=link.num_forwards if link else 0,
-            round_trips=link.num_round_trips if link else 0,
-            resumes=traffic.num_resumes if traffic else 0,
-            uplink_bytes=traffic.uplink_bytes if traffic else 0,
-            downlink_bytes=traffic.downlink_bytes if traffic else 0,
-            seconds=time.perf_counter() - self._started,
-            prefix_seconds=self._prefix_seconds,
-            draft_seconds=self._draft_seconds + (link.feature_seconds if link else 0.0),
-            wait_seconds=link.wait_seconds if link else 0.0,
-            cloud_queue_seconds=link.queue_seconds if link else 0.0,
-            cloud_compute_seconds=link.compute_seconds if link else 0.0,
-        )
-        self._observer.on_finish(result)
-        return result
-
-
-class _DraftLength:
-    """How far to draft ahead: the length a / (1 - a) that a run of agreements has on average."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._num_agreed, self._num_differed = 2.0, 1.0
-
-    @property
-    def tokens(self) -> int:
-        return max(1, min(self._most, math.ceil(self._num_agreed / self._num_differed)))
-
-    def learn(self, num_agreed: int, num_drafted: int) -> None:
-        self._num_agreed = _MEMORY * self._num_agreed + num_agreed
-        self._num_differed = _MEMORY * self._num_differed + (num_agreed < num_drafted)

@@ -61,7 +61,8 @@ class ImageResult:
     round_trips: answered batches.  resumes: sessions rebuilt on another stream.
     uplink_bytes, downlink_bytes: of the session, 0 when there is no wire.
     seconds: prompt in to last token known.  prefix_seconds: of these, until the prefix was there.
-    draft_seconds: in the edge model, router and features.  wait_seconds: from batches to verdicts.
+    draft_seconds: in the edge model, router and features.  wait_seconds: from batches to verdicts;
+        ahead_seconds of them the edge drafted on.
     cloud_queue_seconds, cloud_compute_seconds: as the cloud saw them, prefix included.
     """
 
@@ -80,6 +81,7 @@ class ImageResult:
     prefix_seconds: float = 0.0
     draft_seconds: float = 0.0
     wait_seconds: float = 0.0
+    ahead_seconds: float = 0.0
     cloud_queue_seconds: float = 0.0
     cloud_compute_seconds: float = 0.0
 

@@ -259,6 +259,11 @@ class Router:
         score = self.score(position, head)
         return score, self.threshold.exceeded(score)
 
+    @torch.inference_mode()
+    def prepare(self, position: int, head: HeadOutput) -> None:
+        """`decide` may follow for this very head: it finds most of its work done then."""
+        self.score(position, head)
+
     def refund(self) -> None:
         """The last token was uncertain, and nobody had to be asked."""
         self.threshold.refund()
