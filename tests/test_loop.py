@@ -27,6 +27,7 @@ from ciar.target import Target, TargetModel
 from ciar.types import ImageRequest, ModelInfo, Prefix, SamplingParams, Verdict, VerifyBatch
 from ciar.uncertainty import Router, make_router
 from ciar.verifier import Session, Verifier
+from ciar_edge.agreement import Agreement
 from ciar_edge.config import DecodeConfig
 from ciar_edge.drafter import Drafter
 from ciar_edge.loop import generate
@@ -257,6 +258,41 @@ def test_the_token_that_a_verdict_brings_along_only_saves_calls(
     assert with_bonus.round_trips < without.round_trips
     asked = without.counts[Origin.AGREED] + without.counts[Origin.CORRECTED]
     assert without.round_trips == asked
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_without_hope_of_agreement_nothing_is_prepared_for_it(
+    pair: Pair, run: Run, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    results = []
+    for is_likely in (True, False):
+        monkeypatch.setattr(Agreement, "is_likely", is_likely)
+        watched = Watched(pair.cloud, seconds=0.005)
+        router = router_for(pair, threshold=pair.model.calibration["interval"][40])
+        results.append(run(decode(pair, watched, seed=seed, router=router)))
+        assert {batch.wants_next for batch in watched.batches} == {is_likely}
+        assert (results[-1].ahead_seconds > 0) == is_likely
+    hopeful, hopeless = results
+    assert hopeful.tokens == hopeless.tokens
+    assert hopeful.origins == hopeless.origins
+    assert hopeful.round_trips < hopeless.round_trips
+
+
+def test_agreement_is_learned_from_answers() -> None:
+    agreement = Agreement()
+    assert agreement.is_likely
+    assert agreement.run_length == 2
+    for _ in range(30):
+        agreement.learn(0, 1)
+    assert not agreement.is_likely
+    assert agreement.run_length == 1
+    for _ in range(2):
+        agreement.learn(1, 1)
+    assert agreement.is_likely
+    for _ in range(60):
+        agreement.learn(6, 6)
+        agreement.learn(6, 7)
+    assert 12 <= agreement.run_length <= 14
 
 
 @pytest.mark.parametrize("max_batch_tokens", [1, 2, 5])

@@ -4,6 +4,7 @@ Rollback, resume and repetition change nothing.
 """
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -60,13 +61,16 @@ def verify(target: Target, session: SessionState, batch: VerifyBatch, slot: int 
     return work.verdict
 
 
-def all_uncertain(session: SessionState, tokens: list[int], position: int) -> VerifyBatch:
+def all_uncertain(
+    session: SessionState, tokens: list[int], position: int, *, wants_next: bool = True
+) -> VerifyBatch:
     return VerifyBatch(
         position=position,
         tokens=tuple(tokens),
         uncertain=(True,) * len(tokens),
         features=no_features(4),
         epoch=session.epoch,
+        wants_next=wants_next,
     )
 
 
@@ -86,11 +90,60 @@ def test_everything_verified_is_the_clouds_own_image(
         length = rng.randint(1, min(5, T - position))
         right = truth[position : position + length]
         draft = [token if rng.random() < 0.7 else rng.randrange(24) for token in right]
-        verdict = verify(target, session, all_uncertain(session, draft, position))
+        batch = all_uncertain(session, draft, position, wants_next=rng.random() < 0.6)
+        verdict = verify(target, session, batch)
         assert draft[: verdict.num_agreed] == truth[position : position + verdict.num_agreed]
         end = position + verdict.num_agreed
-        assert verdict.token == (truth[end] if end < T else None)
+        is_last = end == (T if batch.wants_next else batch.end)
+        assert verdict.token == (None if is_last else truth[end])
+        verdict.check_answers(batch, num_tokens=T)
     assert session.tokens == truth
+
+
+@pytest.mark.parametrize("num_kept", [0, 1, 3])
+def test_what_follows_a_batch_costs_a_row(target: Target, num_kept: int) -> None:
+    flags = (False,) * num_kept + (True,)
+    sizes = []
+    for wants_next in (True, False):
+        session = new_session()
+        run(target, PrefixWork(session, 4))
+        batch = VerifyBatch(
+            position=4,
+            tokens=(7,) * len(flags),
+            uncertain=flags,
+            features=torch.ones(num_kept, 4),
+            wants_next=wants_next,
+        )
+        work = VerifyWork(session, batch)
+        sizes.append(work.feed(0).num_new_rows)
+    assert sizes == [num_kept + 2, num_kept + 1]
+
+
+def test_a_batch_of_kept_tokens_alone_needs_no_answer(target: Target) -> None:
+    one, both = new_session(), new_session()
+    for session in (one, both):
+        run(target, PrefixWork(session, 3))
+    kept = mixed_batch(3, 4, seed=5)
+    kept = replace(kept, uncertain=(False,) * 4, features=torch.ones(4, 4), wants_next=False)
+    verdict = verify(target, one, kept)
+    assert (verdict.num_agreed, verdict.token) == (4, None)
+    asked = replace(
+        kept, position=7, tokens=(9,), uncertain=(True,), features=no_features(4), wants_next=True
+    )
+    apart = verify(target, one, asked)
+    together = verify(
+        target,
+        both,
+        replace(
+            asked,
+            position=3,
+            tokens=kept.tokens + (9,),
+            uncertain=(False,) * 4 + (True,),
+            features=kept.features,
+        ),
+    )
+    assert apart.token == together.token
+    assert one.tokens == both.tokens
 
 
 def mixed_batch(position: int, length: int, seed: int) -> VerifyBatch:

@@ -60,7 +60,7 @@ def random_batch(seed: int) -> VerifyBatch:
     num_tokens = rng.randint(1, INFO.max_batch_tokens)
     position = rng.randint(0, INFO.num_tokens - num_tokens)
     span = random_span(rng, position=position, num_tokens=num_tokens)
-    return VerifyBatch(**vars(span), epoch=rng.randrange(9))
+    return VerifyBatch(**vars(span), epoch=rng.randrange(9), wants_next=rng.random() < 0.5)
 
 
 def assert_same_span(first: TokenSpan, second: TokenSpan) -> None:
@@ -214,7 +214,7 @@ def test_batch_round_trip(seed: int, dtype: PackedDtype) -> None:
         message = reserialise(wire.verify_batch_to_proto(sent, dtype=dtype))
         result = wire.verify_batch_from_proto(message, info=INFO)
         assert_same_span(result, rounded)
-        assert result.epoch == batch.epoch
+        assert (result.epoch, result.wants_next) == (batch.epoch, batch.wants_next)
 
 
 @pytest.mark.parametrize("dtype", COMPACT)
@@ -288,6 +288,7 @@ def test_a_wire_image_is_small() -> None:
         Verdict(epoch=0, position=0, num_agreed=0, token=0, timings=TIMINGS),
         Verdict(epoch=2**31, position=10, num_agreed=3, token=299),
         Verdict(epoch=1, position=60, num_agreed=4, token=None),
+        Verdict(epoch=1, position=10, num_agreed=4, token=None),
     ],
 )
 def test_verdict_round_trip(verdict: Verdict) -> None:
@@ -347,6 +348,40 @@ def read_verdict(**changes: Any) -> Verdict:
     return wire.verdict_from_proto(pb.Verdict(**values | changes), info=INFO)
 
 
+ANSWERED = VerifyBatch(
+    position=60,
+    tokens=(1, 2, 3),
+    uncertain=(True,) * 3,
+    features=torch.zeros(0, INFO.feature_dim),
+)
+
+
+@pytest.mark.parametrize(
+    ("batch", "num_agreed", "token", "field"),
+    [
+        ({}, 1, 9, None),
+        ({}, 3, 9, None),
+        ({"position": INFO.num_tokens - 3}, 3, None, None),
+        ({"wants_next": False}, 3, None, None),
+        ({"wants_next": False}, 3, 9, None),
+        ({}, 4, 9, "num_agreed"),
+        ({}, 3, None, "token"),
+        ({}, 1, None, "token"),
+        ({"wants_next": False}, 2, None, "token"),
+    ],
+)
+def test_a_verdict_must_answer_its_batch(
+    batch: dict[str, Any], num_agreed: int, token: int | None, field: str | None
+) -> None:
+    asked = replace(ANSWERED, **batch)
+    verdict = Verdict(epoch=0, position=asked.position, num_agreed=num_agreed, token=token)
+    if field is None:
+        verdict.check_answers(asked, num_tokens=INFO.num_tokens)
+    else:
+        with pytest.raises(InvalidInput, match=f"^{field}"):
+            verdict.check_answers(asked, num_tokens=INFO.num_tokens)
+
+
 def read_finish(**changes: Any) -> wire.ImageCounts:
     return wire.finish_from_proto(wire.finish_to_proto(counts(**changes)), info=INFO)
 
@@ -404,7 +439,6 @@ NOT_A_NUMBER = pb.Tensor(
         ("queue_seconds", read_prefix, {"timings": pb.Timings(queue_seconds=-1)}),
         ("num_agreed", read_verdict, {"num_agreed": 55}),
         ("token", read_verdict, {"token": 300}),
-        ("token", read_verdict, {"token": None}),
         ("token", read_verdict, {"num_agreed": 54}),
         ("compute_seconds", read_verdict, {"timings": pb.Timings(compute_seconds=math.nan)}),
         ("finish", read_finish, {"num_kept": 41}),

@@ -46,7 +46,7 @@ WARM_UP_ROUNDS = 1
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyPlan:
-    rounds: int = 5
+    rounds: int = 9
     share: float = 0.30  # of routed tokens
     prefix_rate: float = DEFAULT_PREFIX_RATE
 

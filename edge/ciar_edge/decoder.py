@@ -3,7 +3,7 @@
 Every token is decided once, in raster order. What was kept after the last verdict is never sent. A
 verdict that agrees brings the cloud's token at the next position along: if that one is uncertain
 too, it needs no call. While the cloud answers, the edge drafts on, in case its token stands: that
-changes no token, only when the work is done.
+changes no token, only when the work is done. Both are left out while the cloud hardly ever agrees.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ import time
 
 from ciar.uncertainty import Router
 from ciar.verifier import Session
+from ciar_edge.agreement import Agreement
 from ciar_edge.config import DecodeConfig
 from ciar_edge.drafter import Draft, Drafter
 from ciar_edge.link import Answer, Link
@@ -19,7 +20,6 @@ from ciar_edge.result import ImageResult, Observer, Origin, origins_of
 
 _TOKENS_PER_TICK = 4  # drafted without letting other tasks of the event loop run
 _SEND_SECONDS = 0.002  # until a batch is on the wire, which drafting in between would delay
-_MEMORY = 0.9  # how much of the measured agreement is left after another batch
 
 
 class Decoder:
@@ -36,6 +36,7 @@ class Decoder:
     ) -> None:
         self._drafter, self._router, self._link = drafter, router, link
         self._observer = observer
+        self._agreement = Agreement()
         self._num_tokens = drafter.model.config.num_tokens
         self._tokens: list[int] = []
         self._origins: list[Origin] = []
@@ -81,23 +82,26 @@ class Decoder:
             if answer is None:
                 link.keep(draft)
                 return draft.token, Origin.FALLBACK
+            self._agreement.learn(answer.num_agreed, 1)
             if answer.num_agreed or answer.token is None:
                 return draft.token, Origin.AGREED
             token = answer.token
         return token, Origin.AGREED if token == draft.token else Origin.CORRECTED
 
     async def _ask(self, draft: Draft, link: Link) -> Answer | None:
-        """Ask the cloud; while it answers, draft what follows if the draft stands."""
-        asking = asyncio.create_task(link.ask([draft]))
+        """Ask the cloud, and both sides prepare for that the draft stands, if it may."""
+        is_likely = self._agreement.is_likely
+        asking = asyncio.create_task(link.ask([draft], wants_next=is_likely))
         try:
             await asyncio.wait([asking], timeout=_SEND_SECONDS)
-            if not asking.done():
+            if is_likely and not asking.done():
                 self._draft_one_more()
             return await asking
         finally:
             asking.cancel()
 
     def _draft_one_more(self) -> None:
+        """What follows if the draft stands, while the cloud answers."""
         started = time.perf_counter()
         ahead = self._drafter.draft_ahead()
         if ahead is not None:
@@ -107,16 +111,16 @@ class Decoder:
     async def decode_exactly(self, config: DecodeConfig) -> None:
         """`exact`: the base's own image, unless verifications are missed."""
         assert self._link
-        length = _DraftLength(min(config.max_draft, self._link.max_batch_tokens))
+        most = min(config.max_draft, self._link.max_batch_tokens)
         while len(self._tokens) < self._num_tokens:
-            drafts = await self._draft_run(length.tokens)
+            drafts = await self._draft_run(min(most, self._agreement.run_length))
             answer = await self._link.ask(drafts)
             if answer is None:
                 for draft in drafts:
                     self._link.keep(draft)
                     self._decide(draft.token, Origin.FALLBACK)
                 continue
-            length.learn(answer.num_agreed, len(drafts))
+            self._agreement.learn(answer.num_agreed, len(drafts))
             for draft in drafts[: answer.num_agreed]:
                 self._decide(draft.token, Origin.AGREED)
             self._drafter.rollback(len(self._tokens))
@@ -177,19 +181,3 @@ class Decoder:
         )
         self._observer.on_finish(result)
         return result
-
-
-class _DraftLength:
-    """How far to draft ahead: the length a / (1 - a) that a run of agreements has on average."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._num_agreed, self._num_differed = 2.0, 1.0
-
-    @property
-    def tokens(self) -> int:
-        return max(1, min(self._most, math.ceil(self._num_agreed / self._num_differed)))
-
-    def learn(self, num_agreed: int, num_drafted: int) -> None:
-        self._num_agreed = _MEMORY * self._num_agreed + num_agreed
-        self._num_differed = _MEMORY * self._num_differed + (num_agreed < num_drafted)

@@ -54,7 +54,10 @@ class Reporting(Protocol):
 
 @dataclass(frozen=True)
 class Answer:
-    """num_agreed: of the uncertain drafts asked about.  token: the cloud's own behind them."""
+    """num_agreed: of the uncertain drafts asked about.
+
+    token: the cloud's own behind them; None if nothing is behind them, or was wanted there.
+    """
 
     num_agreed: int
     token: int | None
@@ -111,9 +114,11 @@ class Link:
         self.num_acknowledged += 1
         return token
 
-    async def ask(self, uncertain: Sequence[Draft]) -> Answer | None:
+    async def ask(self, uncertain: Sequence[Draft], *, wants_next: bool = True) -> Answer | None:
         """Have consecutive drafts, next to what was kept, verified; None when the edge must decide
         them alone.
+
+        wants_next: also what follows them, should all of them stand.
         """
         if self.lost:
             return None
@@ -121,15 +126,17 @@ class Link:
         try:
             while len(self._kept) + len(uncertain) > self.max_batch_tokens:
                 await self._verify(self._kept[: self.max_batch_tokens], ())
-            return await self._verify(self._kept, uncertain)
+            return await self._verify(self._kept, uncertain, wants_next=wants_next)
         except DeadlineExceeded:
             self.epoch += 1
         except _LOST as error:
             self.lost = str(error) or type(error).__name__
         return None
 
-    async def _verify(self, kept: Sequence[Draft], uncertain: Sequence[Draft]) -> Answer:
-        batch = self._batch(kept, uncertain)
+    async def _verify(
+        self, kept: Sequence[Draft], uncertain: Sequence[Draft], *, wants_next: bool = True
+    ) -> Answer:
+        batch = self._batch(kept, uncertain, wants_next=wants_next)
         started = time.perf_counter()
         try:
             verdict = await self._session.verify(batch)
@@ -149,7 +156,9 @@ class Link:
         del self._kept[: len(kept)]
         return Answer(num_agreed, verdict.token)
 
-    def _batch(self, kept: Sequence[Draft], uncertain: Sequence[Draft]) -> VerifyBatch:
+    def _batch(
+        self, kept: Sequence[Draft], uncertain: Sequence[Draft], *, wants_next: bool
+    ) -> VerifyBatch:
         started = time.perf_counter()
         if kept and self._has_features:
             features = self._drafter.features(kept)
@@ -162,6 +171,7 @@ class Link:
             uncertain=(False,) * len(kept) + (True,) * len(uncertain),
             features=features,
             epoch=self.epoch,
+            wants_next=wants_next,
         )
 
     def _account(self, verdict: Verdict) -> None:

@@ -352,6 +352,7 @@ class RemoteSession:
         flight = self._flights.get((verdict.epoch, verdict.position))
         if flight is None or flight.verdict.done():
             return
+        verdict.check_answers(flight.batch, num_tokens=self._info.num_tokens)
         self._history.take(flight.batch, verdict)
         self._patience.reset()
         self.traffic.num_round_trips += 1

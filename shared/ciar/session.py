@@ -116,15 +116,17 @@ class SessionState:
         self.features[position:] = 0
         self.num_cached = min(self.num_cached, position)
 
-    def feed(self, slot: int, *, first_needed: int, drafted: TokenSpan | None = None) -> Feed:
-        """All known and drafted tokens that the cache lacks.
+    def feed(self, slot: int, *, first_needed: int, drafted: VerifyBatch | None = None) -> Feed:
+        """All known and drafted tokens that the cache lacks, the last only for what follows it.
 
         It begins early enough to get logits from `first_needed` on, which the first row predicts.
         """
         tokens = self.tokens + list(drafted.tokens) if drafted else self.tokens
         start = self._start(first_needed)
         position = max(start, 0)
-        end = min(len(tokens), self.num_tokens - 1)  # the last token of an image is never fed
+        end = min(len(tokens), self.num_tokens - 1)  # nothing follows the last of an image
+        if drafted and not drafted.wants_next:
+            end = min(end, len(tokens) - 1)
         codes = self.features[position:end]
         if drafted and drafted.num_kept:
             kept = [p - position for p in kept_positions(drafted) if p < end]
@@ -151,12 +153,12 @@ class SessionState:
         return min(self.num_cached, first_needed - 1, self.num_tokens - 2)
 
     def accept(self, drafted: TokenSpan | None, count: int, token: int | None) -> None:
-        """`count` drafted tokens stand and `token` follows them. All but `token` were fed."""
+        """`count` drafted tokens stand and `token`, if any, follows them."""
         if drafted:
             self._append(drafted, count)
-        self.num_cached = min(len(self.tokens), self.num_tokens - 1)
         if token is not None:
             self.tokens.append(token)
+        self.num_cached = len(self.tokens) - 1
 
     def _append(self, span: TokenSpan, count: int) -> None:
         self.tokens += span.tokens[:count]
@@ -227,7 +229,7 @@ class VerifyWork:
                     count, token = index, own
                     session.epoch = batch.epoch + 1
                     break
-        if token is None and batch.end < session.num_tokens:
+        if token is None and batch.wants_next and batch.end < session.num_tokens:
             token = self._draw(logits, batch.end, first)
         session.accept(batch, count, token)
         self.verdict = Verdict(

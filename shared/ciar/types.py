@@ -150,9 +150,12 @@ class VerifyBatch(TokenSpan):
     Kept ones extend its cache, uncertain ones are compared with its own draw.
 
     epoch: grows each time the edge rolls back; answers to older epochs are void.
+    wants_next: if the whole batch stands, also the cloud's token behind it. That one takes another
+        row of the forward pass: the last token of the batch.
     """
 
     epoch: int = 0
+    wants_next: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +165,7 @@ class Verdict:
     num_agreed: leading tokens of the batch that stand, kept ones before the first difference
         included.
     token: the cloud's own token at `position + num_agreed`, the first difference or the next
-        position; None after the last position of the image.
+        position; None after the last position of the image, and where none was wanted.
     """
 
     epoch: int
@@ -170,6 +173,15 @@ class Verdict:
     num_agreed: int
     token: int | None
     timings: Timings = field(default_factory=Timings)
+
+    def check_answers(self, batch: VerifyBatch, *, num_tokens: int) -> None:
+        """Raise `InvalidInput` if it cannot be the answer to the batch."""
+        size = len(batch.tokens)
+        if self.num_agreed > size:
+            raise InvalidInput("num_agreed", self.num_agreed, f"the batch has {size} tokens")
+        is_needed = self.num_agreed < size or (batch.wants_next and batch.end < num_tokens)
+        if self.token is None and is_needed:
+            raise InvalidInput("token", None, "give the cloud's own")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

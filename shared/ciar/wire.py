@@ -217,7 +217,8 @@ def prefix_from_proto(message: pb.PrefixInjectResponse, *, info: ModelInfo) -> P
 
 def verify_batch_to_proto(batch: VerifyBatch, *, dtype: PackedDtype) -> pb.Batch:
     """dtype: of the features. The same features make the same bytes each time."""
-    return pb.Batch(epoch=batch.epoch, span=_span_to_proto(batch, dtype=dtype))
+    span = _span_to_proto(batch, dtype=dtype)
+    return pb.Batch(epoch=batch.epoch, span=span, skips_next=not batch.wants_next)
 
 
 def verify_batch_from_proto(message: pb.Batch, *, info: ModelInfo) -> VerifyBatch:
@@ -230,6 +231,7 @@ def verify_batch_from_proto(message: pb.Batch, *, info: ModelInfo) -> VerifyBatc
         uncertain=span.uncertain,
         features=span.features,
         epoch=message.epoch,
+        wants_next=not message.skips_next,
     )
 
 
@@ -264,10 +266,10 @@ def verdict_from_proto(message: pb.Verdict, *, info: ModelInfo) -> Verdict:
     token = message.token if message.HasField("token") else None
     stop = message.position + message.num_agreed
     _check_count("num_agreed", stop, info.num_tokens)
-    if (token is None) != (stop == info.num_tokens):
-        raise InvalidInput("token", token, "give one, except behind the last position of the image")
     if token is not None:
         _check_token("token", token, info)
+        if stop == info.num_tokens:
+            raise InvalidInput("token", token, "nothing follows the last position of the image")
     return Verdict(
         epoch=message.epoch,
         position=message.position,

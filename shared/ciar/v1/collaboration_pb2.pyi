@@ -565,8 +565,13 @@ class Batch(_message.Message):
 
     EPOCH_FIELD_NUMBER: _builtins.int
     SPAN_FIELD_NUMBER: _builtins.int
+    SKIPS_NEXT_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """Grows each time the edge rolls back (count)."""
+    skips_next: _builtins.bool
+    """Leave out the cloud's token behind a batch that stands as a whole (flag): that saves the row of
+    the batch's last token in the forward pass.
+    """
     @_builtins.property
     def span(self) -> Global___TokenSpan:
         """The drafted tokens."""
@@ -576,10 +581,11 @@ class Batch(_message.Message):
         *,
         epoch: _builtins.int = ...,
         span: Global___TokenSpan | None = ...,
+        skips_next: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["span", b"span"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "span", b"span"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "skips_next", b"skips_next", "span", b"span"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -603,8 +609,8 @@ class Verdict(_message.Message):
     token: _builtins.int
     """The cloud's own token at position + num_agreed (token id, 0..vocab_size-1): at the first
     difference, or next to a batch that stands as a whole. Absent behind the last position of the
-    image. It is known to the cloud; a batch of the same epoch may start behind it, or at it with
-    another token, which then replaces it.
+    image, and next to a batch with skips_next that stands. It is known to the cloud; a batch of the
+    same epoch may start behind it, or at it with another token, which then replaces it.
     """
     @_builtins.property
     def timings(self) -> Global___Timings:
