@@ -108,26 +108,26 @@ class PreparedDraft:
         mask: Tensor | None,
     ) -> Tensor:
         count, end = len(x), start + len(x)
-        qkv = layer.wqkv(layer.attention_norm(x)).view(count, 3, self.config.num_heads, -1)
+        qkv = layer.wqkv(layer.attention_norm(x)).float()
+        qkv = qkv.view(count, 3, self.config.num_heads, -1)
         pairs = torch.unflatten(qkv[:, :2], -1, (-1, 2))  # [n, 2, H, d/2, 2], of qkv's memory
         torch.view_as_complex(pairs).mul_(turns)
         rows[:, :, start:end] = qkv[:, 1:].permute(1, 2, 0, 3)
-        q = qkv[:, 0].transpose(0, 1)  # [H, n, d]
-        z = F.scaled_dot_product_attention(
-            q[None], rows[0, None, :, :end], rows[1, None, :, :end], mask
-        )  # [1, H, n, d]
-        return layer.wo(z[0].transpose(0, 1).reshape(count, -1))
+        keys, values = rows[:, None, :, :end]  # [1, H, end, d]
+        q = qkv[:, 0].transpose(0, 1)[None]  # [1, H, n, d]
+        z = F.scaled_dot_product_attention(q, keys, values, mask)
+        return layer.wo(z.transpose(1, 2).reshape(count, -1))
 
     def growth(self, rows: Tensor) -> Tensor:
         """h [n, D] -> e^r - 1 of the radii [n, V]: of r = softplus(raw) that is e^raw."""
         for layer in self.radius_layers[:-1]:
             rows = F.gelu(layer(rows))
-        raw = self.radius_layers[-1](rows).add_(self.radius_bias)
+        raw = self.radius_layers[-1](rows) + self.radius_bias
         return raw.exp_().clamp_(max=self.max_growth)
 
     def features(self, rows: Tensor) -> Tensor:
         """concat(h, p^l, p^u) [n, D + 2 V] -> codes [n, F]."""
-        return F.gelu(self.phi(rows).add_(self.phi_bias))
+        return F.gelu(self.phi(rows) + self.phi_bias)
 
     def memory(self) -> Tensor:
         """Keys and values of one image: [num_layers, 2, H, max_rows, d]."""
@@ -241,7 +241,7 @@ class Drafter:
 
     def _next(self) -> Draft:
         hidden = self._extend()
-        centre = self.model.centre(hidden[None])[0]  # [V]
+        centre = self.model.centre(hidden[None])[0].float()  # [V]
         token = coupled_draw(centre, self.position, self._sampling, self._noise)
         head = HeadOutput(centre, lambda: self.model.growth(hidden[None])[0], token)
         return Draft(self.position, token, hidden, head)

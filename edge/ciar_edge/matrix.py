@@ -16,7 +16,11 @@ from ciar.errors import InvalidInput
 from ciar.int8 import dequantize_rows, quantize_rows
 
 Matrix = Callable[[Tensor], Tensor]
-"""x [n, in] float32 -> [n, out] float32."""
+"""x [n, in] -> [n, out], float32 or the bfloat16 that the int8 kernel gives.
+
+Added to something in float32 it becomes float32 in the same torch call; a call of its own for that
+would cost as much as the sum.
+"""
 
 COLUMNS_STEP = 32  # the int8 kernel reads rows of a weight in blocks
 SAME = 1e-6  # relative difference of float32 rounding
@@ -39,13 +43,13 @@ class FloatMatrix:
 
 
 class Int8Matrix:
-    """Int8 rows [out, in] and their scales [out]; x, scales and result are rounded to bfloat16."""
+    """Int8 rows [out, in] and their scales [out]; x, scales and result are bfloat16."""
 
     def __init__(self, levels: Tensor, scale: Tensor) -> None:
         self.levels, self.scale = levels, scale.bfloat16()
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch._weight_int8pack_mm(x.bfloat16(), self.levels, self.scale).float()
+        return torch._weight_int8pack_mm(x.bfloat16(), self.levels, self.scale)
 
 
 class Norm:

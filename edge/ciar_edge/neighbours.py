@@ -44,7 +44,7 @@ class PreparedNeighbours:
     def rows(self, ids: list[list[int]], first: int) -> Tensor:
         """[n - first, D] for what `look` found."""
         codes = self.codes[list(chain.from_iterable(ids))].view(len(ids), self.num_columns)
-        return self.mix(codes).add_(self.positions[first + 1 : first + 1 + len(ids)])
+        return self.mix(codes) + self.positions[first + 1 : first + 1 + len(ids)]
 
     def recall(self, hidden: Tensor, followers: list[int]) -> Tensor:
         """h [D], drawn to its followers [J]."""
