@@ -89,7 +89,7 @@ class Decoder:
         return token, Origin.AGREED if token == draft.token else Origin.CORRECTED
 
     async def _ask(self, draft: Draft, link: Link) -> Answer | None:
-        """Ask the cloud; both sides prepare for the case that the draft stands, if that is likely."""
+        """Ask the cloud; both sides prepare for a draft that stands, if that is likely."""
         is_likely = self._agreement.is_likely
         asking = asyncio.create_task(link.ask([draft], wants_next=is_likely))
         try:
