@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from ciar.models.packed import PackedLinear, can_pack, pack_linears
-from ciar.models.transformer import TransformerConfig
+from ciar.models.packed import PackedLinear, PackedNorm, can_pack, pack
+from ciar.models.transformer import RMSNorm, TransformerConfig
 from ciar.target import Feed, Target, TargetModel
 
 
@@ -18,6 +18,16 @@ def test_packed_equals_plain(shape: tuple[int, ...]) -> None:
     x = torch.randn(shape)
     with torch.inference_mode():
         torch.testing.assert_close(PackedLinear(plain.weight.detach())(x), plain(x))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-4, 1e-2, 1.0, 1e3])
+@torch.inference_mode()
+def test_a_packed_norm_is_rms_norm(scale: float) -> None:
+    norm = RMSNorm(288, 1e-5)
+    torch.nn.init.normal_(norm.weight)
+    x = torch.randn(2, 3, 288) * scale
+    torch.testing.assert_close(PackedNorm(norm)(x), norm(x))
+    torch.testing.assert_close(PackedNorm(norm)(x[0, 0]), norm(x[0, 0]))
 
 
 @pytest.mark.skipif(not can_pack(), reason="this build of torch has no oneDNN")
@@ -34,8 +44,9 @@ def test_a_packed_target_gives_the_same_logits() -> None:
     torch.manual_seed(0)
     model = TargetModel(config, feature_dim=4).eval()
     packed = copy.deepcopy(model)
-    pack_linears(packed)
+    pack(packed)
     assert isinstance(packed.transformer.output, PackedLinear)
+    assert isinstance(packed.transformer.norm, PackedNorm)
     feed = Feed(
         slot=0,
         num_condition=3,
@@ -50,6 +61,7 @@ def test_a_packed_target_gives_the_same_logits() -> None:
 
 
 def test_layers_with_bias_or_in_half_precision_stay() -> None:
-    module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4, bias=False).bfloat16())
-    pack_linears(module)
-    assert all(isinstance(child, nn.Linear) for child in module)
+    half = (nn.Linear(4, 4, bias=False).bfloat16(), RMSNorm(4, 1e-5).bfloat16())
+    module = nn.Sequential(nn.Linear(4, 4), *half)
+    pack(module)
+    assert [type(child) for child in module] == [nn.Linear, nn.Linear, RMSNorm]

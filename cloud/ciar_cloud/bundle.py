@@ -8,7 +8,7 @@ import torch
 
 from ciar.checkpoint import find_model, fingerprint, read_config, read_sampling
 from ciar.errors import CheckpointError, InvalidInput
-from ciar.models.packed import pack_linears
+from ciar.models.packed import pack
 from ciar.models.text_encoder import TextEncoder
 from ciar.target import TargetModel
 from ciar.types import ModelInfo
@@ -49,7 +49,7 @@ def load_cloud_model(
     target = TargetModel.load(cloud, device=device, dtype=DTYPES[dtype])
     encoder = TextEncoder.load(folder / "text")
     check_fit(folder, target, encoder)
-    pack_linears(target.transformer)
+    pack(target.transformer)
     info = model_info(cloud, config, target, max_batch_tokens=max_batch_tokens)
     return CloudModel(folder=folder, target=target, encoder=encoder, info=info)
 

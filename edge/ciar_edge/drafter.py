@@ -24,11 +24,12 @@ from torch import Tensor
 
 from ciar.models.inter_head import DraftModel
 from ciar.models.kv_cache import causal_mask
+from ciar.models.packed import PackedNorm
 from ciar.models.transformer import Block
 from ciar.sampling import Noise, coupled_draw
 from ciar.types import SamplingParams
 from ciar.uncertainty import HeadOutput
-from ciar_edge.matrix import Matrix, Norm, matrix
+from ciar_edge.matrix import Matrix, matrix
 from ciar_edge.neighbours import PreparedNeighbours
 
 NOT_PREFILLED = -1
@@ -37,10 +38,10 @@ NOT_PREFILLED = -1
 class PreparedLayer(NamedTuple):
     """One block."""
 
-    attention_norm: Norm
+    attention_norm: PackedNorm
     wqkv: Matrix  # D -> 3 D
     wo: Matrix
-    ffn_norm: Norm
+    ffn_norm: PackedNorm
     w13: Matrix  # D -> 2 ffn_dim
     w2: Matrix
 
@@ -60,7 +61,7 @@ class PreparedDraft:
         self.embedding = model.tok_embeddings.weight
         self.neighbours = PreparedNeighbours(model.neighbours) if model.neighbours else None
         self.layers = [_prepare_layer(block) for block in model.layers]  # type: ignore[arg-type]
-        self.norm = Norm(model.norm.weight, model.norm.eps)
+        self.norm = PackedNorm(model.norm)
         self.centre = matrix(head.centre.weight)  # D -> V
         self.radius_layers = [matrix(layer.weight) for layer in head.radius_layers]  # D (-> R) -> V
         self.radius_bias = head.radius_up.bias
@@ -96,7 +97,8 @@ class PreparedDraft:
             x = x + self._attention(layer, rows, x, turns, start, mask)
             gate, up = layer.w13(layer.ffn_norm(x)).chunk(2, dim=-1)
             x = x + layer.w2(F.silu(gate).mul_(up))
-        return self.norm(x[-1])
+        y: Tensor = self.norm(x[-1])
+        return y
 
     def _attention(
         self,
@@ -140,10 +142,10 @@ class PreparedDraft:
 def _prepare_layer(block: Block) -> PreparedLayer:
     ffn = block.feed_forward
     return PreparedLayer(
-        attention_norm=Norm(block.attention_norm.weight, block.attention_norm.eps),
+        attention_norm=PackedNorm(block.attention_norm),
         wqkv=matrix(block.attention.wqkv.weight),
         wo=matrix(block.attention.wo.weight),
-        ffn_norm=Norm(block.ffn_norm.weight, block.ffn_norm.eps),
+        ffn_norm=PackedNorm(block.ffn_norm),
         w13=matrix(torch.cat([ffn.w1.weight, ffn.w3.weight])),
         w2=matrix(ffn.w2.weight),
     )

@@ -52,19 +52,6 @@ class Int8Matrix:
         return torch._weight_int8pack_mm(x.bfloat16(), self.levels, self.scale)
 
 
-class Norm:
-    """RMSNorm of rows [n, D] in 4 torch calls: on a CPU `rms_norm` makes 9 of them inside."""
-
-    def __init__(self, weight: Tensor, eps: float) -> None:
-        dim = len(weight)
-        self.weight = weight * dim**0.5
-        self.floor = weight.new_tensor((eps * dim) ** 0.5)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot(self.floor)
-        return torch.mul(x, self.weight).div_(length)
-
-
 def int8_rows(weight: Tensor) -> tuple[Tensor, Tensor] | None:
     """The rows and scales that a weight was restored from.
 

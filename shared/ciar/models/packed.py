@@ -1,4 +1,4 @@
-"""Linear layers with weights reordered once for oneDNN, for serving in float32 on a CPU.
+"""Layers for serving in float32 on a CPU: linear ones reordered once for oneDNN, and norms.
 
 A forward over a few rows is bound by reading weights; the default product reorders them again in
 every call. Measured over 16 layers of 288 on one core of an AMD EPYC: 2 rows 5.9 -> 2.9 ms,
@@ -7,6 +7,8 @@ every call. Measured over 16 layers of 288 on one core of an AMD EPYC: 2 rows 5.
 
 import torch
 from torch import Tensor, nn
+
+from ciar.models.transformer import RMSNorm
 
 NUM_ROWS = 8  # that the layout is made for; others work as well
 
@@ -23,6 +25,20 @@ class PackedLinear(nn.Module):
         return y
 
 
+class PackedNorm(nn.Module):
+    """RMSNorm of rows [..., n, D] in 4 torch calls: on a CPU `rms_norm` makes 9 of them inside."""
+
+    def __init__(self, norm: RMSNorm) -> None:
+        super().__init__()
+        weight = norm.weight.detach()
+        self._weight = weight * len(weight) ** 0.5
+        self._floor = weight.new_tensor((norm.eps * len(weight)) ** 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot(self._floor)
+        return torch.mul(x, self._weight).div_(length)
+
+
 def can_pack() -> bool:
     """Whether this build of torch has the kernels."""
     return bool(torch.backends.mkldnn.is_available()) and hasattr(  # type: ignore[no-untyped-call]
@@ -30,16 +46,22 @@ def can_pack() -> bool:
     )
 
 
-def pack_linears(module: nn.Module) -> None:
-    """Replace every linear layer without bias, in place; nothing happens where it would not help.
+def pack(module: nn.Module) -> None:
+    """Replace norms and linear layers without bias, in place, wherever that helps.
 
     Afterwards the module can only be run: its state dict lacks the replaced weights.
     """
     for name, child in module.named_children():
         if isinstance(child, nn.Linear):
-            weight = child.weight.detach()
-            is_plain = weight.device.type == "cpu" and weight.dtype == torch.float32
-            if is_plain and child.bias is None and can_pack():
-                setattr(module, name, PackedLinear(weight))
+            if is_plain(child.weight) and child.bias is None and can_pack():
+                setattr(module, name, PackedLinear(child.weight.detach()))
+        elif isinstance(child, RMSNorm):
+            if is_plain(child.weight):
+                setattr(module, name, PackedNorm(child))
         else:
-            pack_linears(child)
+            pack(child)
+
+
+def is_plain(weight: Tensor) -> bool:
+    """Whether it is one of those that packing is for."""
+    return weight.device.type == "cpu" and weight.dtype == torch.float32
