@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from ciar import __version__
 from ciar.checkpoint import fingerprint
 from ciar.errors import InvalidInput
-from ciar.uncertainty import ROUTERS
+from ciar.router import ROUTERS
 from ciar_edge.cli import app, default_name, settle
 from tests.small_disk import small_disk
 from tests.tiny import PROMPT, write_bundle

@@ -23,9 +23,9 @@ from ciar.errors import (
     SessionLost,
 )
 from ciar.local import LocalVerifier
+from ciar.router import Router, make_router
 from ciar.target import Target, TargetModel
 from ciar.types import ImageRequest, ModelInfo, Prefix, SamplingParams, Verdict, VerifyBatch
-from ciar.uncertainty import Router, make_router
 from ciar.verifier import Session, Verifier
 from ciar_edge.agreement import Agreement
 from ciar_edge.config import DecodeConfig

@@ -28,11 +28,12 @@ from ciar.errors import (
 )
 from ciar.local import LocalVerifier
 from ciar.packing import PackedDtype
+from ciar.router import Router, make_router
 from ciar.target import Target
 from ciar.types import ImageRequest, SamplingParams, Verdict, VerifyBatch
-from ciar.uncertainty import Router, make_router
 from ciar.v1 import collaboration_pb2 as pb
 from ciar.verifier import Session, Verifier
+from ciar.wire import verify_batch_to_proto
 from ciar_cloud.bundle import CloudModel
 from ciar_cloud.config import ServeConfig
 from ciar_cloud.server import CloudServer
@@ -43,7 +44,8 @@ from ciar_edge.history import History
 from ciar_edge.image import warnings_of
 from ciar_edge.loop import generate
 from ciar_edge.models import EdgeModel, load_draft_model
-from ciar_edge.remote import RemoteSession, RemoteVerifier
+from ciar_edge.remote import RemoteVerifier
+from ciar_edge.remote_session import RemoteSession
 from ciar_edge.result import ImageResult, Origin, Origins, Silent
 from tests.rounding import round_features
 from tests.tiny import PROMPT
@@ -350,12 +352,16 @@ def test_a_cloud_that_stays_away_is_given_up(run: Run, bundle: Path, tmp_path: P
                 RemoteVerifier(address, config=config) as verifier,
                 verifier.open(request()) as session,
             ):
-                cloud.kill()
                 batch = Script().batch(2, epoch=0)
+                await asyncio.sleep(0.1)  # the stream is up
+                sent = session.traffic.uplink_bytes
+                cloud.kill()
                 started = time.monotonic()
                 with pytest.raises(CloudUnavailable, match=f"{address}.*ciar-cloud serve"):
                     await session.verify(batch)
                 assert time.monotonic() - started < 15
+                batch_bytes = verify_batch_to_proto(batch, dtype=config.feature_dtype).ByteSize()
+                assert session.traffic.uplink_bytes - sent <= batch_bytes + 8, "nobody was there"
                 started = time.monotonic()
                 with pytest.raises(CloudUnavailable):
                     await session.verify(batch)

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from ciar.checkpoint import fingerprint
+from ciar.head_output import HeadOutput
 from ciar.local import LocalSession, LocalVerifier
+from ciar.router import make_router
 from ciar.session import PrefixWork, SessionState
 from ciar.target import Target, TargetModel
 from ciar.types import ImageRequest, ModelInfo, SamplingParams, Verdict, VerifyBatch
-from ciar.uncertainty import TENSOR_SCORES, HeadOutput, make_router
+from ciar.uncertainty import TENSOR_SCORES
 from ciar_edge.config import DecodeConfig
 from ciar_edge.loop import generate
 from ciar_edge.models import EdgeModel, load_draft_model

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ciar.checkpoint import fingerprint, save_folder
+from ciar.head_output import HeadOutput
 from ciar.interval import interfuse
 from ciar.models.inter_head import DraftModel, InterHeadConfig
 from ciar.models.neighbours import NeighbourConfig, NeighbourEmbedding
@@ -187,3 +188,9 @@ def write_text(folder: Path) -> None:
         vocab_size=len(pieces), dim=TEXT_DIM, heads=2, ffn=32, layers=1, max_tokens=MAX_TEXT_TOKENS
     )
     TextEncoder(config, WordPiece(pieces)).save(folder)
+
+
+def random_head(vocab_size: int = 64, *, scale: float = 2.0, seed: int = 0) -> HeadOutput:
+    generator = torch.Generator().manual_seed(seed)
+    centre = torch.randn(vocab_size, generator=generator) * scale
+    return HeadOutput(centre, (torch.rand(vocab_size, generator=generator) * 6).expm1())

@@ -22,6 +22,7 @@ import torch
 
 from ciar.event_loop import fast_loop
 from ciar.prefix import DEFAULT_PREFIX_RATE
+from ciar.router import make_router
 from ciar.types import (
     ImageRequest,
     ModelInfo,
@@ -30,7 +31,6 @@ from ciar.types import (
     VerifyBatch,
     no_features,
 )
-from ciar.uncertainty import make_router
 from ciar_edge.config import DecodeConfig, Mode
 from ciar_edge.loop import generate
 from ciar_edge.models import EdgeModel

@@ -1,6 +1,6 @@
 """How the edge reaches a cloud: the address, how long to wait, how often to try, what it cost.
 
-Knows no gRPC; `ciar_edge.remote` does the calls.
+Knows no gRPC; `ciar_edge.remote` and `remote_session` do the calls.
 """
 
 import asyncio

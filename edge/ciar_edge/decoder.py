@@ -10,7 +10,7 @@ import asyncio
 import math
 import time
 
-from ciar.uncertainty import Router
+from ciar.router import Router
 from ciar.verifier import Session
 from ciar_edge.agreement import Agreement
 from ciar_edge.config import DecodeConfig

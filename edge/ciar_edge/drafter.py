@@ -22,13 +22,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ciar.head_output import HeadOutput
 from ciar.models.inter_head import DraftModel
 from ciar.models.kv_cache import causal_mask
 from ciar.models.packed import PackedNorm
 from ciar.models.transformer import Block
 from ciar.sampling import Noise, coupled_draw
 from ciar.types import SamplingParams
-from ciar.uncertainty import HeadOutput
 from ciar_edge.matrix import Matrix, matrix
 from ciar_edge.neighbours import PreparedNeighbours
 

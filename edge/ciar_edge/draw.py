@@ -13,8 +13,8 @@ from ciar.errors import CheckpointError, InvalidInput
 from ciar.models.text_encoder import TextEncoder
 from ciar.models.wordpiece import words
 from ciar.picture import Painter
+from ciar.router import DEFAULT_ROUTER, Router, make_router
 from ciar.types import MAX_SEED, SamplingParams
-from ciar.uncertainty import DEFAULT_ROUTER, Router, make_router
 from ciar_edge.config import DecodeConfig
 from ciar_edge.connection import RemoteConfig, check_address
 from ciar_edge.embedded import EmbeddedCloud, num_cores

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from ciar.errors import InvalidInput, PairMismatch
+from ciar.router import Router
 from ciar.sampling import Noise
 from ciar.types import ImageRequest, ModelInfo, SamplingParams
-from ciar.uncertainty import Router
 from ciar.verifier import Session, Verifier
 from ciar_edge.config import DecodeConfig
 from ciar_edge.decoder import Decoder

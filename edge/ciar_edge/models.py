@@ -13,8 +13,8 @@ from ciar.checkpoint import from_dict, load_into, read_config, read_weights, to_
 from ciar.errors import CheckpointError, InvalidInput
 from ciar.models.inter_head import DraftModel, InterHeadConfig
 from ciar.models.transformer import TransformerConfig
+from ciar.router import DEFAULT_ROUTER, ROUTERS
 from ciar.threshold import check_quantiles
-from ciar.uncertainty import DEFAULT_ROUTER, ROUTERS
 from ciar_edge.drafter import PreparedDraft
 
 _NEEDED = frozenset(("kind", "family", "transformer", "head", "target"))

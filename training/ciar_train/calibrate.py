@@ -10,10 +10,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from ciar.head_output import HeadOutput
 from ciar.models.inter_head import DraftModel
 from ciar.target import TargetModel
 from ciar.types import SamplingParams
-from ciar.uncertainty import TENSOR_SCORES, HeadOutput
+from ciar.uncertainty import TENSOR_SCORES
 from ciar_train.export import quantiles
 from ciar_train.progress import Progress, say_nothing
 from ciar_train.rollouts import Choice, Rollout, roll_out

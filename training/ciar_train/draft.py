@@ -25,13 +25,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ciar.head_output import HeadOutput
 from ciar.interval import interfuse
 from ciar.models.inter_head import DraftModel, InterHeadConfig
 from ciar.models.neighbours import NeighbourConfig
 from ciar.models.transformer import TransformerConfig
 from ciar.sampling import coupled_agreement
 from ciar.target import TargetModel
-from ciar.uncertainty import TENSOR_SCORES, HeadOutput
+from ciar.uncertainty import TENSOR_SCORES
 from ciar_train.codes import Conditions
 from ciar_train.contexts import Contexts
 from ciar_train.loop import Metrics, Run, Step, World, batch_indices, train

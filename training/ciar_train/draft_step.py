@@ -10,8 +10,8 @@ from torch import Tensor
 from ciar.checkpoint import CONFIG_FILE, read_weights
 from ciar.errors import InvalidInput
 from ciar.prefix import DEFAULT_PREFIX_RATE, prefix_length
+from ciar.router import DEFAULT_BUDGET
 from ciar.target import TargetModel
-from ciar.uncertainty import DEFAULT_BUDGET
 from ciar_train.calibrate import calibrate
 from ciar_train.codes import CodeFolder
 from ciar_train.contexts import Contexts, cloud_images, drawn, joined, protocol_images
