@@ -4,6 +4,7 @@ It learns, it resumes bit for bit, and what it exports loads and fits together.
 """
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from ciar.picture import load_vq
 from ciar.target import TargetModel
 from ciar_train import steps
 from ciar_train.draft_step import run_draft
+from ciar_train.export import export_target
 from ciar_train.loop import Metrics, Run, World, batch_indices, train
 from ciar_train.losses import InterDroWeights, auroc, inter_dro_loss, interval_score
 from ciar_train.plan import TrainingPlan
@@ -195,6 +197,27 @@ def test_finished_steps_are_not_done_again(run: RunFolder) -> None:
     run_draft(run)
     assert {p: p.stat().st_mtime_ns for p in run.root.rglob("state.pt")} == before
     assert {p: p.stat().st_mtime_ns for p in exported} == exported
+
+
+def test_another_target_gets_another_draft(run: RunFolder, tmp_path: Path) -> None:
+    """What was trained for the target that was there is not mistaken for its own."""
+    again = replace(run, root=tmp_path / "run")
+    shutil.copytree(run.root, again.root)
+    images, drafted = (again.root / "draft" / n for n in ("cloud_images.pt", "phi/state.pt"))
+    before = {path: path.stat().st_mtime_ns for path in (images, drafted)}
+    (again.bundle / "edge" / "config.json").unlink()
+    run_draft(again)
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "it was finished"
+
+    target = TargetModel.load(again.bundle / "cloud")
+    with torch.no_grad():
+        target.transformer.output.weight.neg_()
+    export_target(target, again.bundle / "cloud", name="other", sampling=run.size.sampling)
+    with pytest.raises(InvalidInput, match="another target"):
+        steps.export_bundle(again, tmp_path / "model")
+    run_draft(again)
+    assert all(path.stat().st_mtime_ns != before[path] for path in before)
+    assert steps.export_bundle(again, tmp_path / "model")
 
 
 def test_an_adopted_bundle_keeps_its_tokens_and_trains_on(run: RunFolder, tmp_path: Path) -> None:

@@ -1,13 +1,15 @@
 """`ciar-train draft` over a run folder: contexts, the three stages, calibration, export."""
 
+import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ciar.checkpoint import CONFIG_FILE, read_weights
+from ciar.checkpoint import CONFIG_FILE, fingerprint, read_weights
 from ciar.errors import InvalidInput
 from ciar.prefix import DEFAULT_PREFIX_RATE, prefix_length
 from ciar.router import DEFAULT_BUDGET
@@ -19,6 +21,7 @@ from ciar_train.draft import DraftTrainer
 from ciar_train.export import export_draft, export_target, round_as_stored
 from ciar_train.run_folder import MODEL_NAME, RunFolder
 
+TARGET_FILE = "target.json"
 NUM_CALIBRATION = 64
 NUM_HELD_OUT = 64
 ROLLOUT_SHARE = 1 / 3
@@ -34,6 +37,7 @@ def run_draft(run: RunFolder, *, folder_name: str = "draft") -> None:
         return
     codes = {part: CodeFolder(run.codes(part)) for part in ("train", "held_out")}
     folder = run.root / folder_name
+    trained_for = begin(run, folder)
     train_on, held_out = draft_contexts(run, target, codes, folder)
     trainer = DraftTrainer(
         target,
@@ -53,6 +57,7 @@ def run_draft(run: RunFolder, *, folder_name: str = "draft") -> None:
     target = trainer.target
     name = MODEL_NAME
     target_print = export_target(target, bundle / "cloud", name=name, sampling=size.sampling)
+    write_targets(folder, {trained_for, target_print})
     round_as_stored(target)
     round_as_stored(trainer.draft)
     picked = drawn(codes["held_out"], range(min(NUM_CALIBRATION, len(codes["held_out"]))))
@@ -72,6 +77,28 @@ def run_draft(run: RunFolder, *, folder_name: str = "draft") -> None:
         target_fingerprint=target_print,
         calibration=calibration,
     )
+
+
+def begin(run: RunFolder, folder: Path) -> str:
+    """The fingerprint of the cloud to train for; what was trained for another one is removed.
+
+    RUN/draft/target.json holds it, and that of the cloud with its half of phi in place.
+    """
+    current = fingerprint(run.bundle / "cloud")
+    if run.world.is_main:
+        stamp = folder / TARGET_FILE
+        if stamp.exists() and current not in json.loads(stamp.read_text()):
+            print(f"{folder.name}: the target has changed, so it begins anew")
+            shutil.rmtree(folder)
+        if not stamp.exists():
+            write_targets(folder, {current})
+    run.world.wait()
+    return current
+
+
+def write_targets(folder: Path, fingerprints: set[str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / TARGET_FILE).write_text(json.dumps(sorted(fingerprints)))
 
 
 def drawn_once(run: RunFolder, path: Path, draw: Callable[[], Contexts]) -> Tensor:
