@@ -32,6 +32,11 @@ from ciar.router import Router, make_router
 from ciar.target import Target
 from ciar.types import ImageRequest, SamplingParams, Verdict, VerifyBatch
 from ciar.v1 import collaboration_pb2 as pb
+from ciar.v1.collaboration_pb2_grpc import (
+    CollaborationServicer,
+    CollaborationStub,
+    add_CollaborationServicer_to_server,
+)
 from ciar.verifier import Session, Verifier
 from ciar.wire import verify_batch_to_proto
 from ciar_cloud.bundle import CloudModel
@@ -512,6 +517,50 @@ def test_a_server_of_another_protocol_is_told_from_a_cloud(run: Run) -> None:
         async with web, RemoteVerifier(f"127.0.0.1:{port}", config=config) as verifier:
             with pytest.raises(CloudUnavailable, match=f"127.0.0.1:{port}"):
                 await verifier.info()
+
+    run(ask())
+
+
+def test_a_cloud_whose_verdicts_cannot_be_right_is_left(
+    run: Run, model: CloudModel, edge: EdgeModel
+) -> None:
+    """Such a verdict is its fault, not the user's: the edge finishes the picture and says why."""
+
+    class Wrong(CollaborationServicer):
+        """A right cloud behind one that agrees to more than it was asked."""
+
+        def __init__(self, stub: Any) -> None:
+            self.stub = stub
+
+        async def GetModel(self, message: Any, context: Any) -> Any:
+            return await self.stub.GetModel(message)
+
+        async def PrefixInject(self, message: Any, context: Any) -> Any:
+            return await self.stub.PrefixInject(message)
+
+        async def VerifyBatch(self, messages: Any, context: Any) -> Any:
+            async for reply in self.stub.VerifyBatch(messages):
+                if reply.HasField("verdict"):
+                    reply.verdict.num_agreed += 9
+                yield reply
+
+    async def ask() -> None:
+        async with serving(model) as right, aio.insecure_channel(right) as channel:
+            server = aio.server()
+            add_CollaborationServicer_to_server(Wrong(CollaborationStub(channel)), server)
+            address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+            await server.start()
+            try:
+                config = replace(QUICK, resume_seconds=0.5)
+                async with RemoteVerifier(address, config=config) as verifier:
+                    result = await edge_image(verifier, edge, budget=1.0)
+            finally:
+                await server.stop(0)
+        assert len(result.tokens) == T
+        assert result.round_trips == 0
+        assert result.fallbacks == T - result.prefix_tokens
+        said = "\n".join(warnings_of(result))
+        assert f"{address} sent a reply that cannot be right: num_agreed: " in said
 
     run(ask())
 

@@ -354,6 +354,7 @@ ANSWERED = VerifyBatch(
     uncertain=(True,) * 3,
     features=torch.zeros(0, INFO.feature_dim),
 )
+ONE_KEPT = {"uncertain": (True, False, True), "features": torch.zeros(1, INFO.feature_dim)}
 
 
 @pytest.mark.parametrize(
@@ -365,6 +366,8 @@ ANSWERED = VerifyBatch(
         ({"wants_next": False}, 3, None, None),
         ({"wants_next": False}, 3, 9, None),
         ({}, 4, 9, "num_agreed"),
+        (ONE_KEPT, 2, 9, None),
+        (ONE_KEPT, 1, 9, "num_agreed"),
         ({}, 3, None, "token"),
         ({}, 1, None, "token"),
         ({"wants_next": False}, 2, None, "token"),

@@ -25,7 +25,7 @@ from ciar.wire import (
     prefix_request_to_proto,
 )
 from ciar_edge.connection import Patience, RemoteConfig, Traffic, channel_options, check_address
-from ciar_edge.remote_session import RemoteSession, explain
+from ciar_edge.remote_session import RemoteSession, explain, reading_reply
 
 if TYPE_CHECKING:
     from ciar.v1.collaboration_pb2_grpc import CollaborationAsyncStub
@@ -63,7 +63,8 @@ class RemoteVerifier:
             request = pb.GetModelRequest(protocol_version=PROTOCOL_VERSION)
             method = self._stub.GetModel
             reply = await self._unary(method, request, self.config.connect_seconds, self.traffic)
-            self._info = model_info_from_proto(reply)
+            with reading_reply(self.address):
+                self._info = model_info_from_proto(reply)
         return self._info
 
     @asynccontextmanager
@@ -106,9 +107,11 @@ class RemoteVerifier:
             seconds = self.config.prefix_seconds
             try:
                 reply = await self._unary(self._stub.PrefixInject, message, seconds, traffic)
-                return prefix_from_proto(reply, info=info)
+                break
             except Overloaded as error:
                 await patience.wait(error)
+        with reading_reply(self.address):
+            return prefix_from_proto(reply, info=info)
 
     async def _unary(
         self,

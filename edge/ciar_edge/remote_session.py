@@ -8,6 +8,8 @@ for any more is dropped.
 
 import asyncio
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,7 @@ from ciar.errors import (
     CloudUnavailable,
     DeadlineExceeded,
     EngineError,
+    InvalidInput,
     SessionLost,
 )
 from ciar.types import ImageRequest, ModelInfo, Prefix, Resume, Verdict, VerifyBatch
@@ -209,7 +212,8 @@ class RemoteSession:
             self._check_attached(reply, first)
         while reply is not None and not reply.HasField("finished"):
             if reply.HasField("verdict"):
-                self._settle(verdict_from_proto(reply.verdict, info=self._info))
+                with reading_reply(self._address):
+                    self._settle(verdict_from_proto(reply.verdict, info=self._info))
             reply = await self._receive(call)
         if not self._is_closing:
             raise CloudUnavailable(f"the cloud at {self._address} closed the stream")
@@ -261,6 +265,17 @@ class RemoteSession:
         return pb.VerifyBatchRequest(
             resume=resume_to_proto(resume, dtype=self._config.feature_dtype)
         )
+
+
+@contextmanager
+def reading_reply(address: str) -> Iterator[None]:
+    """A reply that cannot be right is a fault of the cloud, `EngineError`, not of the user."""
+    try:
+        yield
+    except InvalidInput as error:
+        raise EngineError(
+            f"the cloud at {address} sent a reply that cannot be right: {error}"
+        ) from error
 
 
 def explain(error: aio.AioRpcError, address: str) -> CiarError:

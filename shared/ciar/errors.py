@@ -78,7 +78,7 @@ class SessionLost(CiarError):
 
 
 class EngineError(CiarError):
-    """A model step failed; only the sessions in it are lost."""
+    """A model step failed, or gave what cannot be right; only the sessions in it are lost."""
 
     exit_code = 8
 

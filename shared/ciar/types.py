@@ -179,6 +179,8 @@ class Verdict:
         size = len(batch.tokens)
         if self.num_agreed > size:
             raise InvalidInput("num_agreed", self.num_agreed, f"the batch has {size} tokens")
+        if self.num_agreed < size and not batch.uncertain[self.num_agreed]:
+            raise InvalidInput("num_agreed", self.num_agreed, "kept tokens stand")
         is_needed = self.num_agreed < size or (batch.wants_next and batch.end < num_tokens)
         if self.token is None and is_needed:
             raise InvalidInput("token", None, "give the cloud's own")
