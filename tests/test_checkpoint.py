@@ -111,6 +111,12 @@ def test_a_folder_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert all(torch.equal(found[name], tensor) for name, tensor in weights().items())
 
 
+def test_whoever_reads_the_configuration_reads_the_weights(tmp_path: Path) -> None:
+    save_folder(tmp_path, {}, {"x": torch.zeros(1)})
+    modes = {path.name: oct(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]
+
+
 def test_views_are_written_whole(tmp_path: Path) -> None:
     """A transposed view shares memory with its base and is not contiguous."""
     turned = torch.arange(6.0).view(2, 3).t()

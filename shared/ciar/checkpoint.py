@@ -122,8 +122,10 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], *, where: Path) ->
 def save_folder(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Write a model folder. Tensors are stored as given (see `int8.pack_state_dict`)."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({n: t.contiguous() for n, t in tensors.items()}, folder / WEIGHTS_FILE)
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+    weights, text = folder / WEIGHTS_FILE, folder / CONFIG_FILE
+    save_file({n: t.contiguous() for n, t in tensors.items()}, weights)
+    text.write_text(json.dumps(config, indent=2) + "\n")  # last: where it is, the folder is whole
+    weights.chmod(text.stat().st_mode)  # save_file lets nobody else read them
 
 
 def fingerprint(folder: Path) -> str:
