@@ -21,6 +21,7 @@ from ciar_bench.cloud_process import cores, serving
 from ciar_bench.latency import LatencyPlan, LatencyReport, run_latency
 from ciar_bench.machine import describe_machine
 from ciar_bench.pair import write_random_pair
+from ciar_bench.quality.fetch import INCEPTION, fetch
 from ciar_bench.routing import RoutingReport, measure_routing
 from ciar_bench.workload import seeded_prompts
 from ciar_edge.config import DecodeConfig
@@ -125,6 +126,12 @@ def routing(
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(routing_markdown(report, model))
+
+
+@app.command(name="fetch-features")
+def fetch_features() -> None:
+    """Fetch the feature extractors that measure quality, once (about 80 MB)."""
+    print(fetch(INCEPTION))
 
 
 def routing_markdown(report: RoutingReport, model: str) -> str:

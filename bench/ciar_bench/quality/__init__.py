@@ -1,0 +1,1 @@
+"""How good pictures are: distances between sets of features, and what probes see in them."""
