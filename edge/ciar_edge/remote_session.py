@@ -87,6 +87,7 @@ class RemoteSession:
         self._is_wanted = asyncio.Event()  # there are flights, or the session ends
         self._outbox: asyncio.Queue[pb.VerifyBatchRequest] | None = None  # None: no stream
         self._is_closing = False
+        self._trouble: CiarError | None = None  # why the last stream was lost, till it is mended
         self._error: Exception | None = None  # why the session is gone for good
         self._patience = Patience(config, max_seconds=config.resume_seconds)
         self._task = asyncio.create_task(self._serve())
@@ -164,6 +165,7 @@ class RemoteSession:
                     await self._converse(first, session_id=session_id)
                 except _MENDABLE as error:
                     _log.info("stream lost: %s", error)
+                    self._trouble = error
                     await self._is_wanted.wait()
                     await self._patience.wait(error)
                     session_id, first = "", self._resume_message()
@@ -207,7 +209,7 @@ class RemoteSession:
             async with asyncio.timeout(self._patience.seconds_left):
                 reply = await self._receive(call)
         except TimeoutError:
-            raise unreachable(self._address, "it does not answer") from None
+            raise self._trouble or unreachable(self._address, "it does not answer") from None
         if reply is not None:
             self._check_attached(reply, first)
         while reply is not None and not reply.HasField("finished"):
@@ -245,6 +247,7 @@ class RemoteSession:
         verdict.check_answers(flight.batch, num_tokens=self._info.num_tokens)
         self._history.take(flight.batch, verdict)
         self._patience.reset()
+        self._trouble = None
         self.traffic.num_round_trips += 1
         flight.verdict.set_result(verdict)
 
