@@ -26,7 +26,7 @@ def gaussian(count: int, *, seed: int = 0, shift: float = 0.0, width: int = 6) -
 
 def moments(features: Tensor, *, batch: int = 1000) -> Moments:
     found = Moments(features.shape[1])
-    for rows in features.split(batch):
+    for rows in torch.split(features, batch):
         found.add(rows)
     return found
 
@@ -214,10 +214,10 @@ class Mean(torch.nn.Module):
         return pixels.mean((2, 3))
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.(script|save):DeprecationWarning")
 def test_inception_sees_pictures_from_minus_one_to_one(tmp_path: Path) -> None:
     path = tmp_path / "mean.pt"
-    torch.jit.script(Mean()).save(str(path))
+    torch.jit.save(torch.jit.script(Mean()), path)
     pictures = torch.tensor([[0, 255, 127]], dtype=torch.uint8)[..., None, None].expand(1, 3, 8, 8)
     found = InceptionFeatures(path)(pictures)
     torch.testing.assert_close(
