@@ -220,6 +220,21 @@ def test_another_target_gets_another_draft(run: RunFolder, tmp_path: Path) -> No
     assert steps.export_bundle(again, tmp_path / "model")
 
 
+def test_other_sampling_makes_another_draft(run: RunFolder, tmp_path: Path) -> None:
+    """The draft imitates the guided target: the weights of this one stay, the draft's do not."""
+    colder = replace(run.size.sampling, temperature=0.5, cfg_scale=1.5)
+    again = replace(run, root=tmp_path / "run", size=replace(run.size, sampling=colder))
+    shutil.copytree(run.root, again.root)
+    trained, drafted = (again.root / n / "state.pt" for n in ("target", "draft/phi"))
+    before = {path: path.stat().st_mtime_ns for path in (trained, drafted)}
+    steps.run_target(again)
+    run_draft(again)
+    assert read_config(again.bundle / "cloud")["sampling"]["cfg_scale"] == 1.5
+    assert trained.stat().st_mtime_ns == before[trained]
+    assert drafted.stat().st_mtime_ns != before[drafted]
+    assert steps.export_bundle(again, tmp_path / "model")
+
+
 def test_an_adopted_bundle_keeps_its_tokens_and_trains_on(run: RunFolder, tmp_path: Path) -> None:
     again = replace(run, root=tmp_path)
     again.scenes("train").parent.mkdir(parents=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ciar.checkpoint import CONFIG_FILE, fingerprint, read_config
+from ciar.checkpoint import CONFIG_FILE, fingerprint, read_config, read_sampling
 from ciar_train.codes import read_tokens
 from ciar_train.loop import Run, World
 from ciar_train.plan import TrainingPlan
@@ -56,6 +56,12 @@ class RunFolder:
         """Whether a step of this run has done all of its plan before."""
         state = Run(self.root / step, world=self.world).load()
         return state is not None and int(state["step"]) >= plan.steps
+
+    @property
+    def has_fitting_cloud(self) -> bool:
+        """Whether there is a target, which draws as the size says."""
+        folder = self.bundle / "cloud"
+        return (folder / CONFIG_FILE).exists() and read_sampling(folder) == self.size.sampling
 
     @property
     def has_fitting_edge(self) -> bool:

@@ -101,8 +101,7 @@ def encode_scenes(run: RunFolder) -> dict[str, CodeFolder]:
 
 
 def run_target(run: RunFolder) -> None:
-    has_cloud = (run.bundle / "cloud" / CONFIG_FILE).exists()
-    if has_cloud and run.is_finished("target", run.size.target):
+    if run.has_fitting_cloud and run.is_finished("target", run.size.target):
         return  # to export it again would undo the draft's half of it
     codes = encode_scenes(run)
     start = None
