@@ -20,7 +20,8 @@ from ciar.models.text_encoder import TextEncoder
 from ciar.picture import load_vq
 from ciar.target import TargetModel
 from ciar_train import steps
-from ciar_train.draft_step import run_draft
+from ciar_train.draft_step import run_draft, run_eagle
+from ciar_train.eagle import load_eagle
 from ciar_train.export import export_target
 from ciar_train.loop import Metrics, Run, World, batch_indices, train
 from ciar_train.losses import InterDroWeights, auroc, inter_dro_loss, interval_score
@@ -102,6 +103,11 @@ lr = 1e-2
 steps = 4
 batch_size = 4
 lr = 3e-3
+[eagle]
+steps = 12
+batch_size = 4
+lr = 3e-3
+log_every = 1
 """
 
 
@@ -125,6 +131,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     steps.run_tokenizer(folder)
     steps.run_target(folder)
     run_draft(folder)
+    run_eagle(folder)
     return folder
 
 
@@ -133,7 +140,7 @@ def losses(path: Path) -> list[float]:
     return [row["loss"] for row in rows if row["kind"] == "train"]
 
 
-@pytest.mark.parametrize("step", ["tokenizer", "target", "draft/tokens"])
+@pytest.mark.parametrize("step", ["tokenizer", "target", "draft/tokens", "eagle"])
 def test_losses_fall(run: RunFolder, step: str) -> None:
     values = losses(run.root / step / "metrics.jsonl")
     assert len(values) == 12
@@ -195,8 +202,25 @@ def test_finished_steps_are_not_done_again(run: RunFolder) -> None:
     steps.run_tokenizer(run)
     steps.run_target(run)
     run_draft(run)
+    run_eagle(run)
     assert {p: p.stat().st_mtime_ns for p in run.root.rglob("state.pt")} == before
     assert {p: p.stat().st_mtime_ns for p in exported} == exported
+
+
+def test_the_drafter_of_eagle_keeps_the_targets_ends(run: RunFolder) -> None:
+    model, made_for = load_eagle(run.bundle / "eagle")
+    target = TargetModel.load(run.bundle / "cloud").transformer
+    assert made_for == fingerprint(run.bundle / "cloud")
+    torch.testing.assert_close(model.output.weight, target.output.weight, atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        model.tok_embeddings.weight, target.tok_embeddings.weight, atol=1e-3, rtol=0
+    )
+
+
+def test_a_size_without_it_has_no_drafter_of_eagle(run: RunFolder) -> None:
+    without = replace(run, size=replace(run.size, eagle=None))
+    with pytest.raises(InvalidInput, match="kind"):
+        run_eagle(without)
 
 
 def test_another_target_gets_another_draft(run: RunFolder, tmp_path: Path) -> None:

@@ -190,6 +190,8 @@ def test_padded_attention_equals_one_by_one(model: TargetModel, slots: tuple[int
     before = cache.data.clone()
     shares = zip(slots, (9, 17, 0), (3, 1, 5), strict=True)
     segments = [Segment(slot, start, count) for slot, start, count in shares]
+    sees = torch.rand(3, 12, generator=torch.Generator().manual_seed(2)) < 0.7
+    segments[0] = replace(segments[0], sees=sees | torch.eye(3, 12, dtype=torch.bool))
     count = sum(2 * s.count for s in segments)
     heads, head_dim = model.config.num_heads, model.config.head_dim
     q, k, v = torch.randn(3, count, heads, head_dim, generator=torch.Generator().manual_seed(1))

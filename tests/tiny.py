@@ -21,6 +21,8 @@ from ciar.models.transformer import TransformerConfig
 from ciar.models.vq import VQConfig, VQModel
 from ciar.models.wordpiece import SPECIAL_PIECES, WordPiece
 from ciar.target import TargetModel
+from ciar_train.draft import DraftShape
+from ciar_train.eagle import eagle_from_target, export_eagle
 from ciar_train.ngrams import count_ngrams
 
 NAME = "ciar-tiny"
@@ -65,6 +67,17 @@ def write_bundle(
         write_vq(folder / "vq", vocab_size=vocab_size)
         write_text(folder / "text")
     return folder
+
+
+def write_eagle(bundle: Path) -> None:
+    """An untrained drafter of EAGLE for a bundle's target, as `eagle/`."""
+    target = TargetModel.load(bundle / "cloud")
+    shape = DraftShape(neighbours=target.config.neighbours)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = eagle_from_target(target, shape, counted=None)
+    fill_neighbours(model.neighbours, model.config)
+    export_eagle(model, bundle / "eagle", target_fingerprint=fingerprint(bundle / "cloud"))
 
 
 def random_target(sizes: TransformerConfig, *, feature_dim: int) -> TargetModel:

@@ -17,6 +17,7 @@ A token the edge kept enters as `E(x) + W f`, with the code f of its interval (z
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -65,15 +66,31 @@ class TargetModel(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Scatter:
+    """Fed tokens that are no sequence: a tree of drafts, or tokens of several rows of the picture.
+
+    positions: [k] where in the picture each token stands.
+    grids: [k, T] the tokens it follows, itself included; V where unknown.
+    sees: [k, n + k] bool, which of the n image rows in the cache and of those fed it attends to.
+    """
+
+    positions: Tensor
+    grids: Tensor
+    sees: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Feed:
     """One session's share of a step.
 
     condition: [L, condition_dim] text features to prefill first; None when the slot holds them.
     num_condition: L, in both cases.
-    position: of the first fed token.  tokens: [k] ids, may be empty only in a prefill.
+    position: of the first fed token: as many image rows are in the cache.
+    tokens: [k] ids, may be empty only in a prefill.
     features: [k, F] codes, zero rows for tokens the edge did not decide; None when all are zero.
     before: [position] ids of the tokens before them; models with `neighbours` look at these.
     num_outputs: logits wanted, for the last so many positions; None: for all.
+    scatter: where the tokens stand, if they are no sequence.
     """
 
     slot: int
@@ -85,6 +102,7 @@ class Feed:
     features: Tensor | None = None
     before: Tensor | None = None
     num_outputs: int | None = None
+    scatter: Scatter | None = None
 
     @property
     def num_new_rows(self) -> int:
@@ -101,6 +119,17 @@ class Feed:
         return self.num_condition - 1 if self.condition is not None else 0
 
 
+class Output(NamedTuple):
+    """What follows the tokens of a feed.
+
+    logits: guided, float32 [num outputs, V].
+    hidden: [2, num outputs, D] what the output head saw, conditional and unconditional.
+    """
+
+    logits: Tensor
+    hidden: Tensor
+
+
 class Target:
     """A target model with KV slots.
 
@@ -110,9 +139,14 @@ class Target:
     ROWS = 2
 
     def __init__(
-        self, model: TargetModel, *, num_slots: int, is_padded: bool | None = None
+        self,
+        model: TargetModel,
+        *,
+        num_slots: int,
+        num_spare: int = 0,
+        is_padded: bool | None = None,
     ) -> None:
-        """is_padded: see `KVCache`."""
+        """num_spare, is_padded: see `KVCache`."""
         self.model = model
         self.config = model.config
         weight = model.transformer.tok_embeddings.weight
@@ -120,17 +154,22 @@ class Target:
             self.config,
             num_slots=num_slots,
             num_rows=self.ROWS,
+            num_spare=num_spare,
             device=weight.device,
             dtype=weight.dtype,
             is_padded=is_padded,
         )
 
-    @torch.inference_mode()
     def extend(self, feeds: Sequence[Feed]) -> list[Tensor]:
         """One forward pass for all feeds.
 
         Returns each one's guided logits, float32 [num outputs, V].
         """
+        return [output.logits for output in self.outputs(feeds)]
+
+    @torch.inference_mode()
+    def outputs(self, feeds: Sequence[Feed]) -> list[Output]:
+        """As `extend`, with the hidden states behind the logits."""
         transformer = self.model.transformer
         inputs, ropes, segments, followers = zip(*(self._pack(feed) for feed in feeds), strict=True)
         hidden = transformer.hidden(
@@ -145,11 +184,10 @@ class Target:
             wanted.append(rows)
         sizes = [w.shape[1] for w in wanted]
         logits = transformer.output(torch.cat(wanted, dim=1))  # [2, sum k, V]
+        parts = torch.split(logits, sizes, dim=1)  # [2, k, V] each
         return [
-            guide(cond, uncond, feed.cfg_scale)
-            for feed, cond, uncond in zip(
-                feeds, torch.split(logits[0], sizes), torch.split(logits[1], sizes), strict=True
-            )
+            Output(guide(part[0], part[1], feed.cfg_scale), hidden=rows)
+            for feed, part, rows in zip(feeds, parts, wanted, strict=True)
         ]
 
     def condition_rows(self, condition: Tensor) -> Tensor:
@@ -165,17 +203,30 @@ class Target:
             tokens, first = torch.cat([feed.before, tokens]), feed.position
         return tokens.to(transformer.rope.device), first
 
+    def _image_rows(self, feed: Feed) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Inputs [k, D] of the fed tokens, their followers [k, J] and rotary rows [k, d/2, 2]."""
+        transformer = self.model.transformer
+        if feed.scatter is not None:
+            assert feed.condition is None, "a prefill is a sequence"
+            positions = feed.scatter.positions.to(transformer.rope.device)
+            grids = feed.scatter.grids.to(positions.device)
+            return (
+                *transformer.scattered_inputs(grids, positions),
+                transformer.rope[positions + 1],
+            )
+        tokens, first = self._known(feed)
+        rope = transformer.image_rope(feed.position, len(feed.tokens))
+        return *transformer.inputs(tokens, first), rope
+
     def _pack(self, feed: Feed) -> tuple[Tensor, Tensor, Segment, Tensor | None]:
         """Inputs [2 * new, D], their rotary rows, where they go, and their followers [new, J].
 
         First the conditional rows, then the unconditional ones.
         """
         transformer, rows = self.model.transformer, feed.num_condition
-        tokens, first = self._known(feed)
-        x, followers = transformer.inputs(tokens, first)  # [k, D], [k, J]
+        x, followers, rope = self._image_rows(feed)
         if feed.features is not None:
             x = x + self.model.injection(feed.features.to(x))
-        rope = transformer.image_rope(feed.position, len(feed.tokens))
         both = x.expand(self.ROWS, -1, -1)
         start = rows + feed.position
         if feed.condition is not None:
@@ -187,5 +238,6 @@ class Target:
             if followers is not None:
                 followers = F.pad(followers, (0, 0, rows, 0), value=self.config.vocab_size)
             start = 0
-        segment = Segment(slot=feed.slot, start=start, count=feed.num_new_rows)
+        sees = F.pad(feed.scatter.sees, (rows, 0), value=True) if feed.scatter else None
+        segment = Segment(slot=feed.slot, start=start, count=feed.num_new_rows, sees=sees)
         return both.flatten(0, 1), rope.repeat(self.ROWS, 1, 1), segment, followers

@@ -6,7 +6,7 @@ Each step is resumable; all of them work in one run folder.
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import typer
@@ -24,7 +24,7 @@ from ciar import __version__
 from ciar.checkpoint import find_model
 from ciar.errors import CiarError
 from ciar_train import steps
-from ciar_train.draft_step import run_draft
+from ciar_train.draft_step import run_draft, run_eagle
 from ciar_train.loop import World
 from ciar_train.run_folder import RunFolder
 from ciar_train.sizes import load_size, size_names
@@ -145,9 +145,17 @@ def draft(
     run: RunOption = DEFAULT_RUN,
     device: DeviceOption = "",
     threads: ThreadsOption = 0,
+    kind: Annotated[
+        Literal["inter-head", "eagle"],
+        typer.Option(help="The edge model, or the drafter of EAGLE for comparisons."),
+    ] = "inter-head",
 ) -> None:
     """Train the edge model for the run's target, both halves of phi, and calibrate its scores."""
-    run_draft(open_run(size, run, device, threads))
+    folder = open_run(size, run, device, threads)
+    if kind == "eagle":
+        run_eagle(folder)
+    else:
+        run_draft(folder)
 
 
 @app.command()

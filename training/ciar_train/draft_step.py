@@ -1,4 +1,4 @@
-"""`ciar-train draft` over a run folder: contexts, the three stages, calibration, export."""
+"""`ciar-train draft` over a run folder: contexts, the stages, calibration, export."""
 
 import json
 import math
@@ -18,6 +18,7 @@ from ciar_train.calibrate import calibrate
 from ciar_train.codes import CodeFolder
 from ciar_train.contexts import Contexts, cloud_images, drawn, joined, protocol_images
 from ciar_train.draft import DraftTrainer
+from ciar_train.eagle import export_eagle, train_eagle
 from ciar_train.export import export_draft, export_target, round_as_stored
 from ciar_train.run_folder import MODEL_NAME, RunFolder
 
@@ -79,21 +80,55 @@ def run_draft(run: RunFolder, *, folder_name: str = "draft") -> None:
     )
 
 
+def run_eagle(run: RunFolder) -> None:
+    """Train the drafter of EAGLE for the bundle's cloud, on the contexts of the draft."""
+    plan, bundle = run.size.eagle, run.bundle
+    if plan is None:
+        raise InvalidInput("kind", "eagle", "give a size that has a table [eagle]")
+    if not (bundle / "cloud" / CONFIG_FILE).exists():
+        raise InvalidInput("run", str(run.root), "train the target first: ciar-train target")
+    target = TargetModel.load(bundle / "cloud", device=str(run.world.device))
+    codes = {part: CodeFolder(run.codes(part)) for part in ("train", "held_out")}
+    begin(run, run.root / "draft")
+    trained_for = begin(run, run.root / "eagle")
+    contexts, held_out = draft_contexts(run, target, codes, run.root / "draft")
+    model = train_eagle(
+        target,
+        plan,
+        run.size.draft.shape,
+        contexts=contexts,
+        held_out=held_out,
+        run_folder=run.root / "eagle",
+        world=run.world,
+        counted=run.counted_tokens,
+    )
+    if run.world.is_main:
+        export_eagle(model, bundle / "eagle", target_fingerprint=trained_for)
+
+
 def begin(run: RunFolder, folder: Path) -> str:
     """The fingerprint of the cloud to train for; what was trained for another one is removed.
 
-    RUN/draft/target.json holds it, and that of the cloud with its half of phi in place.
+    RUN/draft/target.json holds it, and that of the cloud with its half of phi in place: two names
+    of one transformer.
     """
     current = fingerprint(run.bundle / "cloud")
     if run.world.is_main:
         stamp = folder / TARGET_FILE
-        if stamp.exists() and current not in json.loads(stamp.read_text()):
+        if stamp.exists() and not same_targets(run, current) & set(json.loads(stamp.read_text())):
             print(f"{folder.name}: the target has changed, so it begins anew")
             shutil.rmtree(folder)
         if not stamp.exists():
             write_targets(folder, {current})
     run.world.wait()
     return current
+
+
+def same_targets(run: RunFolder, current: str) -> set[str]:
+    """The fingerprints of clouds with the transformer of the current one."""
+    stamp = run.root / "draft" / TARGET_FILE
+    known = set(json.loads(stamp.read_text())) if stamp.exists() else set()
+    return known if current in known else {current}
 
 
 def write_targets(folder: Path, fingerprints: set[str]) -> None:

@@ -25,16 +25,24 @@ class Segment:
     """A session's share of a packed step.
 
     `count` new rows for each of its sequences, stored from row `start` on.
+
+    sees: [count, start + count] bool, which rows each new one attends to; None: all up to itself.
     """
 
     slot: int
     start: int
     count: int
+    sees: Tensor | None = None
+
+    @property
+    def end(self) -> int:
+        return self.start + self.count
 
 
 class KVCache:
-    """[num_layers, 2, num_slots, num_rows, H, max_rows, d].
+    """[num_layers, 2, num_slots, num_rows, H, max_rows + num_spare, d].
 
+    num_spare: rows for tokens that may be dropped again, beyond those of a whole image.
     is_padded: all segments of a step attend in one padded call, as is fastest on a GPU, where many
     small kernels cost more than padding, and for many segments anywhere. Otherwise each attends on
     its own over exactly its rows, so neighbours in the step cannot change its result by a bit.
@@ -47,13 +55,14 @@ class KVCache:
         *,
         num_slots: int,
         num_rows: int,
+        num_spare: int = 0,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         is_padded: bool | None = None,
     ) -> None:
         self.num_rows = num_rows
         self.is_padded = torch.device(device).type == "cuda" if is_padded is None else is_padded
-        block = (num_rows, config.num_heads, config.max_rows, config.head_dim)
+        block = (num_rows, config.num_heads, config.max_rows + num_spare, config.head_dim)
         shape = (config.num_layers, 2, num_slots, *block)
         self.data = torch.zeros(shape, device=device, dtype=dtype)
 
@@ -68,10 +77,15 @@ class KVCache:
         """
         if len(segments) > 1 and self.is_padded:
             return partial(self._attend_padded, layout=PackedLayout(segments, self))
-        masks = [causal_mask(s.count, s.start + s.count, self.data) for s in segments]
+        masks = [row_mask(s, self.data) for s in segments]
         if len(segments) == 1:
             return partial(self._attend_one, segment=segments[0], mask=masks[0])
         return partial(self._attend_each, segments=segments, masks=masks)
+
+    def keep(self, slot: int, start: int, rows: Tensor) -> None:
+        """Move rows [n] of a slot, ascending, to `start` and what follows; those there are lost."""
+        block = self.data[:, :, slot]  # [num_layers, 2, num_rows, H, max_rows, d]
+        block[..., start : start + len(rows), :] = block[..., rows.to(block.device), :]
 
     def _attend_each(
         self,
@@ -119,7 +133,7 @@ class KVCache:
         segment: Segment,
         mask: Tensor | None,
     ) -> Tensor:
-        count, end = segment.count, segment.start + segment.count
+        count, end = segment.count, segment.end
         heads, head_dim = q.shape[1:]
         shape = (self.num_rows, count, heads, head_dim)
         keys, values = self.data[layer, :, segment.slot].unbind(0)  # [num_rows, H, max_rows, d]
@@ -145,7 +159,7 @@ class PackedLayout:
         device, num_rows = cache.data.device, cache.num_rows
         self.num_segments = len(segments)
         self.max_count = max(s.count for s in segments)
-        self.max_end = max(s.start + s.count for s in segments)
+        self.max_end = max(s.end for s in segments)
         rows = [
             (index, s.slot, row, offset, s.start + offset)
             for index, s in enumerate(segments)
@@ -161,7 +175,17 @@ class PackedLayout:
         last_seen = starts[:, None] + torch.arange(self.max_count, device=device)  # [segments, C]
         columns = torch.arange(self.max_end, device=device)
         mask = columns <= last_seen[..., None]  # [segments, max_count, max_end]
+        for index, s in enumerate(segments):
+            if s.sees is not None:
+                mask[index, : s.count, : s.end] = s.sees.to(device)
         self.mask = mask.repeat_interleave(num_rows, dim=0)[:, None]
+
+
+def row_mask(segment: Segment, like: Tensor) -> Tensor | None:
+    """What its new rows attend to, as attention takes it; None when nothing is hidden."""
+    if segment.sees is not None:
+        return segment.sees.to(like.device)
+    return causal_mask(segment.count, segment.end, like)
 
 
 def causal_mask(count: int, end: int, like: Tensor) -> Tensor | None:

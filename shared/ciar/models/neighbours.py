@@ -154,10 +154,23 @@ class NeighbourEmbedding(nn.Module):
 
         And the followers [..., n - first, J] of the positions after them, for `recall`.
         """
-        around, followers = self.around(tokens, first), None
+        following = torch.arange(first + 1, tokens.shape[-1] + 1, device=self.places.device)
+        return self._rows(self.around(tokens, first), following)
+
+    def scattered(self, grids: Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None]:
+        """For n tokens, each in a picture of its own: rows [n, D] and followers [n, J].
+
+        grids: [n, T] known tokens, V where unknown.  positions: [n] of the tokens, not the last.
+        """
+        outside = grids.new_full((len(grids), 1), self.outside)
+        known = torch.cat([grids, outside], dim=1)
+        return self._rows(known.gather(1, self.places[positions + 1]), positions + 1)
+
+    def _rows(self, around: Tensor, following: Tensor) -> tuple[Tensor, Tensor | None]:
+        """From what stands around [..., n, num_places] the positions [n]."""
+        followers = None
         ids = around[..., 1 : self.config.count + 1]
         if self.ngrams is not None:
             followers = self.ngrams(around)
-            ids = torch.cat([ids, followers], dim=-1)  # [..., n - first, K + J]
-        positions = self.positions.weight[first + 1 : tokens.shape[-1] + 1]
-        return self.mix(self.codes(ids).flatten(-2)) + positions, followers
+            ids = torch.cat([ids, followers], dim=-1)  # [..., n, K + J]
+        return self.mix(self.codes(ids).flatten(-2)) + self.positions(following), followers

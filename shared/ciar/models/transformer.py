@@ -167,6 +167,18 @@ class Trunk(nn.Module):
         rows, followers = self.neighbours(tokens, first)
         return x + rows, followers
 
+    def scattered_inputs(self, grids: Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None]:
+        """As `inputs`, for n tokens that are no sequence: rows [n, D] and followers [n, J].
+
+        grids: [n, T] what each of them stands in, itself included, V where unknown.
+        positions: [n] of the tokens.
+        """
+        x: Tensor = self.tok_embeddings(grids.gather(1, positions[:, None])[:, 0])
+        if self.neighbours is None:
+            return x, None
+        rows, followers = self.neighbours.scattered(grids, positions)
+        return x + rows, followers
+
     def hidden(self, x: Tensor, rope: Tensor, attend: Attend) -> Tensor:
         """Inputs [..., n, D] and rotary rows [n, d/2, 2] -> normed hidden states [..., n, D]."""
         for block in self.layers:

@@ -13,6 +13,7 @@ from ciar.models.transformer import TransformerConfig
 from ciar.models.vq import VQConfig
 from ciar.types import SamplingParams
 from ciar_train.draft import DraftPlan
+from ciar_train.eagle import EaglePlan
 from ciar_train.plan import TrainingPlan
 from ciar_train.scenes import Recipe
 from ciar_train.target import TargetPlan
@@ -46,6 +47,7 @@ class Size:
     tokenizer_loss: TokenizerLoss = TokenizerLoss()
     head: InterHeadConfig = InterHeadConfig()
     sampling: SamplingParams = SamplingParams()
+    eagle: EaglePlan | None = None  # the drafter of EAGLE, for comparisons
 
     def __post_init__(self) -> None:
         side = self.data.scene_recipe().size // self.vq.downsample

@@ -1,0 +1,36 @@
+"""CoDe (Chen et al. 2024) in raster order: one hand-over, and nothing is verified.
+
+The cloud draws the first N of an image, the edge all the rest, with the same sampler.
+"""
+
+from dataclasses import dataclass
+
+from ciar.router import make_router
+from ciar.types import SamplingParams
+from ciar_bench.methods.autoregressive import Autoregressive
+from ciar_bench.methods.bench_model import BenchModel
+from ciar_bench.methods.costs import DrawnImage
+from ciar_bench.methods.selective import decode_selectively
+from ciar_edge.config import DecodeConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoDe:
+    """share: N of the publication, a share of the image: 0 is the edge alone, 1 the base."""
+
+    share: float = 0.3
+    name = "code"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"share: {self.share}: give a number from 0 to 1")
+
+    def draw(self, bench: BenchModel, prompt: str, sampling: SamplingParams) -> DrawnImage:
+        count = round(self.share * bench.num_tokens)
+        if count == bench.num_tokens:
+            return Autoregressive().draw(bench, prompt, sampling)
+        # The loop takes floor(rate T).
+        config = DecodeConfig(prefix_rate=(count + 0.5) / bench.num_tokens)
+        if not count:
+            config = DecodeConfig(mode="offline")
+        return decode_selectively(bench, prompt, sampling, make_router("never"), config)
