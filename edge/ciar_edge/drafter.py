@@ -14,7 +14,6 @@ holds the weights as `matrix` lays them out, side by side where they share an in
     V codebook   F feature width   R radius width
 """
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -29,6 +28,7 @@ from ciar.models.packed import PackedNorm
 from ciar.models.transformer import Block
 from ciar.sampling import Noise, coupled_draw
 from ciar.types import SamplingParams
+from ciar_edge.heads import PreparedHeads
 from ciar_edge.matrix import Matrix, matrix
 from ciar_edge.neighbours import PreparedNeighbours
 
@@ -54,7 +54,6 @@ class PreparedDraft:
 
     @torch.inference_mode()
     def __init__(self, model: DraftModel) -> None:
-        head = model.inter_head
         self.model = model
         self.config = model.config
         self.feature_dim = model.head_config.feature_dim
@@ -62,12 +61,8 @@ class PreparedDraft:
         self.neighbours = PreparedNeighbours(model.neighbours) if model.neighbours else None
         self.layers = [_prepare_layer(block) for block in model.layers]  # type: ignore[arg-type]
         self.norm = PackedNorm(model.norm)
-        self.centre = matrix(head.centre.weight)  # D -> V
-        self.radius_layers = [matrix(layer.weight) for layer in head.radius_layers]  # D (-> R) -> V
-        self.radius_bias = head.radius_up.bias
-        self.max_growth = math.expm1(head.max_radius)
-        self.phi = matrix(model.phi.mix.weight)  # D + 2 V -> F
-        self.phi_bias = model.phi.mix.bias
+        self.heads = PreparedHeads(model.inter_head)
+        self.phi = matrix(model.phi.mix.weight, model.phi.mix.bias)  # D + 2 V -> F
         self.turns = torch.view_as_complex(model.rope)[:, None, None]  # [1 + T, 1, 1, d/2]
 
     def inputs(self, tokens: Sequence[int], first: int) -> tuple[Tensor, list[int]]:
@@ -120,16 +115,9 @@ class PreparedDraft:
         z = F.scaled_dot_product_attention(q, keys, values, mask)
         return layer.wo(z.transpose(1, 2).reshape(count, -1))
 
-    def growth(self, rows: Tensor) -> Tensor:
-        """h [n, D] -> e^r - 1 of the radii [n, V]: of r = softplus(raw) that is e^raw."""
-        for layer in self.radius_layers[:-1]:
-            rows = F.gelu(layer(rows))
-        raw = self.radius_layers[-1](rows) + self.radius_bias
-        return raw.exp_().clamp_(max=self.max_growth)
-
     def features(self, rows: Tensor) -> Tensor:
         """concat(h, p^l, p^u) [n, D + 2 V] -> codes [n, F]."""
-        return F.gelu(self.phi(rows) + self.phi_bias)
+        return F.gelu(self.phi(rows))
 
     def memory(self) -> Tensor:
         """Keys and values of one image: [num_layers, 2, H, max_rows, d]."""
@@ -154,10 +142,13 @@ def _prepare_layer(block: Block) -> PreparedLayer:
 class Draft:
     """A drafted token, and the prediction it was drawn from."""
 
-    def __init__(self, position: int, token: int, hidden: Tensor, head: HeadOutput) -> None:
+    def __init__(
+        self, position: int, token: int, hidden: Tensor, code: Tensor, head: HeadOutput
+    ) -> None:
         self.position = position
         self.token = token
         self.hidden = hidden  # [D]
+        self.code = code  # [R] what the radii are made of
         self.head = head
 
 
@@ -238,15 +229,19 @@ class Drafter:
     def features(self, drafts: Sequence[Draft]) -> Tensor:
         """Interval-feature codes of kept tokens, [n, F] float32, in one call."""
         hidden = torch.stack([draft.hidden for draft in drafts])
-        head = HeadOutput.stack([draft.head for draft in drafts], lambda: self.model.growth(hidden))
+        head = HeadOutput.stack(
+            [draft.head for draft in drafts],
+            lambda: self.model.heads.growth(torch.stack([draft.code for draft in drafts])),
+        )
         return self.model.features(torch.cat([hidden, head.lower, head.upper], dim=1))
 
     def _next(self) -> Draft:
         hidden = self._extend()
-        centre = self.model.centre(hidden[None])[0].float()  # [V]
+        heads = self.model.heads
+        centre, code = heads(hidden)
         token = coupled_draw(centre, self.position, self._sampling, self._noise)
-        head = HeadOutput(centre, lambda: self.model.growth(hidden[None])[0], token)
-        return Draft(self.position, token, hidden, head)
+        head = HeadOutput(centre, lambda: heads.growth(code[None])[0], token)
+        return Draft(self.position, token, hidden, code, head)
 
     def _extend(self) -> Tensor:
         """Cache every known token, and get the hidden state [D] that predicts the next."""

@@ -1,4 +1,4 @@
-"""Fixed weights as drafting applies them: `matrix(weight)(x)` is `x W^T` for a few rows x.
+"""Fixed weights as drafting applies them: `matrix(weight, bias)(x)` is `x W^T + b` for few rows x.
 
 One row times a matrix is bound by reading the matrix, and between two drafts the cloud or anything
 else on the machine may have taken the caches. Weights that came from an int8 file are therefore
@@ -26,30 +26,37 @@ COLUMNS_STEP = 32  # the int8 kernel reads rows of a weight in blocks
 SAME = 1e-6  # relative difference of float32 rounding
 
 
-def matrix(weight: Tensor) -> Matrix:
-    """The fastest product for a weight [out, in] that drops nothing stored of it."""
+def matrix(weight: Tensor, bias: Tensor | None = None) -> Matrix:
+    """The fastest product for a weight [out, in] that drops nothing stored of it.
+
+    bias: [out] float32, added in float32.
+    """
     rows = int8_rows(weight)
-    return FloatMatrix(weight) if rows is None else Int8Matrix(*rows)
+    return FloatMatrix(weight, bias) if rows is None else Int8Matrix(*rows, bias)
 
 
 class FloatMatrix:
     """Transposed: a row times a matrix streams faster than a matrix times a column."""
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.transposed = weight.t().contiguous()  # [in, out]
+        self.bias = bias
 
     def __call__(self, x: Tensor) -> Tensor:
-        return x @ self.transposed
+        if self.bias is None:
+            return x @ self.transposed
+        return torch.addmm(self.bias, x, self.transposed)
 
 
 class Int8Matrix:
-    """Int8 rows [out, in] and their scales [out]; x, scales and result are bfloat16."""
+    """Int8 rows [out, in] and their scales [out]; x, scales and product are bfloat16."""
 
-    def __init__(self, levels: Tensor, scale: Tensor) -> None:
-        self.levels, self.scale = levels, scale.bfloat16()
+    def __init__(self, levels: Tensor, scale: Tensor, bias: Tensor | None = None) -> None:
+        self.levels, self.scale, self.bias = levels, scale.bfloat16(), bias
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch._weight_int8pack_mm(x.bfloat16(), self.levels, self.scale)
+        product = torch._weight_int8pack_mm(x.bfloat16(), self.levels, self.scale)
+        return product if self.bias is None else product + self.bias
 
 
 def int8_rows(weight: Tensor) -> tuple[Tensor, Tensor] | None:

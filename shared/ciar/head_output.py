@@ -9,6 +9,9 @@ InterFuse in its rational form: with p = softmax(c) and w = e^r - 1, the definit
 without a subtraction of near-equal numbers: 1 - p of the most likely token is the sum of the
 others.
 
+A centre head of LlamaGen-XL streams 84 MB through the caches: what comes behind it finds neither
+its data nor its code there. So few torch calls count more than little arithmetic.
+
     V codebook size; functions of tensors work on the last dimension
 """
 
@@ -53,38 +56,30 @@ class HeadOutput:
         return self.growth.log1p()
 
     @cached_property
-    def _odds(self) -> tuple[Tensor, Tensor, Tensor]:
-        """p and 1 - p [..., V], and 1 - max p [..., 1]."""
-        logits = self.centre.float()
-        largest, top = logits.max(dim=-1, keepdim=True)
-        p = (logits - largest).exp_().scatter_(-1, top, 0.0)
-        others = p.sum(dim=-1, keepdim=True)
-        total = others + 1
-        least_rest = others / total
-        p = p.div_(total).scatter_(-1, top, 1 / total)
-        return p, (1 - p).scatter_(-1, top, least_rest), least_rest
-
-    @property
     def mid(self) -> Tensor:
-        return self._odds[0]
+        """p, [..., V]."""
+        return self.centre.float().softmax(dim=-1)
 
-    @property
+    @cached_property
     def rest(self) -> Tensor:
         """1 - p, [..., V]."""
-        return self._odds[1]
+        top = self.mid.argmax(dim=-1, keepdim=True)
+        others = self.mid.scatter(-1, top, 0.0).sum(dim=-1, keepdim=True)
+        return torch.rsub(self.mid, 1).scatter_(-1, top, others)
 
     @property
     def doubt(self) -> Tensor:
         """1 - max p, [...]: exact also where max p rounds to 1."""
-        return self._odds[2].squeeze(-1)
+        return self.rest.amin(dim=-1)
 
     @cached_property
     def width(self) -> Tensor:
         """upper - lower, [..., V]."""
-        p, rest, _ = self._odds
-        w, q = self.growth, p * rest
-        below = torch.addcmul(w + 1, q, w * w)
-        return q.mul_(w).mul_(w + 2).div_(below)
+        w = self.growth
+        once = (self.mid * self.rest).mul_(w)  # q w
+        twice = once * w  # q w^2
+        above = torch.add(twice, once, alpha=2)
+        return above.div_(twice.add_(w).add_(1))
 
     @classmethod
     def stack(cls, heads: Sequence["HeadOutput"], growth: Callable[[], Tensor]) -> "HeadOutput":
@@ -93,11 +88,9 @@ class HeadOutput:
         growth: of all, [n, V], for the case that one has not computed its own.
         """
         head = cls(torch.stack([h.centre for h in heads]), growth)
-        if all("growth" in vars(h) for h in heads):
-            head.growth = torch.stack([h.growth for h in heads])
-        if all("_odds" in vars(h) for h in heads):
-            mid, rest, doubt = map(torch.stack, zip(*(h._odds for h in heads), strict=True))
-            head._odds = mid, rest, doubt
+        for name in ("growth", "mid", "rest"):
+            if all(name in vars(h) for h in heads):
+                setattr(head, name, torch.stack([getattr(h, name) for h in heads]))
         return head
 
     def of_token(self, values: Tensor) -> Tensor:
@@ -106,11 +99,9 @@ class HeadOutput:
 
     @property
     def lower(self) -> Tensor:
-        p, rest, _ = self._odds
-        return p / (self.growth * rest).add_(1)
+        return self.mid / (self.growth * self.rest).add_(1)
 
     @property
     def upper(self) -> Tensor:
-        p, _, _ = self._odds
-        grown = p * self.growth
-        return (p + grown).div_(grown.add_(1))
+        grown = self.mid * self.growth
+        return (self.mid + grown).div_(grown.add_(1))

@@ -38,7 +38,11 @@ def draw_doubt(head: HeadOutput) -> Tensor:
 
 def interval_uncertainty(head: HeadOutput) -> Tensor:
     """The publication's U = ||width||_1 * std(width), population std over V, [...]."""
-    return total_width(head) * head.width.std(dim=-1, correction=0)
+    size = head.centre.shape[-1]
+    total = total_width(head)
+    spread = torch.linalg.vector_norm(head.width - total[..., None] / size, dim=-1)
+    score: Tensor = total * spread / math.sqrt(size)
+    return score
 
 
 def scaled_uncertainty(head: HeadOutput) -> Tensor:
