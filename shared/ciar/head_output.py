@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -61,11 +62,20 @@ class HeadOutput:
         return self.centre.float().softmax(dim=-1)
 
     @cached_property
+    def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """p up to one half, and above it, each [..., V] and 0 elsewhere; the sum of the former.
+
+        At most one code is above one half: for it alone 1 - p would cancel, and is that sum.
+        """
+        over = F.hardshrink(self.mid, 0.5)
+        under = self.mid - over
+        return under, over, under.sum(dim=-1, keepdim=True)
+
+    @property
     def rest(self) -> Tensor:
         """1 - p, [..., V]."""
-        top = self.mid.argmax(dim=-1, keepdim=True)
-        others = self.mid.scatter(-1, top, 0.0).sum(dim=-1, keepdim=True)
-        return torch.rsub(self.mid, 1).scatter_(-1, top, others)
+        under, over, others = self._parts
+        return torch.where(over > 0, others, 1 - under)
 
     @property
     def doubt(self) -> Tensor:
@@ -75,8 +85,10 @@ class HeadOutput:
     @cached_property
     def width(self) -> Tensor:
         """upper - lower, [..., V]."""
+        under, over, others = self._parts
         w = self.growth
-        once = (self.mid * self.rest).mul_(w)  # q w
+        q = torch.addcmul(under, under, under, value=-1).addcmul_(over, others)
+        once = q.mul_(w)  # q w
         twice = once * w  # q w^2
         above = torch.add(twice, once, alpha=2)
         return above.div_(twice.add_(w).add_(1))
@@ -88,7 +100,7 @@ class HeadOutput:
         growth: of all, [n, V], for the case that one has not computed its own.
         """
         head = cls(torch.stack([h.centre for h in heads]), growth)
-        for name in ("growth", "mid", "rest"):
+        for name in ("growth", "mid"):
             if all(name in vars(h) for h in heads):
                 setattr(head, name, torch.stack([getattr(h, name) for h in heads]))
         return head
