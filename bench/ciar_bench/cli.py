@@ -21,7 +21,7 @@ from ciar_bench.cloud_process import cores, serving
 from ciar_bench.latency import LatencyPlan, LatencyReport, run_latency
 from ciar_bench.machine import describe_machine
 from ciar_bench.pair import write_random_pair
-from ciar_bench.quality.fetch import INCEPTION, fetch
+from ciar_bench.quality.cli import add_commands
 from ciar_bench.routing import RoutingReport, measure_routing
 from ciar_bench.workload import seeded_prompts
 from ciar_edge.config import DecodeConfig
@@ -128,10 +128,7 @@ def routing(
         out.write_text(routing_markdown(report, model))
 
 
-@app.command(name="fetch-features")
-def fetch_features() -> None:
-    """Fetch the feature extractors that measure quality, once (about 80 MB)."""
-    print(fetch(INCEPTION))
+add_commands(app)
 
 
 def routing_markdown(report: RoutingReport, model: str) -> str:

