@@ -22,7 +22,14 @@ from ciar_bench import cli
 from ciar_bench.cloud_process import cores, serving
 from ciar_bench.latency import LatencyPlan, LatencyReport, Round, measure_latency, summarize
 from ciar_bench.pair import write_random_pair
-from ciar_bench.routing import CEILING, RANDOM, RoutingReport, RoutingRow, measure_routing
+from ciar_bench.routing import (
+    CEILING,
+    RANDOM,
+    RoutingReport,
+    RoutingRow,
+    report_routing,
+    watch_routing,
+)
 from ciar_bench.workload import seeded_prompts
 from ciar_cloud.bundle import load_cloud_model
 from ciar_edge.loop import check_pair
@@ -141,7 +148,7 @@ def test_a_cloud_that_does_not_start_says_why(tmp_path: Path) -> None:
 def routing(tmp_path_factory: pytest.TempPathFactory) -> RoutingReport:
     folder = write_bundle(tmp_path_factory.mktemp("routing"), grid_size=ROUTING_GRID, seed=3)
     edge = load_draft_model(folder / "edge")
-    return measure_routing(
+    values = watch_routing(
         TargetModel.load(folder / "cloud"),
         edge.draft,
         [torch.randn(3 + i % 4, TEXT_DIM, generator=seeded(i)) for i in range(NUM_IMAGES)],
@@ -151,6 +158,7 @@ def routing(tmp_path_factory: pytest.TempPathFactory) -> RoutingReport:
         share=SHARE,
         num_prefix=NUM_PREFIX,
     )
+    return report_routing(values, share=SHARE)
 
 
 def seeded(seed: int) -> torch.Generator:

@@ -17,7 +17,7 @@ from ciar_bench.quality.coco import coco_captions, write_captions
 from ciar_bench.quality.distances import Moments, cmmd, frechet_distance, precision_recall
 from ciar_bench.quality.feature_cache import cached_array, picture_features
 from ciar_bench.quality.folder import Caption, PictureFolder, write_index
-from ciar_bench.quality.measures import Scores, measure_distances, measure_scores
+from ciar_bench.quality.measures import Reference, Scores, measure_distances, measure_scores
 from ciar_bench.quality.report import (
     Instruments,
     compare,
@@ -42,7 +42,7 @@ def moments(features: Tensor) -> Moments:
 def test_values_are_the_plain_distances(count: int) -> None:
     """With fewer and with more pictures than the features are wide."""
     a, b = gaussian(80, seed=0, width=20), gaussian(count, seed=1, width=20, shift=0.5)
-    found = measure_distances(a, b, label="CLIP-tiny")
+    found = measure_distances(Reference(a, "CLIP-tiny"), b)
     plain = precision_recall(a, b)
     assert found["FD-CLIP-tiny"].value == pytest.approx(frechet_distance(moments(a), moments(b)))
     assert found["CMMD-tiny"].value == pytest.approx(cmmd(F.normalize(a), F.normalize(b)), rel=1e-4)
@@ -53,12 +53,12 @@ def test_values_are_the_plain_distances(count: int) -> None:
 
 def test_only_inception_has_a_fid_and_only_clip_a_cmmd() -> None:
     a, b = gaussian(20, seed=0), gaussian(20, seed=1)
-    assert {"FID", "CMMD-like-Inception"} < set(measure_distances(a, b, label="Inception"))
-    names = set(measure_distances(a, b, label="EffNetLite0"))
+    assert {"FID", "CMMD-like-Inception"} < set(measure_distances(Reference(a, "Inception"), b))
+    names = set(measure_distances(Reference(a, "EffNetLite0"), b))
     assert {"FD-EffNetLite0", "CMMD-like-EffNetLite0", "recall-EffNetLite0"} < names
     assert not {"FID", "CMMD"} & names
     with pytest.raises(InvalidInput, match="at least 8"):
-        measure_distances(a, b[:7], label="Inception")
+        measure_distances(Reference(a, "Inception"), b[:7])
 
 
 def test_intervals_of_the_frechet_distance_hold_where_the_bootstrap_of_all_is_biased() -> None:
@@ -70,7 +70,9 @@ def test_intervals_of_the_frechet_distance_hold_where_the_bootstrap_of_all_is_bi
     usual, spread = float(np.mean(draws)), float(np.std(draws))
     widths, held = [], 0
     for seed in range(100, 110):
-        found = measure_distances(reference, gaussian(100, seed=seed), label="x")["FD-x"].estimate()
+        found = measure_distances(Reference(reference, "x"), gaussian(100, seed=seed))[
+            "FD-x"
+        ].estimate()
         held += found.low <= usual <= found.high
         widths.append((found.high - found.low) / (2 * 1.96))
     assert held >= 7

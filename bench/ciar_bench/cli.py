@@ -18,11 +18,13 @@ from ciar.errors import CiarError
 from ciar.models.text_encoder import TextEncoder
 from ciar.target import TargetModel
 from ciar_bench.cloud_process import cores, serving
+from ciar_bench.head_scale_cli import head_scale
 from ciar_bench.latency import LatencyPlan, LatencyReport, run_latency
 from ciar_bench.machine import describe_machine
 from ciar_bench.pair import write_random_pair
 from ciar_bench.quality.cli import add_commands
-from ciar_bench.routing import RoutingReport, measure_routing
+from ciar_bench.routing import RoutingReport, report_routing, watch_routing
+from ciar_bench.tables.cli import table
 from ciar_bench.workload import seeded_prompts
 from ciar_edge.config import DecodeConfig
 from ciar_edge.models import load_draft_model
@@ -107,7 +109,7 @@ def routing(
     target = TargetModel.load(folder / "cloud")
     edge = load_draft_model(folder / "edge")
     encoder = TextEncoder.load(folder / "text")
-    report = measure_routing(
+    values = watch_routing(
         target,
         edge.draft,
         [encoder.encode([p])[0] for p in seeded_prompts(load_size(size), images)],
@@ -119,6 +121,7 @@ def routing(
         has_discrete=discrete,
         progress=lambda done, total, what: console.print(f"{what} {done}/{total}"),
     )
+    report = report_routing(values, share=budget)
     if as_json:
         print(json.dumps(asdict(report)))
     else:
@@ -129,6 +132,8 @@ def routing(
 
 
 add_commands(app)
+app.command()(table)
+app.command()(head_scale)
 
 
 def routing_markdown(report: RoutingReport, model: str) -> str:

@@ -32,6 +32,8 @@ from ciar_train.rollouts import Choice, roll_out
 
 CEILING = "total variation (ceiling)"
 RANDOM = "random"
+DIFFERS = "differs"
+IMAGE = "image"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,7 @@ class Watcher:
     def __init__(self, router: str, threshold: float, names: list[str]) -> None:
         self.router, self.threshold, self.names = router, threshold, names
         self.columns: dict[str, list[Tensor]] = {}
+        self.first = 0  # image of those that are drawn together
 
     def keep(self, choice: Choice) -> Tensor:
         found = describe(choice.cloud.softmax(-1), choice.centre, choice.radius)
@@ -73,8 +76,9 @@ class Watcher:
             CEILING: found["tv"],
             "agreement": found["agreement"],
             "covered": found["covered"],
-            "differs": (choice.drafted != choice.drawn).float(),
+            DIFFERS: (choice.drafted != choice.drawn).float(),
             "kept": is_kept.float(),
+            IMAGE: self.first + torch.arange(len(is_kept)),
         }
         for name, value in values.items():
             self.columns.setdefault(name, []).append(value.cpu())
@@ -84,7 +88,7 @@ class Watcher:
         return {name: torch.cat(column) for name, column in self.columns.items()}
 
 
-def measure_routing(
+def watch_routing(
     target: TargetModel,
     draft: DraftModel,
     conditions: list[Tensor],
@@ -96,12 +100,16 @@ def measure_routing(
     num_prefix: int,
     has_discrete: bool = False,
     progress: Progress = say_nothing,
-) -> RoutingReport:
-    """Roll out all conditions (text features, one [L, C] an image) and judge every score."""
+) -> dict[str, Tensor]:
+    """Roll out all conditions (text features, one [L, C] an image); a number a position by name.
+
+    The scores, `RANDOM`, `CEILING`, `DIFFERS`, `IMAGE`, and what else `RoutingReport` tells of.
+    """
     names = [n for n in TENSOR_SCORES if has_discrete or not n.startswith("discrete")]
     threshold = calibration[router][round(100 * (1 - share))]
     watcher = Watcher(router, threshold, names)
     for span in batches(len(conditions), BATCH):
+        watcher.first = span.start
         roll_out(
             target,
             draft,
@@ -114,23 +122,33 @@ def measure_routing(
         progress(span.stop, len(conditions), "rollouts")
     values = watcher.flat()
     values[RANDOM] = torch.rand(values[CEILING].shape, generator=torch.Generator().manual_seed(0))
+    return values
+
+
+def scores_in(values: Mapping[str, Tensor]) -> list[str]:
+    """Names of all scores, the floor and the ceiling last."""
+    return [*(name for name in TENSOR_SCORES if name in values), RANDOM, CEILING]
+
+
+def report_routing(values: Mapping[str, Tensor], *, share: float) -> RoutingReport:
+    """Judge every score. values: of `watch_routing`."""
     return RoutingReport(
-        num_images=len(conditions),
+        num_images=int(values[IMAGE].max()) + 1,
         num_positions=len(values[CEILING]),
         share=share,
         cloud_share=1 - float(values["kept"].mean()),
-        disagreement=float(values["differs"].mean()),
+        disagreement=float(values[DIFFERS].mean()),
         tv=float(values[CEILING].mean()),
         expected_agreement=float(values["agreement"].mean()),
         mean_width=float(values["interval"].mean()),
         covered=float(values["covered"].mean()),
-        rows=tuple(judge(name, values, share) for name in [*names, RANDOM, CEILING]),
+        rows=tuple(judge(name, values, share) for name in scores_in(values)),
     )
 
 
 def judge(name: str, values: Mapping[str, Tensor], share: float) -> RoutingRow:
     """Keep the lowest `1 - share` of the positions by this score."""
-    tv, differs = values[CEILING], values["differs"]
+    tv, differs = values[CEILING], values[DIFFERS]
     order = values[name].argsort(stable=True)
     kept = order[: round((1 - share) * len(order))]
     return RoutingRow(

@@ -10,6 +10,7 @@ from torch import Tensor
 from ciar.checkpoint import CONFIG_FILE, read_config, read_sampling
 from ciar.errors import CheckpointError
 from ciar.models.eagle import EagleModel
+from ciar.models.packed import pack
 from ciar.models.text_encoder import TextEncoder
 from ciar.picture import load_vq
 from ciar.sampling import filter_logits
@@ -46,8 +47,9 @@ class BenchModel:
 
     @classmethod
     def load(cls, folder: Path, *, device: str = "cpu") -> "BenchModel":
-        """Raises `CheckpointError`."""
+        """The target laid out as a cloud serves it. Raises `CheckpointError`."""
         model = TargetModel.load(folder / "cloud", device=device)
+        pack(model.transformer)
         return cls(
             folder,
             MeteredTarget(model, num_slots=1, num_spare=NUM_SPARE),

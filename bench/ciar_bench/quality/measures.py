@@ -2,12 +2,14 @@
 
     m reference pictures   n pictures   D width of a feature   k pictures drawn
 
-What every draw needs is computed once: the reference's matrix root, all distances between pairs
-(8 (m + n) n bytes). The reference stays as it is, so intervals are over generated pictures.
+What every draw needs is computed once: all that is of the reference alone (`Reference`), and all
+distances between pairs (8 (m + n) n bytes). The reference stays as it is, so intervals are over
+generated pictures.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -25,6 +27,7 @@ from ciar_bench.quality.distances import (
 )
 
 NUM_NEIGHBOURS = 3
+MOST_FOR_MEDIAN = 2048  # pictures of the reference
 LEAST_PICTURES = 2 * (NUM_NEIGHBOURS + 1)  # a half must have as many neighbours
 
 
@@ -48,20 +51,63 @@ def measure_scores(scores: Mapping[str, Scores], *, seed: int = 0) -> dict[str, 
     }
 
 
-def measure_distances(
-    reference: Tensor, features: Tensor, *, label: str, seed: int = 0
-) -> dict[str, Measurement]:
-    """Frechet distance, CMMD, precision, recall and F1 of features [n, D] to a reference [m, D].
+class Reference:
+    """Features [m, D] of real pictures, and what can be said of them before others are known.
 
     label: of the extractor.
     """
-    least = min(len(reference), len(features))
-    if least < LEAST_PICTURES:
-        raise InvalidInput("pictures", least, f"give at least {LEAST_PICTURES}")
-    neighbours = _Neighbours(reference.double(), features.double())
+
+    def __init__(self, features: Tensor, label: str) -> None:
+        if len(features) < LEAST_PICTURES:
+            raise InvalidInput("pictures", len(features), f"give at least {LEAST_PICTURES}")
+        self.features, self.label = features.double(), label
+
+    @cached_property
+    def moments(self) -> Moments:
+        found = Moments(self.features.shape[1])
+        found.add(self.features)
+        return found
+
+    @cached_property
+    def root(self) -> Tensor:
+        """The matrix root [D, D] of the covariance."""
+        values, vectors = torch.linalg.eigh(self.moments.covariance)
+        root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+        return root
+
+    @cached_property
+    def radii(self) -> Tensor:
+        """To the nearest neighbours that count, [m]."""
+        return neighbour_radii(self.features, NUM_NEIGHBOURS)
+
+    @cached_property
+    def unit(self) -> Tensor:
+        """[m, D] of length 1."""
+        return F.normalize(self.features)
+
+    @cached_property
+    def gamma(self) -> float:
+        """1 / (2 sigma^2), with CMMD's sigma for CLIP, else the median distance."""
+        is_usual = is_clip(self.label)
+        sigma = CMMD_SIGMA if is_usual else float(torch.pdist(self.unit[:MOST_FOR_MEDIAN]).median())
+        return 1 / (2 * sigma**2)
+
+    @cached_property
+    def mean_kernel(self) -> float:
+        return float(torch.exp(-self.gamma * torch.cdist(self.unit, self.unit).square()).mean())
+
+
+def measure_distances(
+    reference: Reference, features: Tensor, *, seed: int = 0
+) -> dict[str, Measurement]:
+    """Frechet distance, CMMD, precision, recall and F1 of features [n, D]."""
+    if len(features) < LEAST_PICTURES:
+        raise InvalidInput("pictures", len(features), f"give at least {LEAST_PICTURES}")
+    features, label = features.double(), reference.label
+    neighbours = _Neighbours(reference, features)
     statistics: dict[str, Statistic] = {
-        frechet_name(label): _frechet(reference.double(), features.double()),
-        cmmd_name(label): _cmmd(reference.double(), features.double(), label=label),
+        frechet_name(label): _frechet(reference, features),
+        cmmd_name(label): _cmmd(reference, features),
         f"precision-{label}": lambda i: neighbours(i).precision,
         f"recall-{label}": lambda i: neighbours(i).recall,
         f"F1-{label}": lambda i: neighbours(i).f1,
@@ -86,19 +132,16 @@ def is_clip(label: str) -> bool:
     return label.startswith("CLIP")
 
 
-def _frechet(reference: Tensor, features: Tensor) -> Statistic:
+def _frechet(reference: Reference, features: Tensor) -> Statistic:
     """`distances.frechet_distance` without D x D matrices where fewer pictures than D are drawn.
 
     With the centred draw X [k, D] and the reference's covariance A = R R, tr (A B)^(1/2) is the sum
     of the singular values of X R over sqrt(k - 1): the square roots of the eigenvalues of the
     smaller of its two Gram matrices.
     """
-    moments = Moments(features.shape[1])
-    moments.add(reference)
-    values, vectors = torch.linalg.eigh(moments.covariance)
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T  # [D, D]
+    moments = reference.moments
     trace = moments.covariance.trace()
-    projected = (features - moments.mean) @ root  # [n, D]
+    projected = (features - moments.mean) @ reference.root  # [n, D]
 
     def distance(picked: np.ndarray) -> float:
         rows, drawn = projected[picked], features[picked]
@@ -112,22 +155,15 @@ def _frechet(reference: Tensor, features: Tensor) -> Statistic:
     return distance
 
 
-def _cmmd(reference: Tensor, features: Tensor, *, label: str) -> Statistic:
-    """`distances.cmmd` of features scaled to length 1.
-
-    The width of the kernel is CMMD's for CLIP, else the median distance within the reference, which
-    is the same for whatever is compared with it.
-    """
-    a, b = F.normalize(reference), F.normalize(features)
-    sigma = CMMD_SIGMA if is_clip(label) else float(torch.pdist(a[:2048]).median())
-    gamma = 1 / (2 * sigma**2)
-    inner = torch.exp(-gamma * torch.cdist(b, b).square())  # [n, n]
-    across = torch.exp(-gamma * torch.cdist(a, b).square()).mean(0)  # [n]
-    within = float(torch.exp(-gamma * torch.cdist(a, a).square()).mean())
+def _cmmd(reference: Reference, features: Tensor) -> Statistic:
+    """`distances.cmmd` of features scaled to length 1."""
+    unit, gamma = F.normalize(features), reference.gamma
+    inner = torch.exp(-gamma * torch.cdist(unit, unit).square())  # [n, n]
+    across = torch.exp(-gamma * torch.cdist(reference.unit, unit).square()).mean(0)  # [n]
 
     def distance(picked: np.ndarray) -> float:
-        own = inner[picked][:, picked].mean()
-        return CMMD_SCALE * (within + float(own) - 2 * float(across[picked].mean()))
+        own = float(inner[picked][:, picked].mean())
+        return CMMD_SCALE * (reference.mean_kernel + own - 2 * float(across[picked].mean()))
 
     return distance
 
@@ -135,11 +171,11 @@ def _cmmd(reference: Tensor, features: Tensor, *, label: str) -> Statistic:
 class _Neighbours:
     """`distances.precision_recall` of the drawn pictures, which are resampled together."""
 
-    def __init__(self, reference: Tensor, features: Tensor) -> None:
+    def __init__(self, reference: Reference, features: Tensor) -> None:
         self._own = torch.cdist(features, features)  # [n, n]
-        self._across = torch.cdist(reference, features)  # [m, n]
-        radii = neighbour_radii(reference, NUM_NEIGHBOURS)  # [m]
-        self._is_precise = (self._across <= radii[:, None]).any(0).double()  # [n]
+        self._across = torch.cdist(reference.features, features)  # [m, n]
+        is_near = self._across <= reference.radii[:, None]
+        self._is_precise = is_near.any(0).double()  # [n]
 
     def __call__(self, picked: np.ndarray) -> PrecisionRecall:
         own = self._own[picked][:, picked]

@@ -4,6 +4,7 @@
 seeds and captions, `noise_floor` what differs between two sets that differ in their seeds alone.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -15,7 +16,12 @@ from ciar_bench.quality.bootstrap import Estimate, Measurement
 from ciar_bench.quality.feature_cache import PictureSet, picture_features
 from ciar_bench.quality.features import FeatureExtractor
 from ciar_bench.quality.folder import Caption
-from ciar_bench.quality.measures import Scores, measure_distances, measure_scores
+from ciar_bench.quality.measures import (
+    Reference,
+    Scores,
+    measure_distances,
+    measure_scores,
+)
 from ciar_train.progress import Progress, say_nothing
 
 
@@ -46,6 +52,15 @@ class Instruments:
     extractors: Sequence[FeatureExtractor] = ()
     scorers: Sequence[PictureScorer] = ()
     progress: Progress = field(default=say_nothing)
+    _known: dict[str, Reference] = field(default_factory=dict)
+
+    def known(self, reference: PictureSet, extractor: FeatureExtractor) -> Reference:
+        """Features of real pictures, prepared once."""
+        key = json.dumps([extractor.fingerprint, extractor.name, dict(reference.source())])
+        if key not in self._known:
+            features = picture_features(reference, extractor, progress=self.progress)
+            self._known[key] = Reference(features, extractor.label)
+        return self._known[key]
 
 
 def measure_folder(
@@ -93,8 +108,8 @@ def measurements(
     progress = instruments.progress
     found: dict[str, Measurement] = {}
     for extractor in instruments.extractors:
-        pair = [picture_features(p, extractor, progress=progress) for p in (reference, folder)]
-        found |= measure_distances(*pair, label=extractor.label, seed=seed)
+        features = picture_features(folder, extractor, progress=progress)
+        found |= measure_distances(instruments.known(reference, extractor), features, seed=seed)
     for scorer in instruments.scorers if folder.captions else ():
         features = picture_features(folder, scorer.extractor, progress=progress)
         found |= measure_scores(scorer.score(features, folder.captions), seed=seed)

@@ -1,0 +1,186 @@
+"""A table from nothing: cells are drawn, timed, measured and written, as far as they were not."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ciar.picture import Painter
+from ciar.prefix import DEFAULT_PREFIX_RATE, prefix_length
+from ciar.router import DEFAULT_BUDGET
+from ciar_bench.machine import describe_machine
+from ciar_bench.methods.bench_model import BenchModel
+from ciar_bench.quality.folder import Caption
+from ciar_bench.quality.report import Instruments
+from ciar_bench.quality.scenes import DrawnScenes
+from ciar_bench.routing import IMAGE, watch_routing
+from ciar_bench.tables.cells import Cell
+from ciar_bench.tables.contents import (
+    FIGURE_LATENCY,
+    FIGURE_QUALITY,
+    FLOOR,
+    MAPPED,
+    TABLES,
+    Contents,
+)
+from ciar_bench.tables.drawing import draw_cells
+from ciar_bench.tables.figures import (
+    draw_maps,
+    draw_quality_against_latency,
+    draw_risk,
+    draw_wall,
+)
+from ciar_bench.tables.measuring import Numbers, measure_cell, measure_floor
+from ciar_bench.tables.risk import risk_curves
+from ciar_bench.tables.timing import BASE, Timings, measure_timings
+from ciar_bench.tables.writing import markdown_table, write_csv
+from ciar_edge.models import load_draft_model
+from ciar_train.progress import Progress, say_nothing
+
+RTT_SECONDS = 0.020
+
+
+@dataclass(frozen=True, kw_only=True)
+class TablePlan:
+    """Where tables are made and of what.
+
+    out: tables and figures, and `cells/` with all pictures.  count: captions, from the first.
+    reference: real pictures, whose captions are drawn.
+    """
+
+    out: Path
+    model: Path
+    reference: DrawnScenes
+    instruments: Instruments
+    count: int
+    num_workers: int
+    device: str = "cpu"
+    progress: Progress = field(default=say_nothing)
+
+    @property
+    def captions(self) -> Sequence[Caption]:
+        return self.reference.captions[: self.count]
+
+    @property
+    def cells(self) -> Path:
+        return self.out / "cells"
+
+    def cell(self, method: str, *, again: int = 0) -> Cell:
+        return Cell(method, self.model, again)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltTable:
+    """rows: label, cell folder, numbers; the noise floor apart."""
+
+    name: str
+    contents: Contents
+    folders: dict[str, Path]
+    rows: list[tuple[str, Numbers]]
+    floor: Numbers
+
+
+def build(name: str, plan: TablePlan) -> BuiltTable:
+    """Draw, time, measure, write `NAME.md` and `NAME.csv`."""
+    contents = TABLES[name](load_draft_model(plan.model / "edge"))
+    cells = [plan.cell(row.method) for row in contents.rows]
+    base, again = plan.cell(BASE), plan.cell(BASE, again=1)
+    folders = draw_cells(
+        [base, again, *cells],
+        plan.cells,
+        plan.captions,
+        num_workers=plan.num_workers,
+        device=plan.device,
+        progress=plan.progress,
+    )
+    timings = None
+    if "speedup" in contents.columns:
+        timings = measure_timings(
+            cells, plan.captions, plan.cells, device=plan.device, progress=plan.progress
+        )
+    rows = []
+    for row, cell in zip(contents.rows, cells, strict=True):
+        numbers = measure_cell(folders[cell], folders[base], plan.reference, plan.instruments)
+        rows.append((row.label, numbers | speedups(timings, cell)))
+        plan.progress(len(rows), len(cells), f"{name}: measured rows")
+    floor = measure_floor(folders[again], folders[base], plan.reference, plan.instruments)
+    table = BuiltTable(
+        name=name,
+        contents=contents,
+        folders={row.label: folders[c] for row, c in zip(contents.rows, cells, strict=True)},
+        rows=rows,
+        floor=floor,
+    )
+    write(table, plan, timings)
+    draw_figures(table, plan)
+    return table
+
+
+def draw_figures(table: BuiltTable, plan: TablePlan) -> None:
+    """Quality against latency, a wall of pictures, and maps of the methods that have scores."""
+    for quality in FIGURE_QUALITY:
+        stem = re.sub("[^a-z0-9]+", "-", quality.lower())
+        path = plan.out / f"{table.name}-{stem}.png"
+        draw_quality_against_latency(path, table.rows, quality=quality, latency=FIGURE_LATENCY)
+    draw_wall(plan.out / f"{table.name}-wall.png", table.folders)
+    painter = Painter.load(plan.model / "vq")
+    for label in MAPPED:
+        if label in table.folders:
+            stem = re.sub("[^a-z0-9]+", "-", label.lower())
+            draw_maps(plan.out / f"{table.name}-map-{stem}.png", table.folders[label], painter)
+
+
+def build_risk(plan: TablePlan) -> None:
+    """Every score on rollouts of the whole protocol: `risk.md`, `risk.csv`, `risk.png`."""
+    bench = BenchModel.load(plan.model, device=plan.device)
+    values = watch_routing(
+        bench.target.model,
+        bench.edge.draft.to(plan.device),
+        [bench.encode(caption.prompt) for caption in plan.captions],
+        sampling=bench.sampling,
+        calibration={name: list(row) for name, row in bench.edge.calibration.items()},
+        router=bench.edge.router,
+        share=DEFAULT_BUDGET,
+        num_prefix=prefix_length(DEFAULT_PREFIX_RATE, bench.num_tokens),
+        progress=plan.progress,
+    )
+    curves = risk_curves(values)
+    rows = [(one.score, one.numbers) for one in curves]
+    columns = list(rows[0][1])
+    head = (
+        f"{values[IMAGE].max() + 1} images, {len(values[IMAGE])} routed positions; {heading(plan)}"
+    )
+    text = f"# Risk: kept tokens unlike the cloud's\n\n{head}\n\n{markdown_table(rows, columns)}"
+    plan.out.mkdir(parents=True, exist_ok=True)
+    (plan.out / "risk.md").write_text(text)
+    write_csv(plan.out / "risk.csv", rows, columns)
+    draw_risk(plan.out / "risk.png", curves)
+
+
+def speedups(timings: Timings | None, cell: Cell) -> Numbers:
+    if timings is None:
+        return {}
+    return {
+        "speedup": timings.speedup(cell.method),
+        "speedup, RTT 20 ms": timings.speedup(cell.method, rtt=RTT_SECONDS),
+    }
+
+
+def write(table: BuiltTable, plan: TablePlan, timings: Timings | None) -> None:
+    plan.out.mkdir(parents=True, exist_ok=True)
+    columns = table.contents.columns
+    rows = [*table.rows, (FLOOR, table.floor)]
+    write_csv(plan.out / f"{table.name}.csv", rows, columns)
+    machine = timings.machine if timings else ""
+    head = f"{heading(plan, machine)} `{FLOOR}`: the base with other seeds against the base."
+    text = f"# {table.contents.title}\n\n{head}\n\n{markdown_table(rows, columns)}"
+    (plan.out / f"{table.name}.md").write_text(text)
+
+
+def heading(plan: TablePlan, machine: str = "") -> str:
+    return (
+        f"{plan.model.name}; {plan.count} captions of held-out scenes, seeds 0 to "
+        f"{plan.count - 1}; {machine or describe_machine()}; {datetime.now(UTC):%Y-%m-%d}. "
+        "Brackets: 95 % intervals."
+    )

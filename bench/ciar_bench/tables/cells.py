@@ -1,0 +1,140 @@
+"""A cell: the pictures of one method for one list of captions, drawn once and kept.
+
+    FOLDER/inputs.json     what it is made of; a cell of other inputs begins anew
+    FOLDER/00000.png       a picture, as the quality measures read it
+    FOLDER/00000.json      its tokens, costs, origins and scores; last, so the picture is whole
+    FOLDER/pictures.jsonl  prompts and seeds, once all are there
+
+Pictures are independent of each other: they are drawn in any order, by several processes, and an
+interrupted cell goes on where it stopped.
+"""
+
+import hashlib
+import json
+import math
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ciar.checkpoint import CONFIG_FILE, fingerprint
+from ciar.picture import Painter, save_picture
+from ciar_bench.methods import make_method
+from ciar_bench.methods.bench_model import BenchModel
+from ciar_bench.methods.costs import Costs, DrawnImage
+from ciar_bench.quality.folder import INDEX, Caption, write_index
+
+INPUTS = "inputs.json"
+USED_PARTS = ("cloud", "edge", "vq", "text", "eagle")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """method: as `ciar_bench.methods.make_method` takes it.  model: the bundle it draws with.
+
+    again: counts further sets of the same method, of seeds of their own.
+    """
+
+    method: str
+    model: Path
+    again: int = 0
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        parts = [part for part in USED_PARTS if (self.model / part / CONFIG_FILE).exists()]
+        if not self.method.startswith(("eagle", "lantern")):
+            parts = [part for part in parts if part != "eagle"]
+        return {
+            "method": repr(make_method(self.method)),
+            "again": self.again,
+            "model": {part: fingerprint(self.model / part) for part in parts},
+        }
+
+    def folder(self, root: Path) -> Path:
+        digest = hashlib.sha256(json.dumps(self.inputs, sort_keys=True).encode()).hexdigest()
+        name = re.sub(r"[^a-z0-9+.-]+", "-", self.method.lower()) + ("-again" * self.again)
+        return root / f"{name}-{digest[:8]}"
+
+    def captions(self, captions: Sequence[Caption]) -> list[Caption]:
+        """Those of the base, with other seeds in a further set."""
+        shift = self.again * len(captions)
+        return [replace(caption, seed=caption.seed + shift) for caption in captions]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """A drawn picture, read back. seed, prompt: what it was drawn for."""
+
+    prompt: str
+    seed: int
+    image: DrawnImage
+
+
+def begin(cell: Cell, root: Path) -> Path:
+    """The cell's folder, empty if what was in it has other inputs."""
+    folder = cell.folder(root)
+    stamp = folder / INPUTS
+    if stamp.exists() and json.loads(stamp.read_text()) != cell.inputs:
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(json.dumps(cell.inputs, indent=1))
+    return folder
+
+
+def missing(folder: Path, captions: Sequence[Caption]) -> list[int]:
+    """Pictures that are not there, or were drawn for another caption."""
+    return [i for i, caption in enumerate(captions) if not is_drawn(folder, i, caption)]
+
+
+def is_drawn(folder: Path, index: int, caption: Caption) -> bool:
+    path = folder / f"{index:05d}.json"
+    if not path.exists():
+        return False
+    values = json.loads(path.read_text())
+    return (values["prompt"], values["seed"]) == (caption.prompt, caption.seed)
+
+
+def draw_picture(
+    cell: Cell, folder: Path, index: int, caption: Caption, bench: BenchModel, painter: Painter
+) -> None:
+    sampling = replace(bench.sampling, seed=caption.seed)
+    image = make_method(cell.method).draw(bench, caption.prompt, sampling)
+    save_picture(folder / f"{index:05d}.png", painter.paint(image.tokens), {})
+    values = {
+        "prompt": caption.prompt,
+        "seed": caption.seed,
+        "tokens": image.tokens,
+        "costs": asdict(image.costs),
+        "origins": image.origins,
+        "scores": [None if math.isnan(s) else s for s in image.scores],
+    }
+    part = folder / f"{index:05d}.part"
+    part.write_text(json.dumps(values))
+    part.replace(folder / f"{index:05d}.json")
+
+
+def finish(folder: Path, captions: Sequence[Caption]) -> None:
+    """Write the index, unless it is there and right."""
+    known = (folder / INDEX).read_text() if (folder / INDEX).exists() else ""
+    if known.count("\n") != len(captions):
+        write_index(folder, [(f"{i:05d}.png", caption) for i, caption in enumerate(captions)])
+
+
+def read_record(folder: Path, index: int) -> Record:
+    values = json.loads((folder / f"{index:05d}.json").read_text())
+    image = DrawnImage(
+        tokens=tuple(values["tokens"]),
+        costs=Costs(**values["costs"]),
+        origins=tuple(values["origins"]),
+        scores=tuple(math.nan if s is None else s for s in values["scores"]),
+    )
+    return Record(prompt=values["prompt"], seed=values["seed"], image=image)
+
+
+def read_tokens(folder: Path, count: int) -> np.ndarray:
+    """[count, T]"""
+    return np.array([read_record(folder, index).image.tokens for index in range(count)])

@@ -1,0 +1,146 @@
+"""What each table compares: rows of methods, and the columns that tell something of them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ciar.threshold import NUM_QUANTILES
+from ciar_edge.models import EdgeModel
+
+BUDGETS = (0.30, 0.365, 0.50)
+FIXED_SHARE = 0.30  # of calls on the calibration's pictures, at a fixed threshold
+PREFIX_RATES = (0.0, 0.03, 0.06, 0.12, 0.2, 0.3)
+THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+FLOOR = "base again"
+
+
+@dataclass(frozen=True)
+class Row:
+    """label: in the table.  method: see `ciar_bench.methods.make_method`."""
+
+    label: str
+    method: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """columns: names of numbers (see `measuring` and `timing`); those that were not measured are
+    left out.
+    """
+
+    title: str
+    rows: tuple[Row, ...]
+    columns: tuple[str, ...]
+
+
+FIGURE_QUALITY = ("FD-EffNetLite0 / base", "caption-score - base", "object-top5")
+FIGURE_LATENCY = "speedup, RTT 20 ms"
+MAPPED = ("CIAR, width (ours)", "CIAR, U")
+
+QUALITY = (
+    "FD-EffNetLite0",
+    "FD-EffNetLite0 / base",
+    "FID",
+    "FID / base",
+    "F1-EffNetLite0",
+    "CMMD-like-EffNetLite0",
+    "caption-score",
+    "caption-score - base",
+    "place-top1",
+    "object-top5",
+)
+CALLS = ("calls", "decided share")
+COSTS = (*CALLS, "round_trips", "uplink_bytes", "downlink_bytes", "positions")
+SPEEDUPS = ("speedup", "speedup, RTT 20 ms")
+ROUTERS = (
+    ("Random", "random"),
+    ("Entropy-Lens", "entropy"),
+    ("SoftmaxCorr, 1 - max p", "softmax-corr"),
+    ("SoftmaxCorr, window", "softmax-corr-window"),
+    ("U of the publication", "interval-u"),
+    ("interval width (ours)", "interval"),
+)
+
+
+def main_table(_: EdgeModel) -> Contents:
+    rows = (
+        Row("Base AR", "base"),
+        Row("EAGLE-1, chain", "eagle-1"),
+        Row("EAGLE-2", "eagle-2"),
+        Row("LANTERN, delta 0.1", "lantern"),
+        Row("LANTERN, delta 0.4", "lantern:delta=0.4"),
+        Row("LANTERN++, lambda 5", "lantern++"),
+        Row("CoDe, N = 0.3", "code"),
+        Row("edge only", "code:share=0"),
+        Row("Random", "random"),
+        Row("Entropy-Lens", "entropy"),
+        Row("SoftmaxCorr, 1 - max p", "softmax-corr"),
+        Row("SoftmaxCorr, window", "softmax-corr-window"),
+        Row("Discrete, k = 100", "discrete-100"),
+        Row("Discrete, k = 300", "discrete-300"),
+        Row("Nucleus, k = 100", "nucleus-100"),
+        Row("CIAR, U", "interval-u"),
+        Row("CIAR, width (ours)", "interval"),
+        Row("CIAR, width, no features", "interval:has_features=false"),
+        Row("CIAR, exact (ours)", "exact"),
+        Row("wavefront, window 4", "wavefront"),
+        Row("Jacobi, coupled", "jacobi"),
+    )
+    return Contents(
+        title="All methods",
+        rows=rows,
+        columns=(*QUALITY, *SPEEDUPS, *COSTS, "disagreement"),
+    )
+
+
+def uncertainty_table(edge: EdgeModel) -> Contents:
+    """Each score at one fixed threshold, and at the same shares of calls."""
+    rows = []
+    for label, router in ROUTERS:
+        if router in edge.calibration:
+            index = round((1 - FIXED_SHARE) * (NUM_QUANTILES - 1))
+            value = edge.calibration[router][index]
+            rows.append(Row(f"{label}, fixed threshold", f"{router}:threshold={value!r}"))
+        rows += [Row(f"{label}, {b:.1%}", f"{router}:budget={b}") for b in BUDGETS]
+    return Contents(
+        title="Scores of uncertainty, at fixed thresholds and at matched calls",
+        rows=(Row("Base AR", "base"), *rows),
+        columns=(*QUALITY, *CALLS, "disagreement"),
+    )
+
+
+def discrete_table(_: EdgeModel) -> Contents:
+    found = [("continuous, U", "interval-u"), ("continuous, width (ours)", "interval")]
+    found += [(f"discrete, k = {k}", f"discrete-{k}") for k in (100, 300)]
+    found += [(f"nucleus, k = {k}", f"nucleus-{k}") for k in (100, 300)]
+    return Contents(
+        title="Discrete solution sets against the continuous one",
+        rows=(Row("Base AR", "base"), *(Row(*pair) for pair in found)),
+        columns=(*QUALITY, *SPEEDUPS, *CALLS, "disagreement"),
+    )
+
+
+def prefix_table(_: EdgeModel) -> Contents:
+    rows = [Row(f"prefix {r:.0%}", f"interval:prefix_rate={r}") for r in PREFIX_RATES]
+    return Contents(
+        title="Share of the image that the cloud draws first, at the same budget",
+        rows=(Row("Base AR", "base"), *rows),
+        columns=(*QUALITY, *SPEEDUPS, *COSTS, "disagreement"),
+    )
+
+
+def threshold_table(_: EdgeModel) -> Contents:
+    rows = [Row(f"width > {t}", f"interval:threshold={t}") for t in THRESHOLDS]
+    return Contents(
+        title="Static thresholds on the width of the intervals",
+        rows=(Row("Base AR", "base"), *rows),
+        columns=(*QUALITY, *SPEEDUPS, *COSTS, "disagreement"),
+    )
+
+
+TABLES: Mapping[str, Callable[[EdgeModel], Contents]] = {
+    "main": main_table,
+    "uncertainty": uncertainty_table,
+    "discrete": discrete_table,
+    "prefix": prefix_table,
+    "threshold": threshold_table,
+}

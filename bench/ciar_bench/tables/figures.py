@@ -1,0 +1,122 @@
+"""Figures of the tables, as PNG files. Colours are those of Okabe and Ito."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+
+from ciar.picture import Painter
+from ciar_bench.quality.bootstrap import Estimate
+from ciar_bench.routing import CEILING, RANDOM
+from ciar_bench.tables.cells import read_record
+from ciar_bench.tables.measuring import Numbers
+from ciar_bench.tables.risk import RiskCurve
+from ciar_edge.token_map import draw_token_map
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DPI = 150
+TILE, LABEL, GAP = 96, 190, 6  # pixels of the wall
+WALL_COLUMNS = 8
+MAPS = 4
+
+
+def draw_quality_against_latency(
+    path: Path, rows: Sequence[tuple[str, Numbers]], *, quality: str, latency: str
+) -> None:
+    """A point a method with both intervals; rows without either number are left out."""
+    figure, axes = new_figure(9, 6)
+    found = [(label, n[latency], n[quality]) for label, n in rows if {latency, quality} <= n.keys()]
+    for index, (label, x, y) in enumerate(found):
+        colour = COLOURS[index % len(COLOURS)]
+        axes.errorbar(
+            x.value,
+            y.value,
+            xerr=arms(x),
+            yerr=arms(y),
+            fmt="osD^v"[index // len(COLOURS) % 5],
+            color=colour,
+            capsize=2,
+            elinewidth=0.8,
+            label=label,
+        )
+    axes.set_xlabel(f"{latency} over the base")
+    axes.set_ylabel(quality)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    save(figure, path)
+
+
+def draw_risk(path: Path, curves: Sequence[RiskCurve]) -> None:
+    """Disagreement left against the share of calls, with its interval."""
+    figure, axes = new_figure(8, 5)
+    for index, one in enumerate(curves):
+        shares = sorted(one.risks)
+        values = [one.risks[s].value for s in shares]
+        is_reference = one.score in (CEILING, RANDOM)
+        colour = "#888888" if is_reference else COLOURS[index % len(COLOURS)]
+        style = ":" if is_reference else ("-", "--")[index // len(COLOURS) % 2]
+        axes.plot(shares, values, style, color=colour, label=one.score)
+        low, high = ([getattr(one.risks[s], end) for s in shares] for end in ("low", "high"))
+        axes.fill_between(shares, low, high, color=colour, alpha=0.12, linewidth=0)
+    axes.set_xlabel("share of routed tokens sent to the cloud")
+    axes.set_ylabel("kept tokens unlike the cloud's, a routed token")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=8)
+    save(figure, path)
+
+
+def draw_wall(path: Path, folders: dict[str, Path]) -> None:
+    """The first pictures of every method, a row each: the same captions and seeds in a column."""
+    width = LABEL + WALL_COLUMNS * (TILE + GAP)
+    sheet = Image.new("RGB", (width, len(folders) * (TILE + GAP)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for row, (label, folder) in enumerate(folders.items()):
+        top = row * (TILE + GAP)
+        pen.text((4, top + TILE // 2), label, fill="black", font=font(), anchor="lm")
+        for column in range(WALL_COLUMNS):
+            with Image.open(folder / f"{column:05d}.png") as image:
+                tile = image.convert("RGB").resize((TILE, TILE), Image.Resampling.LANCZOS)
+            sheet.paste(tile, (LABEL + column * (TILE + GAP), top))
+    sheet.save(path)
+
+
+def draw_maps(path: Path, folder: Path, painter: Painter) -> None:
+    """Who decided what, and how uncertain it was: the first pictures of a method."""
+    panels = []
+    for index in range(MAPS):
+        image = read_record(folder, index).image
+        pixels = painter.paint(image.tokens)
+        panel = draw_token_map(pixels, origins=image.origins, scores=image.scores).numpy()
+        panels.append(Image.fromarray(panel))
+    half = [p.resize((p.width // 2, p.height // 2), Image.Resampling.LANCZOS) for p in panels]
+    sheet = Image.new("RGB", (half[0].width, sum(p.height for p in half)), "white")
+    top = 0
+    for panel_image in half:
+        sheet.paste(panel_image, (0, top))
+        top += panel_image.height
+    sheet.save(path)
+
+
+def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """Inches."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def arms(found: Estimate) -> np.ndarray:
+    """[2, 1] lengths of the error bar below and above."""
+    ends = [max(0.0, found.value - found.low), max(0.0, found.high - found.value)]
+    return np.array(ends)[:, None]
+
+
+def save(figure: Figure, path: Path) -> None:
+    figure.savefig(path, dpi=DPI)
+
+
+def font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(12)

@@ -1,0 +1,96 @@
+"""Numbers of a cell: quality against the reference and the base, costs, agreement with the base.
+
+What was measured is kept beside the pictures, and measured again only when its inputs changed.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from ciar_bench.methods.costs import COST_NAMES
+from ciar_bench.quality.bootstrap import Estimate, mean_estimate
+from ciar_bench.quality.feature_cache import PictureSet
+from ciar_bench.quality.folder import PictureFolder
+from ciar_bench.quality.report import (
+    Instruments,
+    check_pairs,
+    differences,
+    estimates,
+    measurements,
+    noise_floor,
+)
+from ciar_bench.tables.cells import read_record, read_tokens
+
+KEPT = "measured.json"
+Numbers = dict[str, Estimate]
+
+
+def measure_cell(
+    folder: Path, base: Path, reference: PictureSet, instruments: Instruments
+) -> Numbers:
+    """Everything about one cell by name; `NAME - base` and `NAME / base` are paired."""
+    pictures, bases = PictureFolder(folder), PictureFolder(base)
+
+    def measure() -> Numbers:
+        own = measurements(pictures, reference, instruments)
+        found = estimates(own)
+        if folder != base:
+            check_pairs(pictures, bases)
+            found |= estimates(differences(own, measurements(bases, reference, instruments)))
+        return found | cost_numbers(folder, len(pictures)) | agreement(folder, base, len(pictures))
+
+    return kept(folder / KEPT, measure, [pictures, bases, reference], instruments)
+
+
+def measure_floor(
+    again: Path, base: Path, reference: PictureSet, instruments: Instruments
+) -> Numbers:
+    """What differs between two sets of the base's pictures: see `noise_floor`."""
+    sets = [PictureFolder(again), PictureFolder(base)]
+
+    def measure() -> Numbers:
+        return noise_floor(sets[1], sets[0], reference, instruments)
+
+    return kept(again / KEPT, measure, [*sets, reference], instruments)
+
+
+def cost_numbers(folder: Path, count: int) -> Numbers:
+    """Means over pictures: `calls` and `decided` as shares of the image, the rest as counted."""
+    records = [read_record(folder, index).image for index in range(count)]
+    found = {
+        name: mean_estimate(np.array([getattr(image.costs, name) for image in records]))
+        for name in COST_NAMES
+    }
+    calls = np.array([image.cloud_calls for image in records])
+    decided = np.array([image.costs.decided / len(image.tokens) for image in records])
+    return found | {"calls": mean_estimate(calls), "decided share": mean_estimate(decided)}
+
+
+def agreement(folder: Path, base: Path, count: int) -> Numbers:
+    """`disagreement`: share of tokens that differ from the base's at the same prompt and seed."""
+    differs = read_tokens(folder, count) != read_tokens(base, count)  # [count, T]
+    return {"disagreement": mean_estimate(differs.mean(1))}
+
+
+def kept(
+    path: Path, measure: Callable[[], Numbers], sets: Sequence[PictureSet], instruments: Instruments
+) -> Numbers:
+    """What `measure` gives, from the file if that was made of the same."""
+    inputs = {
+        "sets": [one.source() for one in sets],
+        "extractors": [one.fingerprint for one in instruments.extractors],
+        "scorers": [one.fingerprint for one in instruments.scorers],
+    }
+    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+    if path.exists():
+        values = json.loads(path.read_text())
+        if values["inputs"] == digest:
+            return {name: Estimate(**row) for name, row in values["numbers"].items()}
+    found = measure()
+    numbers = {name: asdict(estimate) for name, estimate in found.items()}
+    path.write_text(json.dumps({"inputs": digest, "numbers": numbers}, indent=1))
+    return found

@@ -1,0 +1,88 @@
+"""Latency of methods in one run: each draws every prompt in turn, in one process of one thread.
+
+A ratio is that of one prompt's images, drawn one right after another; the median is over prompts,
+and the interval that of the median. Edge and cloud share the machine and take turns; a link is
+added from what was counted (`Costs.latency`).
+"""
+
+import hashlib
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ciar_bench.machine import describe_machine
+from ciar_bench.methods import make_method
+from ciar_bench.methods.bench_model import BenchModel
+from ciar_bench.methods.costs import Costs
+from ciar_bench.quality.bootstrap import Estimate, bootstrap
+from ciar_bench.quality.folder import Caption
+from ciar_bench.tables.cells import Cell
+from ciar_train.progress import Progress, say_nothing
+
+NUM_PROMPTS = 16
+BASE = "base"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timings:
+    """machine: it was measured on.  costs: of every method's images, prompt by prompt."""
+
+    machine: str
+    costs: dict[str, list[Costs]]
+
+    def speedup(self, method: str, *, rtt: float = 0.0) -> Estimate:
+        """Latency of the base over that of the method."""
+        pairs = zip(self.costs[BASE], self.costs[method], strict=True)
+        ratios = np.array([base.latency(rtt=rtt) / own.latency(rtt=rtt) for base, own in pairs])
+        return bootstrap(lambda picked: float(np.median(ratios[picked])), len(ratios)).estimate()
+
+    def seconds(self, method: str, *, rtt: float = 0.0) -> float:
+        return statistics.median(own.latency(rtt=rtt) for own in self.costs[method])
+
+
+def measure_timings(
+    cells: Sequence[Cell],
+    captions: Sequence[Caption],
+    root: Path,
+    *,
+    device: str = "cpu",
+    progress: Progress = say_nothing,
+) -> Timings:
+    """Of all cells and the base, measured together; kept in `root`. All are of one model."""
+    assert len({cell.model for cell in cells}) == 1, "one model at a time"
+    prompts = [caption.prompt for caption in captions[:NUM_PROMPTS]]
+    inputs = {"cells": [cell.inputs for cell in cells], "prompts": prompts, "device": device}
+    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
+    path = root / f"timings-{digest}.json"
+    if not path.exists():
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        found = time_all(cells, captions[:NUM_PROMPTS], device=device, progress=progress)
+        torch.set_num_threads(threads)
+        values = {name: [asdict(costs) for costs in rows] for name, rows in found.items()}
+        root.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"machine": describe_machine(), "costs": values}))
+    kept = json.loads(path.read_text())
+    costs = {name: [Costs(**row) for row in rows] for name, rows in kept["costs"].items()}
+    return Timings(machine=kept["machine"], costs=costs)
+
+
+def time_all(
+    cells: Sequence[Cell], captions: Sequence[Caption], *, device: str, progress: Progress
+) -> dict[str, list[Costs]]:
+    bench = BenchModel.load(cells[0].model, device=device)
+    names = list(dict.fromkeys([BASE, *(cell.method for cell in cells)]))
+    found: dict[str, list[Costs]] = {name: [] for name in names}
+    for number, caption in enumerate([captions[0], *captions]):  # the first warms up
+        for name in names:
+            sampling = replace(bench.sampling, seed=caption.seed)
+            image = make_method(name).draw(bench, caption.prompt, sampling)
+            if number:
+                found[name].append(image.costs)
+        progress(number, len(captions), "timed prompts")
+    return found

@@ -1,0 +1,71 @@
+"""A table as Markdown for people and as CSV for programs."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ciar_bench.quality.bootstrap import Estimate
+
+PERCENT = ("calls", "decided share", "disagreement", "place-top1", "object-top5")
+KIB = ("uplink_bytes", "downlink_bytes")
+HEADS = {
+    "speedup": "speed-up",
+    "speedup, RTT 20 ms": "speed-up, RTT 20 ms",
+    "decided share": "decided by the cloud",
+    "round_trips": "round trips",
+    "uplink_bytes": "up, KiB",
+    "downlink_bytes": "down, KiB",
+    "positions": "cloud positions",
+    "disagreement": "tokens unlike the base's",
+}
+
+Numbers = Mapping[str, Estimate]
+
+
+def columns_of(rows: Sequence[tuple[str, Numbers]], wanted: Sequence[str]) -> list[str]:
+    """Those of the wanted that some row has."""
+    return [name for name in wanted if any(name in numbers for _, numbers in rows)]
+
+
+def markdown_table(rows: Sequence[tuple[str, Numbers]], wanted: Sequence[str]) -> str:
+    """rows: label and numbers."""
+    columns = columns_of(rows, wanted)
+    lines = [
+        "| " + " | ".join(["", *(HEADS.get(name, name) for name in columns)]) + " |",
+        "|" + " --- |" * (len(columns) + 1),
+    ]
+    for label, numbers in rows:
+        cells = [shown(name, numbers.get(name)) for name in columns]
+        lines.append("| " + " | ".join([label, *cells]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def shown(name: str, found: Estimate | None) -> str:
+    if found is None:
+        return ""
+    scale = 100 if name in PERCENT else 1 / 1024 if name in KIB else 1
+    values = [scale * x for x in (found.value, found.low, found.high)]
+    digits = digits_of(values[0])
+    value, low, high = (f"{x:.{digits}f}" for x in values)
+    unit = " %" if name in PERCENT else ""
+    return f"{value}{unit}" if low == high else f"{value}{unit} ({low} to {high})"
+
+
+def digits_of(value: float) -> int:
+    """Behind the point, for about three that count."""
+    size = abs(value)
+    return 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3
+
+
+def write_csv(path: Path, rows: Sequence[tuple[str, Numbers]], wanted: Sequence[str]) -> None:
+    """Every number with the ends of its interval, unscaled."""
+    columns = columns_of(rows, wanted)
+    with path.open("w", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(["method", *(f"{n}{end}" for n in columns for end in ("", " low", " high"))])
+        for label, numbers in rows:
+            values: list[float | str] = []
+            for name in columns:
+                found = numbers.get(name)
+                values += [found.value, found.low, found.high] if found else ["", "", ""]
+            out.writerow([label, *values])
