@@ -139,7 +139,7 @@ def test_every_router_keeps_a_budget_and_repeats_itself(name: str) -> None:
 
     found = decisions()
     assert found == decisions()
-    assert len({score for score, _ in found}) > 40
+    assert len({score for score, _ in found}) > 20
     assert 0.15 < sum(flag for _, flag in found) / 80 < 0.65
 
 

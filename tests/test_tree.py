@@ -1,6 +1,5 @@
 """A tree of drafts in one pass equals each of its paths fed as a sequence."""
 
-
 import pytest
 import torch
 from torch import Tensor

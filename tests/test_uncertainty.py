@@ -15,6 +15,7 @@ from ciar.uncertainty import (
     draw_doubt,
     entropy,
     interval_uncertainty,
+    nucleus_size,
     scaled_uncertainty,
     softmax_corr,
     total_width,
@@ -158,6 +159,13 @@ def test_a_discrete_set_has_the_widths_of_its_codes() -> None:
     width = head.width[head.centre.topk(10).indices].double()
     expected = float(width.sum() * width.std(correction=0))
     assert float(discrete_uncertainty(head, num_codes=10)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_nucleus_has_the_fewest_codes_of_its_mass() -> None:
+    centre = torch.tensor([[0.5, 0.3, 0.15, 0.05], [0.91, 0.03, 0.03, 0.03]]).log()
+    head = HeadOutput(centre, torch.zeros(2, 4))
+    assert nucleus_size(head, num_codes=4).tolist() == [0.75, 0.25]
+    assert nucleus_size(head, num_codes=2).tolist() == [1.0, 0.5]
 
 
 def test_window_corr_equals_its_definition() -> None:

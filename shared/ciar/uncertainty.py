@@ -12,6 +12,8 @@ from torch import Tensor
 
 from ciar.head_output import HeadOutput
 
+NUCLEUS_MASS = 0.9
+
 
 def total_width(head: HeadOutput) -> Tensor:
     """||width||_1, [...]: does not depend on the size of the codebook."""
@@ -78,6 +80,17 @@ def discrete_uncertainty(head: HeadOutput, *, num_codes: int) -> Tensor:
     return width.sum() * width.std(correction=0)
 
 
+def nucleus_size(head: HeadOutput, *, num_codes: int) -> Tensor:
+    """Size of the smallest set of codes with a mass of 0.9, as a share of `num_codes`, [...].
+
+    Without any radius, the conventional solution set: all `num_codes` where they have less mass.
+    """
+    k = min(num_codes, head.centre.shape[-1])
+    likely = head.mid.topk(k).values
+    before = likely.cumsum(dim=-1) - likely
+    return (before < NUCLEUS_MASS).float().mean(dim=-1)
+
+
 def window_corr(rows: Tensor) -> Tensor:
     """1 - cos(P^T P / N, I) sqrt(V / N), []: SoftmaxCorr of N neighbouring predictions [N, V].
 
@@ -118,5 +131,7 @@ TENSOR_SCORES: Mapping[str, Callable[[HeadOutput], Tensor]] = {
     "softmax-corr": softmax_corr,
     "discrete-100": partial(discrete_uncertainty, num_codes=100),
     "discrete-300": partial(discrete_uncertainty, num_codes=300),
+    "nucleus-100": partial(nucleus_size, num_codes=100),
+    "nucleus-300": partial(nucleus_size, num_codes=300),
 }
 """Scores of one token's prediction alone. Higher is less certain."""
