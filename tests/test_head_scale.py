@@ -1,16 +1,26 @@
 """What the edge runs behind the centre head equals the definition; the bench measures just that."""
 
+import json
 import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from typer.testing import CliRunner
 
+from ciar.errors import InvalidInput
 from ciar.head_output import HeadOutput
 from ciar.int8 import dequantize_rows, quantize_rows
 from ciar.interval import Interval, interfuse
 from ciar.models.inter_head import InterHead, InterHeadConfig
 from ciar.uncertainty import interval_uncertainty, total_width
+from ciar_bench import cli, head_scale
+from ciar_bench.head_scale import VARIANTS, HeadSet, ScalePlan, ScaleRow, discrete, measure_scale
+from ciar_bench.head_scale_table import scale_markdown
+from ciar_bench.interleaved import peak_bytes, summarize, time_calls
 from ciar_edge.heads import PreparedHeads
 
 D = 32
@@ -84,3 +94,119 @@ def test_int8_heads_are_right_to_bfloat16(radius_width: int) -> None:
     output, (centre, radius) = prepared_output(head), head(hidden())
     torch.testing.assert_close(output.centre, centre, rtol=0.0, atol=0.03)
     torch.testing.assert_close(output.radius, radius, rtol=0.0, atol=0.06)
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def caches_are_small() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(head_scale, "COLD_BYTES", 2**16)
+        yield
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[ScaleRow]:
+    return measure_scale(ScalePlan(vocab_sizes=(64, 256), dims=(32,), rounds=2))
+
+
+def test_every_variant_is_measured_for_every_size(rows: list[ScaleRow]) -> None:
+    assert [(r.dim, r.weights, r.vocab_size) for r in rows] == [
+        (32, weights, size) for weights in ("float32", "int8") for size in (64, 256)
+    ]
+    for row in rows:
+        assert set(row.costs) == set(VARIANTS)
+        assert row.costs["plain"].timing.ratio == 1.0
+        assert set(row.discrete) == {k for k in (10, 30, 100) if k <= row.vocab_size}
+        for cost in row.costs.values():
+            timing = cost.timing
+            assert timing.seconds > 0 and timing.least <= timing.ratio <= timing.largest
+
+
+def test_bytes_of_weights(rows: list[ScaleRow]) -> None:
+    """V = 256, D = 32: a centre, a radius of rank 64 with bias, or one of one matrix with bias."""
+    floats = rows[1].costs
+    assert floats["plain"].weight_bytes == floats["entropy"].weight_bytes == 4 * 256 * 32
+    assert floats["U, rank 64"].weight_bytes == 4 * (256 * (32 + 64 + 1) + 64 * 32)
+    assert floats["U, full matrix"].weight_bytes == 4 * 256 * (2 * 32 + 1)
+    assert rows[3].costs["plain"].weight_bytes == 256 * (32 + 2)  # int8 rows, bfloat16 scales
+
+
+def test_a_materialised_set_needs_the_memory_of_its_square(rows: list[ScaleRow]) -> None:
+    costs = rows[1].costs
+    assert costs["plain"].peak_bytes < costs["interval, rank 64"].peak_bytes
+    assert costs["discrete 100"].peak_bytes >= 4 * 100 * 101
+
+
+def test_variants_compute_what_they_are_called() -> None:
+    heads = HeadSet(32, 256, "float32", CPU)
+    for radius in ("rank 64", "full matrix"):
+        width = heads.output(radius, hidden()).width.double()
+        total, spread = float(width.sum()), float(width.std(correction=0))
+        found = VARIANTS[f"interval, {radius}"].run(heads, hidden())
+        assert found == pytest.approx(total, rel=1e-4)
+        found = VARIANTS[f"U, {radius}"].run(heads, hidden())
+        assert found == pytest.approx(total * spread, rel=1e-4)
+    assert VARIANTS["discrete 100"].run(heads, hidden()) == discrete(100).run(heads, hidden())
+    assert VARIANTS["discrete 100"].run(heads, hidden()) != discrete(30).run(heads, hidden())
+
+
+def test_ratios_are_of_the_same_round() -> None:
+    reference = [1.0, 2.0, 4.0]
+    timing = summarize([3.0, 6.0, 8.0], reference)
+    assert (timing.seconds, timing.ratio, timing.least, timing.largest) == (6.0, 3.0, 2.0, 3.0)
+
+
+def test_the_tenth_of_rounds_at_either_end_is_left_out() -> None:
+    ratios = [100.0, *[float(i) for i in range(2, 10)], 0.01]
+    timing = summarize(ratios, [1.0] * 10)
+    assert (timing.least, timing.largest) == (2.0, 9.0)
+
+
+def test_every_round_calls_all_in_an_order_of_its_own() -> None:
+    seen: list[tuple[str, int]] = []
+    names = "abcd"
+    calls = {name: lambda index, name=name: seen.append((name, index)) for name in names}
+    time_calls(calls, "a", rounds=5, device=CPU)
+    assert [index for _, index in seen] == list(range(6 * 4))  # the warm-up too
+    orders = ["".join(name for name, _ in seen[i : i + 4]) for i in range(0, len(seen), 4)]
+    assert {"".join(sorted(order)) for order in orders} == {names}
+    assert len(set(orders)) > 1
+
+
+def test_peak_bytes_are_those_held_at_once() -> None:
+    def three_of_which_two_at_once(index: int) -> None:
+        first = torch.ones(1000)
+        second = first + 1
+        del first
+        second.exp()
+
+    assert 2 * 4000 <= peak_bytes(three_of_which_two_at_once, CPU) < 3 * 4000
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [({"vocab_sizes": ()}, "vocab_sizes"), ({"dims": (1,)}, "dims"), ({"rounds": 0}, "rounds")],
+)
+def test_a_plan_that_cannot_be(change: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidInput, match=field):
+        ScalePlan(**change)
+
+
+def test_the_command_prints_and_writes_tables(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "scale.md"
+    options = ["head-scale", "--vocab-size", "64", "--dim", "32", "--rounds", "1"]
+    result = CliRunner().invoke(cli.app, [*options, "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    text = out.read_text()
+    for part in ("1 thread", "torch ", "D = 32, float32", "D = 32, int8", "| U, rank 64 | "):
+        assert part in text and part in result.output
+    result = CliRunner().invoke(cli.app, [*options, "--json"])
+    assert len(json.loads(result.stdout)["rows"]) == 2
+
+
+def test_a_k_that_a_codebook_lacks_is_an_empty_cell(rows: list[ScaleRow]) -> None:
+    text = scale_markdown(rows, ScalePlan(rounds=2))
+    line = next(x for x in text.splitlines() if x.startswith("| 100 |"))
+    assert line.split("|")[2].strip() == "" and line.split("|")[3].strip() != ""

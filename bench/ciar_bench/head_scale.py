@@ -1,0 +1,219 @@
+"""`ciar-bench head-scale`: what a score costs behind the centre head as codebook and k grow.
+
+    plain               centre logits alone
+    plain again         the same once more: how far the measurement itself is off
+    entropy             of the centre logits
+    interval, U         the default score and the publication's, radius of rank 64 or a full matrix
+    discrete k          U of the materialised solution set of k codes, radius of rank 64
+
+All run as the edge runs them (`ciar_edge.heads`), down to one float. Calls go through copies of the
+weights that together exceed the caches.
+
+    D width   V codebook
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ciar.errors import InvalidInput
+from ciar.head_output import HeadOutput
+from ciar.int8 import dequantize_rows, quantize_rows
+from ciar.models.inter_head import InterHead, InterHeadConfig
+from ciar.uncertainty import discrete_uncertainty, entropy, interval_uncertainty, total_width
+from ciar_bench.interleaved import Call, Timing, peak_bytes, time_calls
+from ciar_edge.heads import PreparedHeads
+from ciar_edge.matrix import Matrix, matrix
+
+Weights = Literal["float32", "int8"]
+Score = Callable[[HeadOutput], Tensor]
+Radius = Literal["rank 64", "full matrix"]
+
+RANKS: Mapping[Radius, int] = {"rank 64": 64, "full matrix": 0}
+PLAIN = "plain"
+COLD_BYTES = 128 * 2**20  # of centres alone: more than most caches hold
+CODE_COUNTS = (10, 30, 100, 300, 1000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalePlan:
+    vocab_sizes: tuple[int, ...] = (1024, 4096, 16384, 65536)
+    dims: tuple[int, ...] = (1280, 256)
+    rounds: int = 60
+
+    def __post_init__(self) -> None:
+        for field in ("vocab_sizes", "dims"):
+            values = getattr(self, field)
+            if not values or min(values) < 2:
+                raise InvalidInput(field, values, "give numbers of 2 or more")
+        if self.rounds < 1:
+            raise InvalidInput("rounds", self.rounds, "give 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Of one variant. Bytes of the weights it reads, and of temporaries at once in a call."""
+
+    timing: Timing
+    weight_bytes: int
+    peak_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleRow:
+    """Costs by variant, and times of the discrete score by k."""
+
+    dim: int
+    vocab_size: int
+    weights: Weights
+    costs: dict[str, Cost]
+    discrete: dict[int, Timing]
+
+
+class HeadSet:
+    """The heads of a random draft: the centre alone, and with either radius."""
+
+    def __init__(self, dim: int, vocab_size: int, weights: Weights, device: torch.device) -> None:
+        heads = {r: new_head(dim, vocab_size, rank, weights, device) for r, rank in RANKS.items()}
+        self.vocab_size = vocab_size
+        self.plain = matrix(heads["rank 64"].centre.weight)
+        self.prepared = {radius: PreparedHeads(head) for radius, head in heads.items()}
+
+    def plain_output(self, hidden: Tensor) -> HeadOutput:
+        """h [D] -> without radius."""
+        return HeadOutput(self.plain(hidden[None])[0].float(), Tensor())
+
+    def output(self, radius: Radius, hidden: Tensor) -> HeadOutput:
+        """h [D] -> as the edge makes it."""
+        heads = self.prepared[radius]
+        centre, code = heads(hidden)
+        return HeadOutput(centre, lambda: heads.growth(code[None])[0])
+
+    def num_bytes(self, radius: Radius | None) -> int:
+        """Of weights."""
+        if radius is None:
+            return num_bytes(self.plain)
+        return num_bytes(self.prepared[radius].first) + num_bytes(self.prepared[radius].radius)
+
+
+def new_head(
+    dim: int, vocab_size: int, rank: int, weights: Weights, device: torch.device
+) -> InterHead:
+    """Random weights; for int8 such that int8 rows restore."""
+    head = InterHead(dim, vocab_size, InterHeadConfig(radius_width=rank)).to(device)
+    for layer in (head.centre, *head.radius_layers):
+        weight = torch.randn_like(layer.weight) / math.sqrt(layer.in_features)
+        layer.weight.data = dequantize_rows(*quantize_rows(weight)) if weights == "int8" else weight
+    return head.requires_grad_(False)
+
+
+def num_bytes(product: Matrix) -> int:
+    return sum(value.nbytes for value in vars(product).values() if isinstance(value, Tensor))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A score of a head with a radius, or without where `radius` is None."""
+
+    score: Score | None
+    radius: Radius | None = None
+
+    def run(self, heads: HeadSet, hidden: Tensor) -> object:
+        """One token: h [D] -> the score as a float; without one, the logits."""
+        radius = self.radius
+        output = heads.output(radius, hidden) if radius else heads.plain_output(hidden)
+        return float(self.score(output)) if self.score else output
+
+
+def discrete(num_codes: int) -> Variant:
+    return Variant(partial(discrete_uncertainty, num_codes=num_codes), "rank 64")
+
+
+VARIANTS: Mapping[str, Variant] = {
+    PLAIN: Variant(None),
+    "plain again": Variant(None),
+    "entropy": Variant(entropy),
+    "interval, rank 64": Variant(total_width, "rank 64"),
+    "U, rank 64": Variant(interval_uncertainty, "rank 64"),
+    "interval, full matrix": Variant(total_width, "full matrix"),
+    "U, full matrix": Variant(interval_uncertainty, "full matrix"),
+    "discrete 100": discrete(100),
+    "discrete 300": discrete(300),
+}
+
+
+@torch.inference_mode()
+def measure_scale(
+    plan: ScalePlan, *, progress: Callable[[str], None] = lambda line: None
+) -> list[ScaleRow]:
+    """A row for every D, kind of weights and V; on the GPU where there is one, else on one core.
+
+    There is no int8 product for a GPU: float32 alone there.
+    """
+    torch.set_num_threads(1)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kinds: tuple[Weights, ...] = ("float32",) if device.type == "cuda" else ("float32", "int8")
+    rows = []
+    for dim in plan.dims:
+        for weights in kinds:
+            for vocab_size in plan.vocab_sizes:
+                progress(f"D = {dim}, {weights}, V = {vocab_size}")
+                copies = cold_copies(dim, vocab_size, weights, device)
+                rows.append(measure_row(copies, dim, weights, plan.rounds, device))
+    return rows
+
+
+def cold_copies(dim: int, vocab_size: int, weights: Weights, device: torch.device) -> list[HeadSet]:
+    """The same heads as often as it takes to exceed the caches."""
+    first = HeadSet(dim, vocab_size, weights, device)
+    count = math.ceil(COLD_BYTES / first.num_bytes(None))
+    return [first, *(deepcopy(first) for _ in range(1, count))]
+
+
+def measure_row(
+    copies: Sequence[HeadSet], dim: int, weights: Weights, rounds: int, device: torch.device
+) -> ScaleRow:
+    hidden = torch.randn(dim, device=device)
+    calls = {name: on_copies(variant, copies, hidden) for name, variant in VARIANTS.items()}
+    timings = time_calls(calls, PLAIN, rounds=rounds, device=device)
+    costs = {
+        name: Cost(
+            timing=timings[name],
+            weight_bytes=copies[0].num_bytes(VARIANTS[name].radius),
+            peak_bytes=peak_bytes(call, device),
+        )
+        for name, call in calls.items()
+    }
+    return ScaleRow(
+        dim=dim,
+        vocab_size=copies[0].vocab_size,
+        weights=weights,
+        costs=costs,
+        discrete=measure_discrete(copies, hidden, rounds=rounds),
+    )
+
+
+def on_copies(variant: Variant, copies: Sequence[HeadSet], hidden: Tensor) -> Call:
+    """Every call with other weights."""
+    return lambda index: variant.run(copies[index % len(copies)], hidden)
+
+
+def measure_discrete(
+    copies: Sequence[HeadSet],
+    hidden: Tensor,
+    *,
+    rounds: int,
+    code_counts: Sequence[int] = CODE_COUNTS,
+) -> dict[int, Timing]:
+    """A token with the discrete score of k codes, by k, for all k that the codebook has."""
+    counts = [k for k in code_counts if k <= copies[0].vocab_size]
+    variants = {PLAIN: VARIANTS[PLAIN]} | {str(k): discrete(k) for k in counts}
+    calls = {name: on_copies(variant, copies, hidden) for name, variant in variants.items()}
+    timings = time_calls(calls, PLAIN, rounds=rounds, device=hidden.device)
+    return {k: timings[str(k)] for k in counts}
