@@ -22,6 +22,7 @@ from ciar_bench.head_scale import VARIANTS, HeadSet, ScalePlan, ScaleRow, discre
 from ciar_bench.head_scale_table import scale_markdown
 from ciar_bench.interleaved import peak_bytes, summarize, time_calls
 from ciar_edge.heads import PreparedHeads
+from ciar_edge.matrix import Int8Matrix
 
 D = 32
 
@@ -91,6 +92,8 @@ def test_int8_heads_are_right_to_bfloat16(radius_width: int) -> None:
     head = new_head(256, radius_width=radius_width)
     for layer in (head.centre, *head.radius_layers):
         layer.weight.copy_(dequantize_rows(*quantize_rows(layer.weight)))
+    prepared = PreparedHeads(head)
+    assert isinstance(prepared.first, Int8Matrix) and isinstance(prepared.radius, Int8Matrix)
     output, (centre, radius) = prepared_output(head), head(hidden())
     torch.testing.assert_close(output.centre, centre, rtol=0.0, atol=0.03)
     torch.testing.assert_close(output.radius, radius, rtol=0.0, atol=0.06)

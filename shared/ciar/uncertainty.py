@@ -40,10 +40,9 @@ def draw_doubt(head: HeadOutput) -> Tensor:
 
 def interval_uncertainty(head: HeadOutput) -> Tensor:
     """The publication's U = ||width||_1 * std(width), population std over V, [...]."""
-    size = head.centre.shape[-1]
-    total = total_width(head)
-    spread = torch.linalg.vector_norm(head.width - total[..., None] / size, dim=-1)
-    score: Tensor = total * spread / math.sqrt(size)
+    mean = head.width.mean(dim=-1, keepdim=True)
+    deviation = torch.linalg.vector_norm(head.width - mean, dim=-1)  # std sqrt(V)
+    score: Tensor = deviation * mean.squeeze(-1) * math.sqrt(head.centre.shape[-1])
     return score
 
 
