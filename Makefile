@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help generate serve bench-latency test check format format-check lint types \
+.PHONY: help generate serve bench-latency tables test check format format-check lint types \
         proto proto-check clean
 
 VENV   ?= .venv
@@ -11,6 +11,8 @@ BIN    := $(VENV)/bin
 PROMPT ?= a dog on a beach
 OUT    ?= out.png
 ARGS   ?=
+RUN    ?= runs/tables
+SCENES ?=
 export PROMPT OUT
 
 # The first Python on the path that is new enough; PYTHON=... chooses another.
@@ -32,6 +34,16 @@ serve: $(call stamp,edge)  ## Run a cloud (ARGS: options of ciar-cloud serve)
 
 bench-latency: $(call stamp,bench)  ## Measure latency: base, blocking and exact (ARGS: options)
 	@$(BIN)/ciar-bench latency $(ARGS)
+
+# The drafter of EAGLE and the variants of the draft are no part of a bundle, so they are trained first.
+tables: $(call stamp,bench)  ## Every table of docs/tables.md into RUN/tables (hours; goes on where it stopped)
+	@$(BIN)/ciar-bench fetch-features
+	@$(BIN)/ciar-train adopt --frozen --run "$(RUN)" ciar-mini
+	@$(BIN)/ciar-train scenes --run "$(RUN)" $(SCENES)
+	@$(BIN)/ciar-train draft --kind eagle --run "$(RUN)"
+	@$(BIN)/ciar-train variant all --run "$(RUN)"
+	@$(BIN)/ciar-bench table all --model "$(RUN)/bundle" --scenes "$(RUN)/scenes/held_out" \
+	  --variants "$(RUN)/variants" --scorer mini-cpu --out "$(RUN)/tables" $(ARGS)
 
 test: $(DEV)  ## Run the tests (ARGS: options of pytest)
 	$(BIN)/python -m pytest $(ARGS)

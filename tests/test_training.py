@@ -30,6 +30,7 @@ from ciar_train.run_folder import RunFolder
 from ciar_train.sizes import Size, load_size, size_names
 from ciar_train.target import foresight_loss, misread
 from ciar_train.tokenizer import steady_share
+from ciar_train.variants import run_variant
 from tests.tiny import vq_f4
 
 CPU = World(0, 1, torch.device("cpu"))
@@ -273,6 +274,35 @@ def test_an_adopted_bundle_keeps_its_tokens_and_trains_on(run: RunFolder, tmp_pa
     steps.run_target(again)
     first, later = (losses(r.root / "target" / "metrics.jsonl")[-1] for r in (run, again))
     assert later < first
+
+
+@pytest.mark.parametrize("name", ["anchor", "two-layers"])
+def test_a_variant_is_a_bundle_of_its_own(name: str, run: RunFolder) -> None:
+    before = fingerprint(run.bundle / "edge")
+    variant = run_variant(run, name)
+    assert fingerprint(run.bundle / "edge") == before
+    assert variant.has_fitting_edge
+    config = read_config(variant.bundle / "edge")
+    assert config["transformer"]["num_layers"] == (2 if name == "two-layers" else 1)
+    assert (variant.root / "draft" / "radius").exists() == (name == "two-layers")
+    stages = {p: p.stat().st_mtime_ns for p in variant.root.glob("draft/*/state.pt")}
+    run_variant(run, name)
+    assert {p: p.stat().st_mtime_ns for p in stages} == stages
+
+
+def test_an_unknown_variant_names_those_there_are(run: RunFolder) -> None:
+    with pytest.raises(InvalidInput, match="two-stage"):
+        run_variant(run, "no-such")
+
+
+def test_a_frozen_bundle_gets_drafts_and_keeps_its_own(run: RunFolder, tmp_path: Path) -> None:
+    again = replace(run, root=tmp_path)
+    (tmp_path / "scenes").symlink_to(run.root / "scenes")
+    steps.adopt(again, run.bundle, is_frozen=True)
+    run_eagle(again)
+    assert fingerprint(again.bundle / "cloud") == fingerprint(run.bundle / "cloud")
+    assert load_eagle(again.bundle / "eagle")[1] == fingerprint(run.bundle / "cloud")
+    assert not again.adopted.exists()
 
 
 def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path) -> None:

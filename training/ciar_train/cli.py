@@ -28,6 +28,7 @@ from ciar_train.draft_step import run_draft, run_eagle
 from ciar_train.loop import World
 from ciar_train.run_folder import RunFolder
 from ciar_train.sizes import load_size, size_names
+from ciar_train.variants import VARIANTS, run_variant
 
 app = typer.Typer(
     help="Train ciar-mini: captioned scenes, tokenizer, target, draft, export.",
@@ -112,9 +113,12 @@ def adopt(
     model: Annotated[str, typer.Argument(help="A model folder or an embedded model.")],
     size: SizeOption = DEFAULT_SIZE,
     run: RunOption = DEFAULT_RUN,
+    frozen: Annotated[
+        bool, typer.Option("--frozen", help="Keep its target and draft; train other drafts.")
+    ] = False,
 ) -> None:
     """Go on from a finished bundle: keep its tokenizer, train its target further."""
-    steps.adopt(open_run(size, run, "cpu", 0), find_model(model))
+    steps.adopt(open_run(size, run, "cpu", 0), find_model(model), is_frozen=frozen)
 
 
 @app.command()
@@ -156,6 +160,20 @@ def draft(
         run_eagle(folder)
     else:
         run_draft(folder)
+
+
+@app.command()
+def variant(
+    name: Annotated[str, typer.Argument(help=f"One of {', '.join(VARIANTS)}, or all.")],
+    size: SizeOption = DEFAULT_SIZE,
+    run: RunOption = DEFAULT_RUN,
+    device: DeviceOption = "",
+    threads: ThreadsOption = 0,
+) -> None:
+    """Train a draft that differs in one thing, for comparisons, from the run's finished one."""
+    folder = open_run(size, run, device, threads)
+    for each in VARIANTS if name == "all" else (name,):
+        print(run_variant(folder, each).bundle)
 
 
 @app.command()

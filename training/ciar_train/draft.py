@@ -65,6 +65,7 @@ MONITORED = {
 class DraftShape:
     """Where a draft model differs from one layer of its target."""
 
+    num_layers: int = 1
     num_heads: int = 0  # 0: as many as the target
     ffn_multiple_of: int = 0  # 0: the target's
     neighbours: NeighbourConfig = NeighbourConfig()
@@ -72,7 +73,7 @@ class DraftShape:
     def layer(self, target: TransformerConfig) -> TransformerConfig:
         return replace(
             target,
-            num_layers=1,
+            num_layers=self.num_layers,
             num_heads=self.num_heads or target.num_heads,
             ffn_multiple_of=self.ffn_multiple_of or target.ffn_multiple_of,
             neighbours=self.neighbours,
@@ -107,7 +108,7 @@ class DraftPlan:
 def new_draft(config: TransformerConfig, head: InterHeadConfig, shape: DraftShape) -> DraftModel:
     """A draft model for targets of this configuration, with random weights."""
     draft = DraftModel(shape.layer(config), head)
-    init_weights(draft.layers, num_layers=1)
+    init_weights(draft.layers, num_layers=shape.num_layers)
     return draft
 
 

@@ -21,8 +21,10 @@ from ciar_train.draft import DraftTrainer
 from ciar_train.eagle import export_eagle, train_eagle
 from ciar_train.export import export_draft, export_target, round_as_stored
 from ciar_train.run_folder import MODEL_NAME, RunFolder
+from ciar_train.steps import encode_scenes
 
 TARGET_FILE = "target.json"
+CLOUD_IMAGES = "cloud_images.pt"
 NUM_CALIBRATION = 64
 NUM_HELD_OUT = 64
 ROLLOUT_SHARE = 1 / 3
@@ -36,7 +38,7 @@ def run_draft(run: RunFolder, *, folder_name: str = "draft") -> None:
     target = TargetModel.load(bundle / "cloud", device=str(run.world.device))
     if run.is_finished(f"{folder_name}/phi", plan.phi) and run.has_fitting_edge:
         return
-    codes = {part: CodeFolder(run.codes(part)) for part in ("train", "held_out")}
+    codes = encode_scenes(run)
     folder = run.root / folder_name
     trained_for = begin(run, folder)
     train_on, held_out = draft_contexts(run, target, codes, folder)
@@ -88,7 +90,7 @@ def run_eagle(run: RunFolder) -> None:
     if not (bundle / "cloud" / CONFIG_FILE).exists():
         raise InvalidInput("run", str(run.root), "train the target first: ciar-train target")
     target = TargetModel.load(bundle / "cloud", device=str(run.world.device))
-    codes = {part: CodeFolder(run.codes(part)) for part in ("train", "held_out")}
+    codes = encode_scenes(run)
     begin(run, run.root / "draft")
     trained_for = begin(run, run.root / "eagle")
     contexts, held_out = draft_contexts(run, target, codes, run.root / "draft")
@@ -193,7 +195,7 @@ def draft_contexts(
             progress=run.progress,
         )
 
-    tokens = drawn_once(run, folder / "cloud_images.pt", draw)
+    tokens = drawn_once(run, folder / CLOUD_IMAGES, draw)
     own = Contexts(tokens=tokens[:count], conditions=prompts)
     real = drawn(codes["train"], range(count, count + num_drawn))
     repeats = math.ceil(ROLLOUT_SHARE / (1 - ROLLOUT_SHARE) * num_drawn / count)

@@ -49,10 +49,16 @@ def draw_scenes(run: RunFolder, *, artwork: Path | None, num_workers: int) -> No
         )
 
 
-def adopt(run: RunFolder, bundle: Path) -> None:
-    """Go on from a finished bundle: keep its tokens and text encoder, train all the rest on."""
-    for part in ("vq", "text"):
+def adopt(run: RunFolder, bundle: Path, *, is_frozen: bool = False) -> None:
+    """Go on from a finished bundle: keep its tokens and text encoder, train all the rest on.
+
+    is_frozen: keep target and draft too, to train other drafts for that target.
+    """
+    kept = ("vq", "text", "cloud", "edge") if is_frozen else ("vq", "text")
+    for part in kept:
         shutil.copytree(bundle / part, run.bundle / part, dirs_exist_ok=True)
+    if is_frozen:
+        return
     for part in ("vq", "cloud", "edge"):
         shutil.copytree(bundle / part, run.adopted / part, dirs_exist_ok=True)
 

@@ -6,6 +6,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from torch import Tensor
+
+from ciar.checkpoint import find_model
+from ciar.errors import InvalidInput
 from ciar.picture import Painter
 from ciar.prefix import DEFAULT_PREFIX_RATE, prefix_length
 from ciar.router import DEFAULT_BUDGET
@@ -47,6 +51,7 @@ class TablePlan:
 
     out: tables and figures, and `cells/` with all pictures.  count: captions, from the first.
     reference: real pictures, whose captions are drawn.
+    variants: folder of the drafts that differ in one thing, NAME/bundle each.
     """
 
     out: Path
@@ -55,6 +60,7 @@ class TablePlan:
     instruments: Instruments
     count: int
     num_workers: int
+    variants: Path | None = None
     device: str = "cpu"
     progress: Progress = field(default=say_nothing)
 
@@ -66,8 +72,16 @@ class TablePlan:
     def cells(self) -> Path:
         return self.out / "cells"
 
-    def cell(self, method: str, *, again: int = 0) -> Cell:
-        return Cell(method, self.model, again)
+    def cell(self, method: str, *, variant: str = "", again: int = 0) -> Cell:
+        return Cell(method, self.bundle(variant), again)
+
+    def bundle(self, variant: str) -> Path:
+        """Of a variant, or the model. Raises `CheckpointError`."""
+        if not variant:
+            return self.model
+        if self.variants is None:
+            raise InvalidInput("variants", None, "give the folder of `ciar-train variant`")
+        return find_model(self.variants / variant / "bundle")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +98,7 @@ class BuiltTable:
 def build(name: str, plan: TablePlan) -> BuiltTable:
     """Draw, time, measure, write `NAME.md` and `NAME.csv`."""
     contents = TABLES[name](load_draft_model(plan.model / "edge"))
-    cells = [plan.cell(row.method) for row in contents.rows]
+    cells = [plan.cell(row.method, variant=row.variant) for row in contents.rows]
     base, again = plan.cell(BASE), plan.cell(BASE, again=1)
     folders = draw_cells(
         [base, again, *cells],
@@ -102,6 +116,8 @@ def build(name: str, plan: TablePlan) -> BuiltTable:
     rows = []
     for row, cell in zip(contents.rows, cells, strict=True):
         numbers = measure_cell(folders[cell], folders[base], plan.reference, plan.instruments)
+        if row.variant:
+            numbers |= routing_numbers(plan, cell)
         rows.append((row.label, numbers | speedups(timings, cell)))
         plan.progress(len(rows), len(cells), f"{name}: measured rows")
     floor = measure_floor(folders[again], folders[base], plan.reference, plan.instruments)
@@ -133,8 +149,27 @@ def draw_figures(table: BuiltTable, plan: TablePlan) -> None:
 
 def build_risk(plan: TablePlan) -> None:
     """Every score on rollouts of the whole protocol: `risk.md`, `risk.csv`, `risk.png`."""
-    bench = BenchModel.load(plan.model, device=plan.device)
-    values = watch_routing(
+    values = plan_routing(plan, plan.model)
+    curves = risk_curves(values)
+    rows = [(one.score, one.numbers) for one in curves]
+    columns = list(rows[0][1])
+    head = f"{len(values[IMAGE])} routed positions. {heading(plan)}"
+    text = f"# Risk: kept tokens unlike the cloud's\n\n{head}\n\n{markdown_table(rows, columns)}"
+    plan.out.mkdir(parents=True, exist_ok=True)
+    (plan.out / "risk.md").write_text(text)
+    write_csv(plan.out / "risk.csv", rows, columns)
+    draw_risk(plan.out / "risk.png", curves)
+
+
+def routing_numbers(plan: TablePlan, cell: Cell) -> Numbers:
+    """AUROC and risk of the cell's own score on its own rollouts."""
+    return risk_curves(plan_routing(plan, cell.model), names=[cell.method])[0].numbers
+
+
+def plan_routing(plan: TablePlan, model: Path) -> dict[str, Tensor]:
+    """Rollouts of the captions, by the model's own router (see `watch_routing`)."""
+    bench = BenchModel.load(model, device=plan.device)
+    return watch_routing(
         bench.target.model,
         bench.edge.draft.to(plan.device),
         [bench.encode(caption.prompt) for caption in plan.captions],
@@ -145,17 +180,6 @@ def build_risk(plan: TablePlan) -> None:
         num_prefix=prefix_length(DEFAULT_PREFIX_RATE, bench.num_tokens),
         progress=plan.progress,
     )
-    curves = risk_curves(values)
-    rows = [(one.score, one.numbers) for one in curves]
-    columns = list(rows[0][1])
-    head = (
-        f"{values[IMAGE].max() + 1} images, {len(values[IMAGE])} routed positions; {heading(plan)}"
-    )
-    text = f"# Risk: kept tokens unlike the cloud's\n\n{head}\n\n{markdown_table(rows, columns)}"
-    plan.out.mkdir(parents=True, exist_ok=True)
-    (plan.out / "risk.md").write_text(text)
-    write_csv(plan.out / "risk.csv", rows, columns)
-    draw_risk(plan.out / "risk.png", curves)
 
 
 def speedups(timings: Timings | None, cell: Cell) -> Numbers:

@@ -32,6 +32,9 @@ def table(
         str, typer.Option(help="Features, separated by commas: efficientnet, inception.")
     ] = "efficientnet",
     scorer: Annotated[str, typer.Option(help="A caption scorer: its file or its name.")] = "",
+    variants: Annotated[
+        Path | None, typer.Option(help="RUN/variants of `ciar-train variant`, for `losses`.")
+    ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one a core.")] = 0,
     device: Annotated[str, typer.Option(help="Where the target is: cpu or cuda.")] = "cpu",
 ) -> None:
@@ -56,6 +59,7 @@ def table(
         ),
         count=count,
         num_workers=workers or num_cores(),
+        variants=variants,
         device=device,
         progress=show_progress,
     )

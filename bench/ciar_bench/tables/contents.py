@@ -15,10 +15,14 @@ FLOOR = "base again"
 
 @dataclass(frozen=True)
 class Row:
-    """label: in the table.  method: see `ciar_bench.methods.make_method`."""
+    """label: in the table.  method: see `ciar_bench.methods.make_method`.
+
+    variant: of `ciar_train.variants` that draws it; empty: the model itself.
+    """
 
     label: str
     method: str
+    variant: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +52,7 @@ QUALITY = (
     "place-top1",
     "object-top5",
 )
+ROUTING = ("AUROC, the draws differ", "AUROC, TV above its median", "risk at 30.0%")
 CALLS = ("calls", "decided share")
 COSTS = (*CALLS, "round_trips", "uplink_bytes", "downlink_bytes", "positions")
 SPEEDUPS = ("speedup", "speedup, RTT 20 ms")
@@ -137,10 +142,33 @@ def threshold_table(_: EdgeModel) -> Contents:
     )
 
 
+def losses_table(_: EdgeModel) -> Contents:
+    """What each part of the loss is for, and of the score, and another layer."""
+    trained = [
+        ("anchor", "anchor"),
+        ("anchor + KL", "anchor-kl"),
+        ("Inter-DRO (publication)", "inter-dro"),
+        ("two stages, interval score (ours)", "two-stage"),
+        ("two stages, two layers", "two-layers"),
+    ]
+    scores = [("U", "interval-u"), ("width", "interval")]
+    rows = [
+        Row(f"{label}; {score}", router, variant)
+        for label, variant in trained
+        for score, router in scores
+    ]
+    return Contents(
+        title="Losses, scores and depth of the draft",
+        rows=(Row("Base AR", "base"), *rows),
+        columns=(*QUALITY, *CALLS, "disagreement", *ROUTING),
+    )
+
+
 TABLES: Mapping[str, Callable[[EdgeModel], Contents]] = {
     "main": main_table,
     "uncertainty": uncertainty_table,
     "discrete": discrete_table,
     "prefix": prefix_table,
     "threshold": threshold_table,
+    "losses": losses_table,
 }

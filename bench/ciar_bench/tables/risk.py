@@ -8,7 +8,7 @@ Intervals come from images drawn anew with replacement.
     N routed positions   S shares of calls
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,10 +39,12 @@ class RiskCurve:
         return {f"AUROC, {what}": found for what, found in self.aurocs.items()} | shown
 
 
-def risk_curves(values: Mapping[str, Tensor]) -> list[RiskCurve]:
-    """values: of `ciar_bench.routing.watch_routing`."""
+def risk_curves(
+    values: Mapping[str, Tensor], *, names: Sequence[str] | None = None
+) -> list[RiskCurve]:
+    """values: of `ciar_bench.routing.watch_routing`.  names: of scores; None: all."""
     shares = sorted({*SHARES, *SHOWN})
-    return [curve(name, values, shares) for name in scores_in(values)]
+    return [curve(name, values, shares) for name in names or scores_in(values)]
 
 
 def curve(name: str, values: Mapping[str, Tensor], shares: list[float]) -> RiskCurve:

@@ -1,0 +1,251 @@
+"""Tables from a tiny bundle: drawn once, gone on with, measured again only when something changed."""
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ciar.errors import InvalidInput
+from ciar_bench.methods.costs import Costs
+from ciar_bench.quality.bootstrap import Estimate
+from ciar_bench.quality.report import Instruments
+from ciar_bench.quality.scenes import DrawnScenes
+from ciar_bench.routing import CEILING, DIFFERS, IMAGE, RANDOM
+from ciar_bench.tables import building
+from ciar_bench.tables.building import TablePlan, build, build_risk
+from ciar_bench.tables.cells import Cell, begin, missing, read_record
+from ciar_bench.tables.contents import FLOOR, TABLES, Contents, Row
+from ciar_bench.tables.drawing import draw_cells
+from ciar_bench.tables.risk import SHARES, risk_curves, risks_at
+from ciar_bench.tables.timing import Timings
+from ciar_bench.tables.writing import markdown_table, write_csv
+from ciar_edge.models import EdgeModel, load_draft_model
+from tests.tiny import write_bundle
+
+COUNT = 16
+SIDE = 8  # pixels
+SMALL = Contents(
+    title="Small",
+    rows=(Row("Base AR", "base"), Row("CIAR, U", "interval-u"), Row("CoDe", "code")),
+    columns=("FD-toy", "FD-toy / base", "speedup", "speedup, RTT 20 ms", "calls", "disagreement"),
+)
+
+
+class ToyFeatures:
+    """Means of six parts of a picture."""
+
+    name, label, width, fingerprint = "toy", "toy", 6, "1"
+
+    def __call__(self, pictures: Tensor) -> Tensor:
+        return pictures.float().flatten(1).unflatten(1, (6, -1)).mean(-1)
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> TablePlan:
+    root = tmp_path_factory.mktemp("tables")
+    scenes = root / "scenes"
+    scenes.mkdir()
+    rng = np.random.default_rng(0)
+    np.save(scenes / "images-00000.npy", rng.integers(0, 256, (24, SIDE, SIDE, 3), dtype=np.uint8))
+    words = ("cat", "dog")
+    lines = [
+        {"captions": [f"a {words[i % 2]} on the beach"], "nouns": [words[i % 2]], "place": "beach"}
+        for i in range(24)
+    ]
+    (scenes / "captions-00000.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    return TablePlan(
+        out=root / "out",
+        model=write_bundle(root / "model"),
+        reference=DrawnScenes(scenes),
+        instruments=Instruments(extractors=[ToyFeatures()]),
+        count=COUNT,
+        num_workers=1,
+    )
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setitem(TABLES, "small", lambda _: SMALL)  # type: ignore[arg-type]
+    yield
+
+
+def times(folder: Path, pattern: str) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in sorted(folder.rglob(pattern))}
+
+
+@pytest.mark.usefixtures("small")
+def test_a_table_is_built_and_kept(plan: TablePlan) -> None:
+    table = build("small", plan)
+    rows = dict(table.rows)
+    assert list(rows) == ["Base AR", "CIAR, U", "CoDe"]
+    assert rows["Base AR"]["calls"].value == 1
+    assert rows["Base AR"]["speedup"].value == 1
+    assert rows["Base AR"]["disagreement"].value == 0
+    assert rows["CoDe"]["calls"].value == round(0.3 * 16) / 16
+    assert 0 < rows["CIAR, U"]["calls"].value < 1
+    assert rows["CIAR, U"]["FD-toy / base"].value > 0
+    assert "FD-toy / base" not in rows["Base AR"]
+    assert table.floor["FD-toy / base"].value > 0
+    with (plan.out / "small.csv").open() as file:
+        found = list(csv.DictReader(file))
+    assert [row["method"] for row in found] == [*rows, FLOOR]
+    assert float(found[2]["calls"]) == rows["CoDe"]["calls"].value
+    text = (plan.out / "small.md").read_text()
+    assert "| CoDe |" in text
+    assert f"{COUNT} captions" in text
+    assert Image.open(plan.out / "small-wall.png").size[0] > 0
+    assert (plan.out / "small-map-ciar-u.png").exists()
+
+    before = times(plan.cells, "*.json") | times(plan.cells, "*.png")
+    build("small", plan)
+    assert times(plan.cells, "*.json") | times(plan.cells, "*.png") == before
+
+
+@pytest.mark.usefixtures("small")
+def test_an_interrupted_cell_goes_on(plan: TablePlan) -> None:
+    folder = build("small", plan).folders["CoDe"]
+    first = read_record(folder, 3)
+    (folder / "00003.json").unlink()
+    before = times(folder, "0*.png")
+    build("small", plan)
+    changed = {path.name for path, time in times(folder, "0*.png").items() if before[path] != time}
+    assert changed == {"00003.png"}
+    assert read_record(folder, 3).image.tokens == first.image.tokens
+
+
+def test_another_model_is_another_cell(plan: TablePlan, tmp_path: Path) -> None:
+    other = write_bundle(tmp_path / "other", seed=1)
+    cells = [Cell("interval", plan.model), Cell("interval", other), Cell("code", plan.model)]
+    assert len({cell.folder(plan.cells) for cell in cells}) == 3
+    assert Cell("interval", plan.model).folder(plan.cells) == cells[0].folder(plan.cells)
+
+
+def test_a_drafter_of_eagle_changes_only_its_own_cells(plan: TablePlan, tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path)
+    cells = [Cell("interval", bundle), Cell("lantern", bundle)]
+    before = [cell.inputs for cell in cells]
+    (bundle / "eagle").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (bundle / "eagle" / name).write_bytes((bundle / "edge" / name).read_bytes())
+    after = [cell.inputs for cell in cells]
+    assert before[0] == after[0]
+    assert before[1] != after[1]
+
+
+def test_more_captions_add_to_a_cell(plan: TablePlan, tmp_path: Path) -> None:
+    cell, captions = Cell("code:share=0", plan.model), plan.reference.captions
+    (folder,) = draw_cells([cell], tmp_path, captions[:2], num_workers=1).values()
+    before = times(folder, "0*.json")
+    draw_cells([cell], tmp_path, captions[:4], num_workers=1)
+    after = times(folder, "0*.json")
+    assert len(after) == 4
+    assert before.items() <= after.items()
+    assert len((folder / "pictures.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_picture_of_another_caption_is_missing(plan: TablePlan, tmp_path: Path) -> None:
+    cell, captions = Cell("code:share=0", plan.model), plan.reference.captions[:2]
+    (folder,) = draw_cells([cell], tmp_path, captions, num_workers=1).values()
+    assert missing(folder, captions) == []
+    assert missing(folder, [captions[0], replace(captions[1], prompt="a cow")]) == [1]
+    (folder / "inputs.json").write_text("{}")
+    assert begin(cell, tmp_path) == folder
+    assert missing(folder, captions) == [0, 1]
+
+
+def test_a_further_set_has_seeds_of_its_own(plan: TablePlan) -> None:
+    captions = plan.captions
+    again = Cell("base", plan.model, 1).captions(captions)
+    assert not {c.seed for c in captions} & {c.seed for c in again}
+    assert [c.prompt for c in captions] == [c.prompt for c in again]
+
+
+def test_losses_need_their_variants(plan: TablePlan) -> None:
+    with pytest.raises(InvalidInput, match="variants"):
+        build("losses", plan)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_row_names_a_method_once(name: str, plan: TablePlan) -> None:
+    edge: EdgeModel = load_draft_model(plan.model / "edge")
+    contents = TABLES[name](edge)
+    keys = [(row.method, row.variant) for row in contents.rows]
+    assert contents.rows[0].method == "base"
+    assert len(set(keys)) == len(keys)
+    assert len({row.label for row in contents.rows}) == len(keys)
+    for row in contents.rows:
+        assert Cell(row.method, plan.model).inputs["method"]
+
+
+# Risk
+
+
+def test_risk_counts_what_differs_and_was_kept() -> None:
+    scores = torch.tensor([0.4, 0.1, 0.3, 0.2])
+    differs = torch.tensor([1.0, 0.0, 1.0, 1.0])
+    assert risks_at(scores, differs, [0.0, 0.25, 0.5, 1.0]) == [0.75, 0.5, 0.25, 0.0]
+
+
+def test_the_score_that_knows_leaves_the_least() -> None:
+    generator = torch.Generator().manual_seed(0)
+    tv = torch.rand(400, generator=generator)
+    values = {
+        "entropy": tv + 0.5 * torch.rand(400, generator=generator),
+        RANDOM: torch.rand(400, generator=generator),
+        CEILING: tv,
+        DIFFERS: (torch.rand(400, generator=generator) < tv).float(),
+        IMAGE: torch.arange(400) // 20,
+    }
+    found = {one.score: one for one in risk_curves(values)}
+    assert list(found) == ["entropy", RANDOM, CEILING]
+    at = {name: one.risks[0.3].value for name, one in found.items()}
+    assert at[CEILING] < at["entropy"] < at[RANDOM]
+    assert found[CEILING].aurocs["TV above its median"].value == 1
+    for one in found.values():
+        risks = [one.risks[share].value for share in SHARES]
+        assert risks == sorted(risks, reverse=True)
+        assert one.risks[0.3].low <= one.risks[0.3].value <= one.risks[0.3].high
+
+
+def test_the_risk_table_is_written(plan: TablePlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(building, "risk_curves", lambda values, **_: risk_curves(values)[:3])
+    build_risk(plan)
+    assert "AUROC" in (plan.out / "risk.md").read_text()
+    assert Image.open(plan.out / "risk.png").size[0] > 0
+
+
+# Timings and writing
+
+
+def test_speedups_compare_images_of_one_prompt() -> None:
+    def costs(seconds: float, trips: int) -> Costs:
+        return Costs(cloud_seconds=seconds, round_trips=trips)
+
+    timings = Timings(
+        machine="m",
+        costs={"base": [costs(2, 1), costs(4, 1)], "fast": [costs(1, 11), costs(2, 11)]},
+    )
+    assert timings.speedup("fast").value == 2
+    assert timings.speedup("base").value == 1
+    assert timings.speedup("fast", rtt=1).value == pytest.approx((3 / 12 + 5 / 13) / 2)
+
+
+def test_numbers_are_shown_with_their_ends(tmp_path: Path) -> None:
+    rows = [
+        ("a", {"calls": Estimate(0.3, 0.28, 0.321), "uplink_bytes": Estimate(2048, 2048, 2048)}),
+        ("b", {"calls": Estimate(1, 1, 1)}),
+    ]
+    columns = ("FID", "calls", "uplink_bytes")
+    lines = markdown_table(rows, columns).splitlines()
+    assert lines[0] == "|  | calls | up, KiB |"
+    assert lines[2] == "| a | 30.0 % (28.0 to 32.1) | 2.00 |"
+    assert lines[3] == "| b | 100 % |  |"
+    write_csv(tmp_path / "t.csv", rows, columns)
+    assert (tmp_path / "t.csv").read_text().splitlines()[2] == "b,1,1,1,,,"
