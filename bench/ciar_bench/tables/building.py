@@ -38,7 +38,7 @@ from ciar_bench.tables.figures import (
 from ciar_bench.tables.measuring import Numbers, measure_cell, measure_floor
 from ciar_bench.tables.risk import risk_curves
 from ciar_bench.tables.timing import BASE, Timings, measure_timings
-from ciar_bench.tables.writing import markdown_table, write_csv
+from ciar_bench.tables.writing import columns_of, markdown_table, write_csv
 from ciar_edge.models import load_draft_model
 from ciar_train.progress import Progress, say_nothing
 
@@ -135,7 +135,8 @@ def build(name: str, plan: TablePlan) -> BuiltTable:
 
 def draw_figures(table: BuiltTable, plan: TablePlan) -> None:
     """Quality against latency, a wall of pictures, and maps of the methods that have scores."""
-    for quality in FIGURE_QUALITY:
+    is_timed = bool(columns_of(table.rows, [FIGURE_LATENCY]))
+    for quality in columns_of(table.rows, FIGURE_QUALITY if is_timed else ()):
         stem = re.sub("[^a-z0-9]+", "-", quality.lower())
         path = plan.out / f"{table.name}-{stem}.png"
         draw_quality_against_latency(path, table.rows, quality=quality, latency=FIGURE_LATENCY)

@@ -77,11 +77,11 @@ class Record:
 def begin(cell: Cell, root: Path) -> Path:
     """The cell's folder, empty if what was in it has other inputs."""
     folder = cell.folder(root)
-    stamp = folder / INPUTS
-    if stamp.exists() and json.loads(stamp.read_text()) != cell.inputs:
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    stamp.write_text(json.dumps(cell.inputs, indent=1))
+    stamp, text = folder / INPUTS, json.dumps(cell.inputs, indent=1)
+    if not stamp.exists() or stamp.read_text() != text:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        stamp.write_text(text)
     return folder
 
 

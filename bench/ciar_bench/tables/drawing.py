@@ -27,7 +27,10 @@ def draw_cells(
     device: str = "cpu",
     progress: Progress = say_nothing,
 ) -> dict[Cell, Path]:
-    """The folders of all cells, drawn as far as they were not."""
+    """The folders of all cells, drawn as far as they were not.
+
+    num_workers: 1 draws in this process, with the threads it has.
+    """
     folders = {cell: begin(cell, root) for cell in dict.fromkeys(cells)}
     tasks = []
     for cell, folder in folders.items():
@@ -37,7 +40,11 @@ def draw_cells(
             picked = {i: wanted[i] for i in left[first : first + PICTURES_PER_TASK]}
             tasks.append((cell, folder, picked, device))
     total, done = sum(len(task[2]) for task in tasks), 0
-    if tasks:
+    if num_workers == 1:
+        for task in tasks:
+            done += draw_some(*task)
+            progress(done, total, "pictures")
+    elif tasks:
         with ProcessPoolExecutor(
             num_workers, mp_context=get_context("spawn"), initializer=start_worker
         ) as pool:
