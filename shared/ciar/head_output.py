@@ -111,7 +111,9 @@ class HeadOutput:
 
     @property
     def lower(self) -> Tensor:
-        return self.mid / (self.growth * self.rest).add_(1)
+        """p / (1 + w - w p), [..., V]: right to e^r roundings, since what cancels stands by a 1."""
+        w = self.growth
+        return self.mid / torch.addcmul(w, w, self.mid, value=-1).add_(1)
 
     @property
     def upper(self) -> Tensor:
