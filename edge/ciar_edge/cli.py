@@ -122,8 +122,8 @@ def generate(
         _option(
             env="ROUTER",
             help="The score: interval, interval-draw, interval-u, interval-u-scaled, entropy, "
-            "softmax-corr, softmax-corr-window, discrete-100, discrete-300, random, always or "
-            "never. Default: the model's.",
+            "softmax-corr, softmax-corr-window, discrete-100, discrete-300, nucleus-100, "
+            "nucleus-300, random, always or never. Default: the model's.",
         ),
     ] = None,
     exact: Annotated[

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ciar.types import ImageRequest, SamplingParams
 from ciar_bench.methods.bench_model import BenchModel
-from ciar_bench.methods.costs import DrawnImage, id_bytes
+from ciar_bench.methods.costs import DrawnImage, pay_whole_image
 from ciar_cloud.solo import draw_alone
 
 
@@ -18,8 +18,5 @@ class Autoregressive:
         started = time.perf_counter()
         image = draw_alone(bench.target, ImageRequest(prompt=prompt, sampling=sampling), features)
         costs.cloud_seconds = time.perf_counter() - started
-        costs.decided = bench.num_tokens
-        costs.round_trips = 1
-        costs.uplink_bytes = len(prompt.encode())
-        costs.downlink_bytes = id_bytes(bench.num_tokens, bench.vocab_size)
+        pay_whole_image(costs, prompt, num_tokens=bench.num_tokens, vocab_size=bench.vocab_size)
         return DrawnImage(tokens=image.tokens, costs=costs)

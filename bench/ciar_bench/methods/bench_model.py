@@ -1,27 +1,26 @@
 """A model bundle loaded once, for every method to draw with."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor
 
-from ciar.checkpoint import CONFIG_FILE, read_config, read_sampling
+from ciar.checkpoint import CONFIG_FILE
 from ciar.errors import CheckpointError
 from ciar.models.eagle import EagleModel
-from ciar.models.packed import pack
 from ciar.models.text_encoder import TextEncoder
 from ciar.picture import load_vq
 from ciar.sampling import filter_logits
-from ciar.target import Feed, Output, Target, TargetModel
+from ciar.target import Feed, Output, Target
 from ciar.types import ModelInfo, SamplingParams
 from ciar_bench.methods.costs import Costs
+from ciar_cloud.bundle import load_cloud_model
 from ciar_edge.models import EdgeModel, load_draft_model
 from ciar_train.eagle import load_eagle
 
 NUM_SPARE = 64  # rows of a draft tree, or of a wave
-MAX_BATCH_TOKENS = 256
 
 
 class MeteredTarget(Target):
@@ -43,23 +42,23 @@ class BenchModel:
     target: MeteredTarget
     edge: EdgeModel
     text: TextEncoder
-    sampling: SamplingParams
+    info: ModelInfo
 
     @classmethod
     def load(cls, folder: Path, *, device: str = "cpu") -> "BenchModel":
-        """The target laid out as a cloud serves it. Raises `CheckpointError`."""
-        model = TargetModel.load(folder / "cloud", device=device)
-        pack(model.transformer)
+        """Both halves, laid out as they serve. Raises `CheckpointError`."""
+        cloud = load_cloud_model(str(folder), device=device)
         return cls(
             folder,
-            MeteredTarget(model, num_slots=1, num_spare=NUM_SPARE),
+            MeteredTarget(cloud.target, num_slots=1, num_spare=NUM_SPARE),
             load_draft_model(folder / "edge"),
-            TextEncoder.load(folder / "text"),
-            read_sampling(folder / "cloud"),
+            cloud.encoder,
+            cloud.info,
         )
 
-    def with_edge(self, edge: EdgeModel) -> "BenchModel":
-        return replace(self, edge=edge)
+    @property
+    def sampling(self) -> SamplingParams:
+        return self.info.sampling
 
     @property
     def num_tokens(self) -> int:
@@ -83,22 +82,6 @@ class BenchModel:
         return self.text.encode([prompt])[0]
 
     @cached_property
-    def info(self) -> ModelInfo:
-        config = self.target.config
-        return ModelInfo(
-            name=self.folder.name,
-            family="llamagen",
-            fingerprint=self.edge.target,
-            grid_size=config.grid_size,
-            vocab_size=config.vocab_size,
-            condition_dim=config.dim,
-            feature_dim=self.target.model.feature_dim,
-            max_prompt_chars=1000,
-            max_batch_tokens=MAX_BATCH_TOKENS,
-            sampling=self.sampling,
-        )
-
-    @cached_property
     def eagle(self) -> EagleModel:
         """The drafter of EAGLE: `NAME/eagle`. Raises `CheckpointError`."""
         folder = self.folder / "eagle"
@@ -107,9 +90,10 @@ class BenchModel:
                 f"{folder}: no drafter of EAGLE; train it: ciar-train draft --kind eagle"
             )
         model, made_for = load_eagle(folder)
-        wanted = read_config(self.folder / "edge")["target"]
-        if made_for != wanted:
-            raise CheckpointError(f"{folder}: made for target {made_for}, this one is {wanted}")
+        if made_for != self.info.fingerprint:
+            raise CheckpointError(
+                f"{folder}: made for target {made_for}, this one is {self.info.fingerprint}"
+            )
         return model
 
     @cached_property

@@ -57,6 +57,13 @@ class DrawnImage:
         return self.costs.forwards / len(self.tokens)
 
 
+def pay_whole_image(costs: Costs, prompt: str, *, num_tokens: int, vocab_size: int) -> None:
+    """The cloud drew it alone, in one request: prompt up, all ids down."""
+    costs.decided, costs.round_trips = num_tokens, 1
+    costs.uplink_bytes = len(prompt.encode())
+    costs.downlink_bytes = id_bytes(num_tokens, vocab_size)
+
+
 def id_bytes(count: int, num_values: int) -> int:
     """Bytes of `count` ids from 0 to `num_values - 1`."""
     return math.ceil(count * math.log2(max(num_values, 2)) / 8)

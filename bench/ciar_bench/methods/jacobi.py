@@ -14,7 +14,7 @@ from ciar.sampling import Noise, coupled_draw
 from ciar.target import Feed
 from ciar.types import SamplingParams
 from ciar_bench.methods.bench_model import BenchModel
-from ciar_bench.methods.costs import DrawnImage, id_bytes
+from ciar_bench.methods.costs import DrawnImage, pay_whole_image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,5 @@ class Jacobi:
             tokens += drawn[: stands + 1]
             guesses = drawn[stands + 1 :]
         costs.cloud_seconds = time.perf_counter() - started
-        costs.decided, costs.round_trips = total, 1
-        costs.uplink_bytes = len(prompt.encode())
-        costs.downlink_bytes = id_bytes(total, bench.vocab_size)
+        pay_whole_image(costs, prompt, num_tokens=bench.num_tokens, vocab_size=bench.vocab_size)
         return DrawnImage(tokens=tuple(tokens), costs=costs)

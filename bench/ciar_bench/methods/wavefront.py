@@ -17,7 +17,7 @@ from ciar.sampling import Noise, coupled_draw
 from ciar.target import Feed, Scatter
 from ciar.types import SamplingParams
 from ciar_bench.methods.bench_model import BenchModel
-from ciar_bench.methods.costs import DrawnImage, id_bytes
+from ciar_bench.methods.costs import DrawnImage, pay_whole_image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +40,7 @@ class Wavefront:
         while not image.is_complete:
             image.advance()
         costs.cloud_seconds = time.perf_counter() - started
-        costs.decided, costs.round_trips = bench.num_tokens, 1
-        costs.uplink_bytes = len(prompt.encode())
-        costs.downlink_bytes = id_bytes(bench.num_tokens, bench.vocab_size)
+        pay_whole_image(costs, prompt, num_tokens=bench.num_tokens, vocab_size=bench.vocab_size)
         return DrawnImage(tokens=tuple(image.grid.tolist()), costs=costs)
 
 
