@@ -258,12 +258,12 @@ def test_speedups_compare_images_of_one_prompt() -> None:
 def test_numbers_are_shown_with_their_ends(tmp_path: Path) -> None:
     rows = [
         ("a", {"calls": Estimate(0.3, 0.28, 0.321), "uplink_bytes": Estimate(2048, 2048, 2048)}),
-        ("b", {"calls": Estimate(1, 1, 1)}),
+        ("b", {"calls": Estimate(1, 1, 1), "risk at 30.0%": Estimate(2e-4, 1e-4, 3e-4)}),
     ]
-    columns = ("FID", "calls", "uplink_bytes")
+    columns = ("FID", "calls", "uplink_bytes", "risk at 30.0%")
     lines = markdown_table(rows, columns).splitlines()
-    assert lines[0] == "|  | calls | up, KiB |"
-    assert lines[2] == "| a | 30.0 % (28.0 to 32.1) | 2.00 |"
-    assert lines[3] == "| b | 100 % |  |"
+    assert lines[0] == "|  | calls | up, KiB | risk at 30.0% |"
+    assert lines[2] == "| a | 30.0 % (28.0 to 32.1) | 2.00 |  |"
+    assert lines[3] == "| b | 100 % |  | 0.020 % (0.010 to 0.030) |"
     write_csv(tmp_path / "t.csv", rows, columns)
-    assert (tmp_path / "t.csv").read_text().splitlines()[2] == "b,1,1,1,,,"
+    assert (tmp_path / "t.csv").read_text().splitlines()[2] == "b,1,1,1,,,,0.0002,0.0001,0.0003"

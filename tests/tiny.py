@@ -77,7 +77,7 @@ def write_eagle(bundle: Path) -> None:
         torch.manual_seed(0)
         model = eagle_from_target(target, shape, counted=None)
     fill_neighbours(model.neighbours, model.config)
-    export_eagle(model, bundle / "eagle", target_fingerprint=fingerprint(bundle / "cloud"))
+    export_eagle(model, bundle / "eagle")
 
 
 def random_target(sizes: TransformerConfig, *, feature_dim: int) -> TargetModel:

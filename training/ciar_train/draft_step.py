@@ -92,7 +92,7 @@ def run_eagle(run: RunFolder) -> None:
     target = TargetModel.load(bundle / "cloud", device=str(run.world.device))
     codes = encode_scenes(run)
     begin(run, run.root / "draft")
-    trained_for = begin(run, run.root / "eagle")
+    begin(run, run.root / "eagle")
     contexts, held_out = draft_contexts(run, target, codes, run.root / "draft")
     model = train_eagle(
         target,
@@ -105,7 +105,7 @@ def run_eagle(run: RunFolder) -> None:
         counted=run.counted_tokens,
     )
     if run.world.is_main:
-        export_eagle(model, bundle / "eagle", target_fingerprint=trained_for)
+        export_eagle(model, bundle / "eagle")
 
 
 def begin(run: RunFolder, folder: Path) -> str:

@@ -113,18 +113,14 @@ def train_eagle(
     return model.eval()
 
 
-def export_eagle(model: EagleModel, folder: Path, *, target_fingerprint: str) -> None:
-    config = {
-        "kind": "eagle",
-        "family": "llamagen",
-        "transformer": asdict(model.config),
-        "target": target_fingerprint,
-    }
+def export_eagle(model: EagleModel, folder: Path) -> None:
+    """It holds the target's own output head, which tells what target it was made for."""
+    config = {"kind": "eagle", "family": "llamagen", "transformer": asdict(model.config)}
     save_folder(folder, config, as_int8(model))
 
 
-def load_eagle(folder: Path, *, device: str = "cpu") -> tuple[EagleModel, str]:
-    """A model folder and the fingerprint of its target. Raises `CheckpointError`."""
+def load_eagle(folder: Path, *, device: str = "cpu") -> EagleModel:
+    """Raises `CheckpointError`."""
     config = read_config(folder)
     if config.get("kind") != "eagle":
         raise CheckpointError(f"{folder}: kind {config.get('kind')!r}, expected 'eagle'")
@@ -135,4 +131,4 @@ def load_eagle(folder: Path, *, device: str = "cpu") -> tuple[EagleModel, str]:
     model.rebuild_tables("cpu")
     to_device(model, device=device, dtype=torch.float32)
     model.rebuild_tables(device)
-    return model, str(config["target"])
+    return model

@@ -1,7 +1,7 @@
 """`ciar-train variant`: drafts that differ in one thing, to see what each part of training is for.
 
-All start from the run's finished draft, with new radii, and see the same contexts for as many
-steps; a variant is a run folder of its own, RUN/variants/NAME, with a bundle of its own.
+All start from what fits of the run's finished draft, with new radii, and see the same contexts for
+as many steps; a variant is a run folder of its own, RUN/variants/NAME, with a bundle of its own.
 """
 
 import shutil
@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from ciar.checkpoint import CONFIG_FILE
 from ciar.errors import InvalidInput
+from ciar.models.neighbours import NeighbourConfig
 from ciar_train.draft import DraftPlan
 from ciar_train.draft_step import CLOUD_IMAGES, run_draft
 from ciar_train.run_folder import RunFolder
@@ -21,11 +22,13 @@ def published(plan: DraftPlan, *, kl: float, dro: float) -> DraftPlan:
     return replace(plan, loss="inter-dro", weights=replace(plan.weights, kl=kl, dro=dro))
 
 
+# `plain` is a layer as published, which sees no neighbours and has no tables.
 VARIANTS: Mapping[str, Callable[[DraftPlan], DraftPlan]] = {
     "anchor": lambda plan: published(plan, kl=0.0, dro=0.0),
     "anchor-kl": lambda plan: published(plan, kl=1.0, dro=0.0),
     "inter-dro": lambda plan: published(plan, kl=1.0, dro=1.0),
     "two-stage": lambda plan: replace(plan, loss="interval-score"),
+    "plain": lambda plan: replace(plan, shape=replace(plan.shape, neighbours=NeighbourConfig())),
     "two-layers": lambda plan: replace(plan, shape=replace(plan.shape, num_layers=2)),
 }
 
@@ -41,7 +44,9 @@ def run_variant(run: RunFolder, name: str) -> RunFolder:
     if run.world.is_main and not variant.bundle.exists():
         share_contexts(run, variant)
         adopt(variant, run.bundle)
-        shutil.copytree(run.bundle / "cloud", variant.bundle / "cloud")
+        for part in ("cloud", "eagle"):
+            if (run.bundle / part).exists():
+                shutil.copytree(run.bundle / part, variant.bundle / part)
     run.world.wait()
     run_draft(variant)
     return variant

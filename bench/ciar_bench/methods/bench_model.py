@@ -13,7 +13,7 @@ from ciar.models.eagle import EagleModel
 from ciar.models.text_encoder import TextEncoder
 from ciar.picture import load_vq
 from ciar.sampling import filter_logits
-from ciar.target import Feed, Output, Target
+from ciar.target import Feed, Output, Target, TargetModel
 from ciar.types import ModelInfo, SamplingParams
 from ciar_bench.methods.costs import Costs
 from ciar_cloud.bundle import load_cloud_model
@@ -89,17 +89,24 @@ class BenchModel:
             raise CheckpointError(
                 f"{folder}: no drafter of EAGLE; train it: ciar-train draft --kind eagle"
             )
-        model, made_for = load_eagle(folder)
-        if made_for != self.info.fingerprint:
-            raise CheckpointError(
-                f"{folder}: made for target {made_for}, this one is {self.info.fingerprint}"
-            )
+        model = load_eagle(folder)
+        head = TargetModel.load(self.folder / "cloud").transformer.output.weight
+        if not is_same_head(model.output.weight.cpu(), head):
+            raise CheckpointError(f"{folder}: its output head is another target's; train it again")
         return model
 
     @cached_property
     def codebook(self) -> Tensor:
         """Codes [V, d] as the VQ decoder gets them."""
         return load_vq(self.folder / "vq").quantize.codes().detach()
+
+
+def is_same_head(found: Tensor, expected: Tensor) -> bool:
+    """Whether weights [V, D] are equal but for a rounding to int8 rows."""
+    if found.shape != expected.shape:
+        return False
+    step = expected.abs().amax(dim=1, keepdim=True) / 127
+    return bool(((found - expected).abs() <= step).all())
 
 
 def sampling_view(logits: Tensor, sampling: SamplingParams) -> Tensor:

@@ -149,6 +149,7 @@ def losses_table(_: EdgeModel) -> Contents:
         ("anchor + KL", "anchor-kl"),
         ("Inter-DRO (publication)", "inter-dro"),
         ("two stages, interval score (ours)", "two-stage"),
+        ("two stages, plain layer", "plain"),
         ("two stages, two layers", "two-layers"),
     ]
     scores = [("U", "interval-u"), ("width", "interval")]

@@ -7,6 +7,7 @@ from pathlib import Path
 from ciar_bench.quality.bootstrap import Estimate
 
 PERCENT = ("calls", "decided share", "disagreement", "place-top1", "object-top5")
+RISK = "risk at "
 KIB = ("uplink_bytes", "downlink_bytes")
 HEADS = {
     "speedup": "speed-up",
@@ -43,11 +44,12 @@ def markdown_table(rows: Sequence[tuple[str, Numbers]], wanted: Sequence[str]) -
 def shown(name: str, found: Estimate | None) -> str:
     if found is None:
         return ""
-    scale = 100 if name in PERCENT else 1 / 1024 if name in KIB else 1
+    is_share = name in PERCENT or name.startswith(RISK)
+    scale = 100 if is_share else 1 / 1024 if name in KIB else 1
     values = [scale * x for x in (found.value, found.low, found.high)]
     digits = digits_of(values[0])
     value, low, high = (f"{x:.{digits}f}" for x in values)
-    unit = " %" if name in PERCENT else ""
+    unit = " %" if is_share else ""
     return f"{value}{unit}" if low == high else f"{value}{unit} ({low} to {high})"
 
 
