@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ciar.checkpoint import CONFIG_FILE
@@ -20,6 +21,7 @@ from ciar_cloud.bundle import load_cloud_model
 from ciar_edge.models import EdgeModel, load_draft_model
 from ciar_train.eagle import load_eagle
 
+SLOT = 0  # the only one
 NUM_SPARE = 64  # rows of a draft tree, or of a wave
 
 
@@ -99,6 +101,18 @@ class BenchModel:
     def codebook(self) -> Tensor:
         """Codes [V, d] as the VQ decoder gets them."""
         return load_vq(self.folder / "vq").quantize.codes().detach()
+
+
+def prefill(condition: Tensor, sampling: SamplingParams) -> Feed:
+    """The condition alone, text features [L, C]: it brings what follows it, token 0."""
+    return Feed(
+        slot=SLOT,
+        num_condition=len(condition),
+        position=0,
+        tokens=torch.empty(0, dtype=torch.long),
+        cfg_scale=sampling.cfg_scale,
+        condition=condition,
+    )
 
 
 def is_same_head(found: Tensor, expected: Tensor) -> bool:

@@ -13,7 +13,7 @@ import torch
 from ciar.sampling import Noise, coupled_draw
 from ciar.target import Feed
 from ciar.types import SamplingParams
-from ciar_bench.methods.bench_model import BenchModel
+from ciar_bench.methods.bench_model import SLOT, BenchModel
 from ciar_bench.methods.costs import DrawnImage, pay_whole_image
 
 
@@ -45,7 +45,7 @@ class Jacobi:
                 guesses.append(known[len(known) - side] if len(known) >= side else 0)
             fed = torch.tensor(tokens[-1:] + guesses)
             feed = Feed(
-                slot=0,
+                slot=SLOT,
                 num_condition=len(condition),
                 position=max(first - 1, 0),
                 tokens=fed,

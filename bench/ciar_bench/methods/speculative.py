@@ -20,12 +20,10 @@ from torch import Tensor
 
 from ciar.target import Feed
 from ciar.types import SamplingParams
-from ciar_bench.methods.bench_model import BenchModel, sampling_view
+from ciar_bench.methods.bench_model import SLOT, BenchModel, prefill, sampling_view
 from ciar_bench.methods.costs import Costs, DrawnImage, id_bytes, number_bytes
 from ciar_bench.methods.eagle_drafter import ROWS, EagleDrafter
 from ciar_bench.methods.tree import ROOT, DraftTree, chain, scattered
-
-SLOT = 0
 
 
 class Ruling(NamedTuple):
@@ -104,15 +102,7 @@ class Rounds:
 
     def prefill(self) -> tuple[list[int], Tensor]:
         """Token 0, and the hidden state [2, 1, D] that predicted it."""
-        feed = Feed(
-            slot=SLOT,
-            num_condition=len(self.condition),
-            position=0,
-            tokens=torch.zeros(0, dtype=torch.long),
-            cfg_scale=self.sampling.cfg_scale,
-            condition=self.condition,
-        )
-        (output,) = self.bench.target.outputs([feed])
+        (output,) = self.bench.target.outputs([prefill(self.condition, self.sampling)])
         self.tokens = [self._draw(sampling_view(output.logits[-1], self.sampling))]
         return self.tokens[:], output.hidden[:, -1:]
 

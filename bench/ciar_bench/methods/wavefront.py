@@ -16,7 +16,7 @@ from torch import Tensor
 from ciar.sampling import Noise, coupled_draw
 from ciar.target import Feed, Scatter
 from ciar.types import SamplingParams
-from ciar_bench.methods.bench_model import BenchModel
+from ciar_bench.methods.bench_model import SLOT, BenchModel, prefill
 from ciar_bench.methods.costs import DrawnImage, pay_whole_image
 
 
@@ -66,15 +66,7 @@ class Wave:
 
     def begin(self) -> None:
         """The prefill brings token 0."""
-        feed = Feed(
-            slot=0,
-            num_condition=len(self.condition),
-            position=0,
-            tokens=torch.zeros(0, dtype=torch.long),
-            cfg_scale=self.sampling.cfg_scale,
-            condition=self.condition,
-        )
-        (logits,) = self.bench.target.extend([feed])
+        (logits,) = self.bench.target.extend([prefill(self.condition, self.sampling)])
         self._draw(0, logits[-1])
 
     def advance(self) -> None:
@@ -112,7 +104,7 @@ class Wave:
         sees = (everyone >= 0) & (everyone <= fed[:, None])  # [n, cached + n]
         sees[:, len(self.cached) :] |= torch.eye(len(fed), dtype=torch.bool)
         feed = Feed(
-            slot=0,
+            slot=SLOT,
             num_condition=len(self.condition),
             position=len(self.cached),
             tokens=grids.gather(1, fed[:, None])[:, 0],

@@ -114,10 +114,14 @@ def build(name: str, plan: TablePlan) -> BuiltTable:
             cells, plan.captions, plan.cells, device=plan.device, progress=plan.progress
         )
     rows = []
+    rollouts = {
+        model: plan_routing(plan, model) for model in {cell.model for cell in cells} - {plan.model}
+    }
     for row, cell in zip(contents.rows, cells, strict=True):
         numbers = measure_cell(folders[cell], folders[base], plan.reference, plan.instruments)
         if row.variant:
-            numbers |= routing_numbers(plan, cell)
+            (curve,) = risk_curves(rollouts[cell.model], names=[cell.method])
+            numbers |= curve.numbers
         rows.append((row.label, numbers | speedups(timings, cell)))
         plan.progress(len(rows), len(cells), f"{name}: measured rows")
     floor = measure_floor(folders[again], folders[base], plan.reference, plan.instruments)
@@ -160,11 +164,6 @@ def build_risk(plan: TablePlan) -> None:
     (plan.out / "risk.md").write_text(text)
     write_csv(plan.out / "risk.csv", rows, columns)
     draw_risk(plan.out / "risk.png", curves)
-
-
-def routing_numbers(plan: TablePlan, cell: Cell) -> Numbers:
-    """AUROC and risk of the cell's own score on its own rollouts."""
-    return risk_curves(plan_routing(plan, cell.model), names=[cell.method])[0].numbers
 
 
 def plan_routing(plan: TablePlan, model: Path) -> dict[str, Tensor]:

@@ -55,7 +55,7 @@ class Cell:
         }
 
     def folder(self, root: Path) -> Path:
-        digest = hashlib.sha256(json.dumps(self.inputs, sort_keys=True).encode()).hexdigest()
+        digest = digest_of(self.inputs)
         name = re.sub(r"[^a-z0-9+.-]+", "-", self.method.lower()) + ("-again" * self.again)
         return root / f"{name}-{digest[:8]}"
 
@@ -72,6 +72,11 @@ class Record:
     prompt: str
     seed: int
     image: DrawnImage
+
+
+def digest_of(inputs: dict[str, Any]) -> str:
+    """Changes when any of the JSON values does: 64 hex digits."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
 def begin(cell: Cell, root: Path) -> Path:

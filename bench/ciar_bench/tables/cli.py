@@ -7,6 +7,7 @@ import typer
 
 from ciar.checkpoint import DEFAULT_MODEL, find_model
 from ciar.errors import InvalidInput
+from ciar_bench.cloud_process import cores
 from ciar_bench.quality.cli import load_extractor, show_progress
 from ciar_bench.quality.features import EfficientNetFeatures
 from ciar_bench.quality.report import Instruments
@@ -14,7 +15,6 @@ from ciar_bench.quality.scenes import DrawnScenes
 from ciar_bench.quality.scorer import CaptionScorer, find_scorer
 from ciar_bench.tables.building import TablePlan, build, build_risk
 from ciar_bench.tables.contents import TABLES
-from ciar_bench.tables.drawing import num_cores
 
 RISK = "risk"
 NAMES = (*TABLES, RISK)
@@ -58,7 +58,7 @@ def table(
             progress=show_progress,
         ),
         count=count,
-        num_workers=workers or num_cores(),
+        num_workers=workers or len(cores()),
         variants=variants,
         device=device,
         progress=show_progress,

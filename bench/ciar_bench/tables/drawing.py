@@ -1,6 +1,5 @@
 """Draws the cells of a table, a picture at a time, in several processes of one thread each."""
 
-import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import lru_cache
@@ -70,7 +69,3 @@ def draw_some(cell: Cell, folder: Path, captions: dict[int, Caption], device: st
 @lru_cache(maxsize=2)
 def load(model: Path, device: str) -> tuple[BenchModel, Painter]:
     return BenchModel.load(model, device=device), Painter.load(model / "vq")
-
-
-def num_cores() -> int:
-    return len(os.sched_getaffinity(0))

@@ -3,7 +3,6 @@
 What was measured is kept beside the pictures, and measured again only when its inputs changed.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -23,7 +22,7 @@ from ciar_bench.quality.report import (
     measurements,
     noise_floor,
 )
-from ciar_bench.tables.cells import read_record, read_tokens
+from ciar_bench.tables.cells import digest_of, read_record, read_tokens
 
 KEPT = "measured.json"
 Numbers = dict[str, Estimate]
@@ -85,7 +84,7 @@ def kept(
         "extractors": [one.fingerprint for one in instruments.extractors],
         "scorers": [one.fingerprint for one in instruments.scorers],
     }
-    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+    digest = digest_of(inputs)
     if path.exists():
         values = json.loads(path.read_text())
         if values["inputs"] == digest:

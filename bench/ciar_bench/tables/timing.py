@@ -5,7 +5,6 @@ and the interval that of the median. Edge and cloud share the machine and take t
 added from what was counted (`Costs.latency`).
 """
 
-import hashlib
 import json
 import statistics
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from ciar_bench.methods.bench_model import BenchModel
 from ciar_bench.methods.costs import Costs
 from ciar_bench.quality.bootstrap import Estimate, bootstrap
 from ciar_bench.quality.folder import Caption
-from ciar_bench.tables.cells import Cell
+from ciar_bench.tables.cells import Cell, digest_of
 from ciar_train.progress import Progress, say_nothing
 
 NUM_PROMPTS = 16
@@ -57,8 +56,7 @@ def measure_timings(
     assert len({cell.model for cell in cells}) == 1, "one model at a time"
     prompts = [caption.prompt for caption in captions[:NUM_PROMPTS]]
     inputs = {"cells": [cell.inputs for cell in cells], "prompts": prompts, "device": device}
-    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:12]
-    path = root / f"timings-{digest}.json"
+    path = root / f"timings-{digest_of(inputs)[:12]}.json"
     if not path.exists():
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
