@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from ciar_train import precision
+from ciar_train.muon import Muon, orthogonal
 from ciar_train.optimizer import MuonWithAdamW, optimizer_for
 from ciar_train.plan import TrainingPlan
 
@@ -33,6 +34,41 @@ def test_muon_takes_the_matrices_of_layers_and_adamw_the_rest() -> None:
         id(p) for p in (model.layers[0].bias, model.head.weight, model.head.bias)
     }
     assert [g["lr_scale"] for g in optimizer.parts[0].param_groups] == [4.0]
+
+
+@pytest.mark.parametrize("shape", [(24, 8), (8, 24), (8, 8)])
+@pytest.mark.parametrize("is_fast", [False, True])
+def test_muon_takes_the_steps_of_the_librarys(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int], is_fast: bool
+) -> None:
+    monkeypatch.setattr("ciar_train.muon.has_fast_bfloat16", lambda device_type: is_fast)
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(shape, generator=generator)
+    gradients = [torch.randn(shape, generator=generator) for _ in range(3)]
+    ends = []
+    for is_ours in (True, False):
+        weight = nn.Parameter(start.clone())
+        optimizer: torch.optim.Optimizer = (
+            Muon([weight], lr=1e-2, weight_decay=0.1)
+            if is_ours
+            else torch.optim.Muon(
+                [weight], lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"
+            )
+        )
+        for gradient in gradients:
+            weight.grad = gradient.clone()
+            optimizer.step()
+        ends.append(weight.detach() - start)
+    ours, theirs = ends
+    # bfloat16 has 8 bits, and three steps of five iterations carry its rounding on
+    assert (ours - theirs).norm() < (1e-6 if is_fast else 0.02) * theirs.norm()
+
+
+def test_a_step_of_muon_in_float32_brings_the_singular_values_near_one() -> None:
+    matrix = torch.randn(16, 48, generator=torch.Generator().manual_seed(1))
+    found = orthogonal(matrix, coefficients=(3.4445, -4.7750, 2.0315), steps=5, eps=1e-7)
+    values = torch.linalg.svdvals(found.float())
+    assert values.min() > 0.6 and values.max() < 1.3
 
 
 def test_without_a_rate_for_muon_adamw_decays_matrices_only() -> None:

@@ -20,6 +20,8 @@ from ciar.models.text_encoder import TextEncoder
 from ciar.picture import load_vq
 from ciar.target import TargetModel
 from ciar_train import steps
+from ciar_train.codes import Conditions
+from ciar_train.draft import DraftTrainer
 from ciar_train.draft_step import run_draft, run_eagle
 from ciar_train.eagle import load_eagle
 from ciar_train.export import export_target
@@ -177,6 +179,29 @@ def test_local_codes_are_steady(*, is_local: bool) -> None:
     vq, pixels = vq_f4(has_local_encoder=is_local), torch.rand(4, 3, 32, 32) * 2 - 1
     share = steady_share(vq, pixels, vq.encode(pixels))
     assert share == 1 if is_local else share < 0.9
+
+
+def test_phi_learns_on_the_tokens_with_the_narrowest_intervals(run: RunFolder) -> None:
+    target = TargetModel.load(run.bundle / "cloud")
+    trainer = DraftTrainer(
+        target, run.size.head, run.size.draft, sampling=run.size.sampling, world=CPU
+    )
+    config, generator = target.config, torch.Generator().manual_seed(0)
+    shape = (16, config.num_tokens)
+    tokens = torch.randint(config.vocab_size, shape, generator=generator)
+    features = torch.randn(16, 3, config.condition_dim, generator=generator)
+    conditions = Conditions(features, torch.ones(16, 3, dtype=torch.bool))
+    mixed, kept = trainer.keep_sure(conditions, tokens, generator)
+    assert torch.equal(mixed[~kept], tokens[~kept])
+    assert (mixed[kept] != tokens[kept]).any()
+    shares = kept.float().mean(1)
+    assert shares.min() >= 0.5 - 1 / config.num_tokens
+    assert shares.max() > shares.min()
+    interval = interfuse(*trainer.draft.inter_head(trainer.hidden(conditions, tokens)))
+    width = interval.width.sum(-1)
+    widest = width.masked_fill(~kept, -1.0).amax(1)
+    narrowest = width.masked_fill(kept, torch.inf).amin(1)
+    assert (widest <= narrowest).all()
 
 
 def test_the_exported_bundle_fits_together(run: RunFolder, tmp_path: Path) -> None:

@@ -13,20 +13,17 @@ from rich.console import Console
 from rich.table import Table
 
 from ciar import __version__
-from ciar.checkpoint import DEFAULT_MODEL, find_model, read_sampling
+from ciar.checkpoint import DEFAULT_MODEL, find_model
 from ciar.errors import CiarError
-from ciar.models.text_encoder import TextEncoder
-from ciar.target import TargetModel
 from ciar_bench.cloud_process import cores, serving
 from ciar_bench.head_scale_cli import head_scale
 from ciar_bench.latency import LatencyPlan, LatencyReport, run_latency
 from ciar_bench.machine import describe_machine
 from ciar_bench.pair import write_random_pair
 from ciar_bench.quality.cli import add_commands
-from ciar_bench.routing import RoutingReport, report_routing, watch_routing
+from ciar_bench.routing import RoutingReport, report_routing, watch_bundle
 from ciar_bench.tables.cli import table
 from ciar_bench.workload import seeded_prompts
-from ciar_edge.config import DecodeConfig
 from ciar_edge.models import load_draft_model
 from ciar_train.sizes import load_size
 
@@ -105,19 +102,10 @@ def routing(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Every score on the edge's own rollouts: AUROC, and what is left among the kept tokens."""
-    folder = find_model(model)
-    target = TargetModel.load(folder / "cloud")
-    edge = load_draft_model(folder / "edge")
-    encoder = TextEncoder.load(folder / "text")
-    values = watch_routing(
-        target,
-        edge.draft,
-        [encoder.encode([p])[0] for p in seeded_prompts(load_size(size), images)],
-        sampling=read_sampling(folder / "cloud"),
-        calibration={name: list(row) for name, row in edge.calibration.items()},
-        router=edge.router,
+    values = watch_bundle(
+        find_model(model),
+        seeded_prompts(load_size(size), images),
         share=budget,
-        num_prefix=DecodeConfig().num_prefix(target.config.num_tokens),
         has_discrete=discrete,
         progress=lambda done, total, what: console.print(f"{what} {done}/{total}"),
     )

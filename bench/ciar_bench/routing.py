@@ -13,16 +13,21 @@ the total variation; disagreement itself is a coin toss given the two distributi
 reaches zero.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ciar.checkpoint import read_sampling
 from ciar.models.inter_head import DraftModel
+from ciar.models.text_encoder import TextEncoder
+from ciar.prefix import DEFAULT_PREFIX_RATE, prefix_length
 from ciar.target import TargetModel
 from ciar.types import SamplingParams
 from ciar.uncertainty import TENSOR_SCORES
+from ciar_edge.models import load_draft_model
 from ciar_train.calibrate import score_rows
 from ciar_train.contexts import BATCH, batches
 from ciar_train.draft import describe
@@ -86,6 +91,32 @@ class Watcher:
 
     def flat(self) -> dict[str, Tensor]:
         return {name: torch.cat(column) for name, column in self.columns.items()}
+
+
+def watch_bundle(
+    folder: Path,
+    prompts: Sequence[str],
+    *,
+    share: float,
+    has_discrete: bool = False,
+    device: str = "cpu",
+    progress: Progress = say_nothing,
+) -> dict[str, Tensor]:
+    """Roll out prompts with a model bundle as it ships: see `watch_routing`."""
+    target = TargetModel.load(folder / "cloud", device=device)
+    edge, encoder = load_draft_model(folder / "edge"), TextEncoder.load(folder / "text")
+    return watch_routing(
+        target,
+        edge.draft.to(device),
+        [encoder.encode([prompt])[0] for prompt in prompts],
+        sampling=read_sampling(folder / "cloud"),
+        calibration={name: list(row) for name, row in edge.calibration.items()},
+        router=edge.router,
+        share=share,
+        num_prefix=prefix_length(DEFAULT_PREFIX_RATE, target.config.num_tokens),
+        has_discrete=has_discrete,
+        progress=progress,
+    )
 
 
 def watch_routing(

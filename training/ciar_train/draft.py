@@ -5,11 +5,12 @@
     radius    interval score on a frozen trunk and centre (default), or the published Inter-DRO,
               which trains everything at once
     phi       features of kept tokens, through the frozen cloud: the cloud with features on a
-              context that holds the edge's own tokens should predict what it predicts on the clean
-              context
+              context that holds the tokens the edge is sure of should predict what it predicts on
+              the clean context
 
 Contexts are token grids. Centre and phi learn on drawn pictures and images the guided cloud drew, a
-share of whose tokens is replaced by the edge's own draws; the radius learns on images of the real
+share of whose tokens is replaced by the edge's own draws: for the centre any of them, for phi those
+with the narrowest intervals, drawn as at run time. The radius learns on images of the real
 protocol, most of whose tokens the edge drew itself (see `rollouts`), and on the cloud's.
 
     B images   n positions   V codebook size   D width
@@ -30,8 +31,9 @@ from ciar.interval import interfuse
 from ciar.models.inter_head import DraftModel, InterHeadConfig
 from ciar.models.neighbours import NeighbourConfig
 from ciar.models.transformer import TransformerConfig
-from ciar.sampling import coupled_agreement
+from ciar.sampling import coupled_agreement, filter_logits
 from ciar.target import TargetModel
+from ciar.types import SamplingParams
 from ciar.uncertainty import TENSOR_SCORES
 from ciar_train.codes import Conditions
 from ciar_train.contexts import Contexts
@@ -50,6 +52,7 @@ from ciar_train.precision import mixed_precision
 from ciar_train.target import init_weights
 from ciar_train.teacher import Teacher
 
+KEPT_SHARES = 0.5, 1.0  # of an image's tokens, when phi learns
 SURE = 1e-3  # interval scores far below this count alike
 
 # Scores in the log, by the names they have there.
@@ -157,14 +160,15 @@ class DraftTrainer:
         head: InterHeadConfig,
         plan: DraftPlan,
         *,
-        cfg_scale: float,
+        sampling: SamplingParams,
         world: World,
         start: Mapping[str, Tensor] | None = None,
         counted: np.ndarray | None = None,
     ) -> None:
         torch.manual_seed(0)
         self.target = copy.deepcopy(target).to(world.device).requires_grad_(False)
-        self.teacher = Teacher(self.target, cfg_scale)
+        self.teacher = Teacher(self.target, sampling.cfg_scale)
+        self.sampling = sampling
         self.draft = draft_from_target(target, head, plan.shape, start).to(world.device)
         if self.draft.neighbours is not None and counted is not None:
             count_ngrams(self.draft.neighbours, counted)
@@ -191,6 +195,28 @@ class DraftTrainer:
         share = torch.rand(len(tokens), 1, generator=generator) * self.plan.replaced
         picked = (torch.rand(tokens.shape, generator=generator) < share).to(tokens.device)
         return torch.where(picked, own, tokens), picked
+
+    @torch.no_grad()
+    def keep_sure(
+        self, conditions: Conditions, tokens: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Replace the tokens with the narrowest intervals by the edge's draws, as routing does.
+
+        Their share is random, from KEPT_SHARES. Returns the tokens and which were replaced.
+        """
+        interval = interfuse(*self.draft.inter_head(self.hidden(conditions, tokens)))
+        view = filter_logits(
+            interval.log_mid,
+            temperature=self.sampling.temperature,
+            top_k=self.sampling.top_k,
+            top_p=self.sampling.top_p,
+        )
+        own = torch.multinomial(view.softmax(-1).flatten(0, 1), 1).view_as(tokens)
+        least, most = KEPT_SHARES
+        share = least + (most - least) * torch.rand(len(tokens), generator=generator)
+        rank = interval.width.sum(-1).argsort(-1).argsort(-1)  # [B, T], 0: the narrowest
+        kept = rank < (share * tokens.shape[1]).to(rank.device)[:, None]
+        return torch.where(kept, own, tokens), kept
 
     def batches(
         self, contexts: Contexts, plan: TrainingPlan, number: int
@@ -276,14 +302,14 @@ class DraftTrainer:
         self._train(self.draft, step, plan, folder / "radius", held_out)
 
     def train_phi(self, contexts: Contexts, folder: Path) -> None:
-        """Both halves of phi: clean contexts against the same ones with the edge's tokens."""
+        """Both halves of phi: clean contexts against the same ones with tokens the edge keeps."""
         plan = self.plan.phi
         halves = nn.ModuleDict({"phi": self.draft.phi, "injection": self.target.injection})
 
         def step(number: int) -> tuple[Tensor, Metrics]:
             conditions, clean, generator = self.batches(contexts, plan, number)
             with torch.no_grad():
-                mixed, kept = self.corrupt(conditions, clean, generator)
+                mixed, kept = self.keep_sure(conditions, clean, generator)
                 wanted = self.teacher.logits(conditions, clean[:, :-1]).log_softmax(-1)
                 plain = self.teacher.logits(conditions, mixed[:, :-1]).log_softmax(-1)
                 hidden = self.hidden(conditions, mixed)
@@ -296,7 +322,7 @@ class DraftTrainer:
 
         self.draft.requires_grad_(False)
         halves.requires_grad_(True)
-        nn.init.normal_(self.target.injection.weight, std=0.02)
+        nn.init.zeros_(self.target.injection.weight)  # features begin by changing nothing
         train(halves, step, plan=plan, run=Run(folder / "phi", world=self.world))
         halves.requires_grad_(False)
 

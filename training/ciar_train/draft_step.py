@@ -46,7 +46,7 @@ def run_draft(run: RunFolder, *, folder_name: str = "draft") -> None:
         target,
         size.head,
         plan,
-        cfg_scale=size.sampling.cfg_scale,
+        sampling=size.sampling,
         world=run.world,
         start=read_weights(run.adopted / "edge") if run.adopted.exists() else None,
         counted=run.counted_tokens,

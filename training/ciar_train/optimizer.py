@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ciar_train.muon import Muon
 from ciar_train.plan import TrainingPlan
 
 
@@ -33,12 +34,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
             if parameter.requires_grad:
                 is_hidden = parameter.ndim == 2 and name.startswith("layers.")
                 (matrices if is_hidden else rest).append(parameter)
-        self.muon = torch.optim.Muon(
-            matrices,
-            lr=plan.muon_lr,
-            weight_decay=plan.weight_decay,
-            adjust_lr_fn="match_rms_adamw",
-        )
+        self.muon = Muon(matrices, lr=plan.muon_lr, weight_decay=plan.weight_decay)
         self.adamw = torch.optim.AdamW(rest, lr=plan.lr, betas=plan.betas, weight_decay=0.0)
         self.parts: tuple[torch.optim.Optimizer, ...] = (self.muon, self.adamw)
         super().__init__([*matrices, *rest], {})

@@ -1,7 +1,9 @@
 """`ciar-train variant`: drafts that differ in one thing, to see what each part of training is for.
 
 All start from what fits of the run's finished draft, with new radii, and see the same contexts for
-as many steps; a variant is a run folder of its own, RUN/variants/NAME, with a bundle of its own.
+as many steps. Nothing fits in a layer without neighbours, so that one also begins without the
+cloud, as the run's own draft did. A variant is a run folder of its own, RUN/variants/NAME, with a
+bundle of its own.
 """
 
 import shutil
@@ -22,6 +24,8 @@ def published(plan: DraftPlan, *, kl: float, dro: float) -> DraftPlan:
     return replace(plan, loss="inter-dro", weights=replace(plan.weights, kl=kl, dro=dro))
 
 
+BEGIN_ANEW = {"plain"}
+
 # `plain` is a layer as published, which sees no neighbours and has no tables.
 VARIANTS: Mapping[str, Callable[[DraftPlan], DraftPlan]] = {
     "anchor": lambda plan: published(plan, kl=0.0, dro=0.0),
@@ -39,7 +43,8 @@ def run_variant(run: RunFolder, name: str) -> RunFolder:
         raise InvalidInput("variant", name, f"give one of {', '.join(VARIANTS)}")
     if not (run.bundle / "edge" / CONFIG_FILE).exists():
         raise InvalidInput("run", str(run.root), "train its draft first: ciar-train draft")
-    plan = VARIANTS[name](replace(run.size.draft, tokens=None))
+    tokens = run.size.draft.tokens if name in BEGIN_ANEW else None
+    plan = VARIANTS[name](replace(run.size.draft, tokens=tokens))
     variant = replace(run, root=run.root / "variants" / name, size=replace(run.size, draft=plan))
     if run.world.is_main and not variant.bundle.exists():
         share_contexts(run, variant)

@@ -6,20 +6,19 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ciar.checkpoint import find_model
 from ciar.errors import InvalidInput
 from ciar.picture import Painter
-from ciar.prefix import DEFAULT_PREFIX_RATE, prefix_length
 from ciar.router import DEFAULT_BUDGET
 from ciar_bench.machine import describe_machine
-from ciar_bench.methods.bench_model import BenchModel
 from ciar_bench.quality.folder import Caption
 from ciar_bench.quality.report import Instruments
 from ciar_bench.quality.scenes import DrawnScenes
-from ciar_bench.routing import IMAGE, watch_routing
-from ciar_bench.tables.cells import Cell
+from ciar_bench.routing import IMAGE, watch_bundle
+from ciar_bench.tables.cells import Cell, digest_of
 from ciar_bench.tables.contents import (
     FIGURE_LATENCY,
     FIGURE_QUALITY,
@@ -167,19 +166,19 @@ def build_risk(plan: TablePlan) -> None:
 
 
 def plan_routing(plan: TablePlan, model: Path) -> dict[str, Tensor]:
-    """Rollouts of the captions, by the model's own router (see `watch_routing`)."""
-    bench = BenchModel.load(model, device=plan.device)
-    return watch_routing(
-        bench.target.model,
-        bench.edge.draft.to(plan.device),
-        [bench.encode(caption.prompt) for caption in plan.captions],
-        sampling=bench.sampling,
-        calibration={name: list(row) for name, row in bench.edge.calibration.items()},
-        router=bench.edge.router,
-        share=DEFAULT_BUDGET,
-        num_prefix=prefix_length(DEFAULT_PREFIX_RATE, bench.num_tokens),
-        progress=plan.progress,
-    )
+    """Rollouts of the captions, by the model's own router (see `watch_bundle`); kept."""
+    prompts = [caption.prompt for caption in plan.captions]
+    inputs = {"model": Cell(BASE, model).inputs["model"], "prompts": prompts}
+    path = plan.cells / f"routing-{digest_of(inputs)[:12]}.pt"
+    if not path.exists():
+        values = watch_bundle(
+            model, prompts, share=DEFAULT_BUDGET, device=plan.device, progress=plan.progress
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(values, path.with_suffix(".part"))
+        path.with_suffix(".part").replace(path)
+    found: dict[str, Tensor] = torch.load(path, weights_only=True)
+    return found
 
 
 def speedups(timings: Timings | None, cell: Cell) -> Numbers:
