@@ -35,6 +35,7 @@ SMALL = Contents(
     title="Small",
     rows=(Row("Base AR", "base"), Row("CIAR, U", "interval-u"), Row("CoDe", "code")),
     columns=("FD-toy", "FD-toy / base", "speedup", "speedup, RTT 20 ms", "calls", "disagreement"),
+    sheets=("CoDe",),
 )
 
 
@@ -110,6 +111,7 @@ def test_a_table_is_built_and_kept(plan: TablePlan) -> None:
     assert is_picture(plan.out / "small-wall.png")
     assert is_picture(plan.out / "small-map-ciar-u.png")
     assert is_picture(plan.out / "small-fd-toy-base.png")
+    assert is_picture(plan.out / "small-sheet-code.png")
 
     before = times(plan.cells, "*.json") | times(plan.cells, "*.png")
     build("small", plan)

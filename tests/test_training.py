@@ -25,7 +25,7 @@ from ciar_train.draft import DraftTrainer
 from ciar_train.draft_step import run_draft, run_eagle
 from ciar_train.eagle import load_eagle
 from ciar_train.export import export_target
-from ciar_train.loop import Metrics, Run, World, batch_indices, train
+from ciar_train.loop import Metrics, Run, World, batch_indices, evaluate_rounded, train
 from ciar_train.losses import InterDroWeights, auroc, inter_dro_loss, interval_score
 from ciar_train.plan import TrainingPlan
 from ciar_train.run_folder import RunFolder
@@ -148,6 +148,26 @@ def test_losses_fall(run: RunFolder, step: str) -> None:
     values = losses(run.root / step / "metrics.jsonl")
     assert len(values) == 12
     assert sum(values[-3:]) < sum(values[:3])
+
+
+@pytest.mark.parametrize("step", ["tokenizer", "target", "draft/tokens", "draft/radius"])
+def test_a_finished_step_tells_what_storage_costs(run: RunFolder, step: str) -> None:
+    lines = (run.root / step / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    live, stored = rows[-2], rows[-1]
+    assert (live["kind"], stored["kind"]) == ("eval", "stored")
+    assert live["step"] == stored["step"]
+    measured = live.keys() - {"kind", "time", "step"}
+    assert measured == stored.keys() - {"kind", "time", "step"}
+    assert any(live[name] != stored[name] for name in measured)
+
+
+def test_evaluating_what_is_stored_leaves_the_weights() -> None:
+    model = torch.nn.Linear(5, 3)
+    before = model.weight.detach().clone()
+    seen = evaluate_rounded(model, lambda: {"moved": float((model.weight - before).abs().max())})
+    assert 0 < seen["moved"] <= float(before.abs().max()) / 254 * 1.01
+    assert torch.equal(model.weight, before)
 
 
 def test_foresight_is_the_cross_entropy_to_the_tokens_to_come() -> None:

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ciar_train.export import round_as_stored
 from ciar_train.optimizer import optimizer_for
 from ciar_train.plan import TrainingPlan
 
@@ -195,6 +197,9 @@ def train(
             run.log(done, extra | metrics, steps=plan.steps)
         if evaluate and (done % plan.eval_every == 0 or done == plan.steps):
             run.log(done, evaluate_averaged(model, ema, evaluate), steps=plan.steps, kind="eval")
+            if done == plan.steps:
+                found = evaluate_averaged(model, ema, partial(evaluate_rounded, model, evaluate))
+                run.log(done, found, steps=plan.steps, kind="stored")
         if done % plan.save_every == 0 or done == plan.steps:
             run.save(snapshot(done, model, optimizer, ema))
     if ema:
@@ -237,3 +242,14 @@ def evaluate_averaged(
         for name, parameter in model.named_parameters():
             if name in live:
                 parameter.copy_(live[name])
+
+
+@torch.no_grad()
+def evaluate_rounded(model: nn.Module, evaluate: Callable[[], Metrics]) -> Metrics:
+    """Evaluate with the weights that the export will store, then put the live ones back."""
+    live = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    round_as_stored(model)
+    try:
+        return evaluate()
+    finally:
+        model.load_state_dict(live)

@@ -32,6 +32,7 @@ from ciar_bench.tables.figures import (
     draw_maps,
     draw_quality_against_latency,
     draw_risk,
+    draw_sheet,
     draw_wall,
 )
 from ciar_bench.tables.measuring import Numbers, measure_cell, measure_floor
@@ -137,18 +138,24 @@ def build(name: str, plan: TablePlan) -> BuiltTable:
 
 
 def draw_figures(table: BuiltTable, plan: TablePlan) -> None:
-    """Quality against latency, a wall of pictures, and maps of the methods that have scores."""
+    """Quality against latency, walls of pictures, and maps of the methods that have scores."""
     is_timed = bool(columns_of(table.rows, [FIGURE_LATENCY]))
     for quality in columns_of(table.rows, FIGURE_QUALITY if is_timed else ()):
-        stem = re.sub("[^a-z0-9]+", "-", quality.lower())
-        path = plan.out / f"{table.name}-{stem}.png"
+        path = plan.out / f"{table.name}-{stem_of(quality)}.png"
         draw_quality_against_latency(path, table.rows, quality=quality, latency=FIGURE_LATENCY)
     draw_wall(plan.out / f"{table.name}-wall.png", table.folders)
     painter = Painter.load(plan.model / "vq")
     for label in MAPPED:
         if label in table.folders:
-            stem = re.sub("[^a-z0-9]+", "-", label.lower())
-            draw_maps(plan.out / f"{table.name}-map-{stem}.png", table.folders[label], painter)
+            path = plan.out / f"{table.name}-map-{stem_of(label)}.png"
+            draw_maps(path, table.folders[label], painter)
+    for label in table.contents.sheets:
+        draw_sheet(plan.out / f"{table.name}-sheet-{stem_of(label)}.png", table.folders[label])
+
+
+def stem_of(label: str) -> str:
+    """Of a file's name: lower-case letters and digits, all else a hyphen."""
+    return re.sub("[^a-z0-9]+", "-", label.lower()).strip("-")
 
 
 def build_risk(plan: TablePlan) -> None:

@@ -28,12 +28,13 @@ class Row:
 @dataclass(frozen=True, kw_only=True)
 class Contents:
     """columns: names of numbers (see `measuring` and `timing`); those that were not measured are
-    left out.
+    left out.  sheets: labels of rows whose first 24 pictures are shown.
     """
 
     title: str
     rows: tuple[Row, ...]
     columns: tuple[str, ...]
+    sheets: tuple[str, ...] = ()
 
 
 FIGURE_QUALITY = ("FD-EffNetLite0 / base", "caption-score - base", "object-top5")
@@ -94,6 +95,7 @@ def main_table(_: EdgeModel) -> Contents:
         title="All methods",
         rows=rows,
         columns=(*QUALITY, *SPEEDUPS, *COSTS, "disagreement"),
+        sheets=("Base AR", "CIAR, width (ours)"),
     )
 
 

@@ -1,5 +1,6 @@
 """Figures of the tables, as PNG files. Colours are those of Okabe and Ito."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DPI = 150
 TILE, LABEL, GAP = 96, 190, 6  # pixels of the wall
 WALL_COLUMNS = 8
+SHEET_ROWS, SHEET_COLUMNS, SHEET_TILE, SHEET_TEXT = 4, 6, 128, 42  # pictures, pixels, pixels
 MAPS = 4
 
 
@@ -83,6 +85,25 @@ def draw_wall(path: Path, folders: dict[str, Path]) -> None:
     sheet.save(path)
 
 
+def draw_sheet(path: Path, folder: Path) -> None:
+    """The first 24 pictures of a method, seeds 0 to 23, with their captions."""
+    step_x, step_y = SHEET_TILE + 2 * GAP, SHEET_TILE + SHEET_TEXT
+    sheet = Image.new("RGB", (SHEET_COLUMNS * step_x, SHEET_ROWS * step_y), "white")
+    pen = ImageDraw.Draw(sheet)
+    for index in range(SHEET_ROWS * SHEET_COLUMNS):
+        if not (folder / f"{index:05d}.png").exists():
+            break
+        row, column = divmod(index, SHEET_COLUMNS)
+        left, top = column * step_x + GAP, row * step_y
+        with Image.open(folder / f"{index:05d}.png") as image:
+            size = (SHEET_TILE, SHEET_TILE)
+            sheet.paste(image.convert("RGB").resize(size, Image.Resampling.LANCZOS), (left, top))
+        lines = textwrap.wrap(read_record(folder, index).prompt, 24, max_lines=3, placeholder="...")
+        below = (left, top + SHEET_TILE + 2)
+        pen.multiline_text(below, "\n".join(lines), fill="black", font=font(9), spacing=1)
+    sheet.save(path)
+
+
 def draw_maps(path: Path, folder: Path, painter: Painter) -> None:
     """Who decided what, and how uncertain it was: the first pictures of a method."""
     panels = []
@@ -118,5 +139,5 @@ def save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=DPI)
 
 
-def font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(12)
+def font(size: int = 12) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
