@@ -10,12 +10,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from torchmetrics.image.fid import FrechetInceptionDistance
 
 from ciar.errors import InvalidInput, OutputError
 from ciar_bench.quality.bootstrap import Measurement, half_samples, mean_of
 from ciar_bench.quality.coco import coco_captions, write_captions
 from ciar_bench.quality.distances import Moments, cmmd, frechet_distance, precision_recall
 from ciar_bench.quality.feature_cache import cached_array, picture_features
+from ciar_bench.quality.features import resized
 from ciar_bench.quality.folder import Caption, PictureFolder, write_index
 from ciar_bench.quality.measures import Reference, Scores, measure_distances, measure_scores
 from ciar_bench.quality.report import (
@@ -49,6 +51,40 @@ def test_values_are_the_plain_distances(count: int) -> None:
     assert found["precision-CLIP-tiny"].value == pytest.approx(plain.precision)
     assert found["recall-CLIP-tiny"].value == pytest.approx(plain.recall)
     assert found["F1-CLIP-tiny"].value == pytest.approx(plain.f1)
+
+
+class Channels(torch.nn.Module):
+    """uint8 [n, 3, 8, 8] -> the means of the six halves of its channels."""
+
+    num_features = 6
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        means: Tensor = pictures.double().reshape(len(pictures), 6, -1).mean(-1)
+        return means
+
+
+def test_the_frechet_distance_is_that_of_torchmetrics() -> None:
+    generator = torch.Generator().manual_seed(0)
+    shape, features = (60, 3, 8, 8), Channels()
+    a = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+    b = torch.randint(40, 240, shape, generator=generator, dtype=torch.uint8)
+    metric = FrechetInceptionDistance(features, input_img_size=(3, 8, 8)).set_dtype(torch.float64)
+    metric.update(a, real=True)
+    metric.update(b, real=False)
+    found = frechet_distance(moments(features(a)), moments(features(b)))
+    assert found == pytest.approx(float(metric.compute()), rel=1e-6)
+
+
+@pytest.mark.parametrize("side", [299, 20])
+def test_pictures_are_resized_as_clean_fid_does(side: int) -> None:
+    """Channel by channel in float32 by Pillow's bicubic filter, which is wider when it shrinks."""
+    pictures = torch.randint(256, (1, 3, 64, 64), generator=torch.Generator().manual_seed(1))
+    rows = [
+        np.array(Image.fromarray(channel).resize((side, side), Image.Resampling.BICUBIC))
+        for channel in pictures[0].float().numpy()
+    ]
+    expected = torch.from_numpy(np.stack(rows)).clamp(0, 255)
+    torch.testing.assert_close(resized(pictures, side)[0], expected, atol=0.01, rtol=0)
 
 
 def test_only_inception_has_a_fid_and_only_clip_a_cmmd() -> None:
