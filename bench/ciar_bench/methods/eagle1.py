@@ -13,6 +13,7 @@ from ciar.types import SamplingParams
 from ciar_bench.methods.bench_model import BenchModel
 from ciar_bench.methods.costs import DrawnImage
 from ciar_bench.methods.eagle_drafter import EagleDrafter
+from ciar_bench.methods.settings import need_positive
 from ciar_bench.methods.speculative import (
     Ruling,
     accept_greedily,
@@ -32,8 +33,7 @@ class Eagle1:
     name = "eagle-1"
 
     def __post_init__(self) -> None:
-        if self.length < 1:
-            raise ValueError(f"length: {self.length}: give a positive count")
+        need_positive(length=self.length)
 
     def draw(self, bench: BenchModel, prompt: str, sampling: SamplingParams) -> DrawnImage:
         accept = accept_by_ratio if sampling.temperature else accept_greedily

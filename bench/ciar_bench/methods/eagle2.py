@@ -15,6 +15,7 @@ from ciar.types import SamplingParams
 from ciar_bench.methods.bench_model import BenchModel
 from ciar_bench.methods.costs import DrawnImage
 from ciar_bench.methods.eagle_drafter import EagleDrafter
+from ciar_bench.methods.settings import need_positive
 from ciar_bench.methods.speculative import (
     Ruling,
     accept_greedily,
@@ -36,9 +37,7 @@ class Eagle2:
     name = "eagle-2"
 
     def __post_init__(self) -> None:
-        for field in ("top", "depth", "size"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field}: {getattr(self, field)}: give a positive count")
+        need_positive(top=self.top, depth=self.depth, size=self.size)
 
     def draw(self, bench: BenchModel, prompt: str, sampling: SamplingParams) -> DrawnImage:
         accept = accept_in_order if sampling.temperature else accept_greedily

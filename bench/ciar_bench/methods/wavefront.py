@@ -18,6 +18,7 @@ from ciar.target import Feed, Scatter
 from ciar.types import SamplingParams
 from ciar_bench.methods.bench_model import SLOT, BenchModel, prefill
 from ciar_bench.methods.costs import DrawnImage, pay_whole_image
+from ciar_bench.methods.settings import need_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +29,7 @@ class Wavefront:
     name = "wavefront"
 
     def __post_init__(self) -> None:
-        if self.window < 1:
-            raise ValueError(f"window: {self.window}: give a positive count")
+        need_positive(window=self.window)
 
     @torch.inference_mode()
     def draw(self, bench: BenchModel, prompt: str, sampling: SamplingParams) -> DrawnImage:

@@ -37,7 +37,7 @@ from ciar_bench.tables.figures import (
 )
 from ciar_bench.tables.measuring import Numbers, measure_cell, measure_floor
 from ciar_bench.tables.risk import risk_curves
-from ciar_bench.tables.timing import BASE, Timings, measure_timings
+from ciar_bench.tables.timing import BASE, NUM_PROMPTS, Timings, measure_timings
 from ciar_bench.tables.writing import columns_of, markdown_table, write_csv
 from ciar_edge.models import load_draft_model
 from ciar_train.progress import Progress, say_nothing
@@ -50,6 +50,7 @@ class TablePlan:
     """Where tables are made and of what.
 
     out: tables and figures, and `cells/` with all pictures.  count: captions, from the first.
+    num_timed: those of them that every method is timed with.
     reference: real pictures, whose captions are drawn.
     variants: folder of the drafts that differ in one thing, NAME/bundle each.
     """
@@ -60,6 +61,7 @@ class TablePlan:
     instruments: Instruments
     count: int
     num_workers: int
+    num_timed: int = NUM_PROMPTS
     variants: Path | None = None
     device: str = "cpu"
     progress: Progress = field(default=say_nothing)
@@ -111,7 +113,12 @@ def build(name: str, plan: TablePlan) -> BuiltTable:
     timings = None
     if "speedup" in contents.columns:
         timings = measure_timings(
-            cells, plan.captions, plan.cells, device=plan.device, progress=plan.progress
+            cells,
+            plan.captions,
+            plan.cells,
+            num_prompts=plan.num_timed,
+            device=plan.device,
+            progress=plan.progress,
         )
     rows = []
     rollouts = {

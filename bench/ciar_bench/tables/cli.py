@@ -15,6 +15,7 @@ from ciar_bench.quality.scenes import DrawnScenes
 from ciar_bench.quality.scorer import CaptionScorer, find_scorer
 from ciar_bench.tables.building import TablePlan, build, build_risk
 from ciar_bench.tables.contents import TABLES
+from ciar_bench.tables.timing import NUM_PROMPTS
 
 RISK = "risk"
 NAMES = (*TABLES, RISK)
@@ -35,6 +36,7 @@ def table(
     variants: Annotated[
         Path | None, typer.Option(help="RUN/variants of `ciar-train variant`, for `losses`.")
     ] = None,
+    timed: Annotated[int, typer.Option(min=2, help="Captions to time.")] = NUM_PROMPTS,
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one a core.")] = 0,
     device: Annotated[str, typer.Option(help="Where the target is: cpu or cuda.")] = "cpu",
 ) -> None:
@@ -59,6 +61,7 @@ def table(
         ),
         count=count,
         num_workers=workers or len(cores()),
+        num_timed=timed,
         variants=variants,
         device=device,
         progress=show_progress,

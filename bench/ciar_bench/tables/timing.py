@@ -49,18 +49,22 @@ def measure_timings(
     captions: Sequence[Caption],
     root: Path,
     *,
+    num_prompts: int = NUM_PROMPTS,
     device: str = "cpu",
     progress: Progress = say_nothing,
 ) -> Timings:
-    """Of all cells and the base, measured together; kept in `root`. All are of one model."""
+    """Of all cells and the base, by the first prompts, measured together; kept in `root`.
+
+    All cells are of one model.
+    """
     assert len({cell.model for cell in cells}) == 1, "one model at a time"
-    prompts = [caption.prompt for caption in captions[:NUM_PROMPTS]]
+    prompts = [caption.prompt for caption in captions[:num_prompts]]
     inputs = {"cells": [cell.inputs for cell in cells], "prompts": prompts, "device": device}
     path = root / f"timings-{digest_of(inputs)[:12]}.json"
     if not path.exists():
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        found = time_all(cells, captions[:NUM_PROMPTS], device=device, progress=progress)
+        found = time_all(cells, captions[:num_prompts], device=device, progress=progress)
         torch.set_num_threads(threads)
         values = {name: [asdict(costs) for costs in rows] for name, rows in found.items()}
         root.mkdir(parents=True, exist_ok=True)
