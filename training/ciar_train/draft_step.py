@@ -55,18 +55,26 @@ def run_draft(run: RunFolder, *, folder_name: str = "draft") -> None:
     trainer.train_centre(train_on, held_out, folder)
     trainer.train_radius(protocol_contexts(run, trainer, train_on, folder), held_out, folder)
     trainer.train_phi(train_on, folder)
-    if not run.world.is_main:
-        return
-    target = trainer.target
-    name = MODEL_NAME
-    target_print = export_target(target, bundle / "cloud", name=name, sampling=size.sampling)
+    if run.world.is_main:
+        finish(run, trainer, codes["held_out"], folder, trained_for=trained_for)
+
+
+def finish(
+    run: RunFolder, trainer: DraftTrainer, held_out: CodeFolder, folder: Path, *, trained_for: str
+) -> None:
+    """Export both models as a pair, the draft calibrated with the weights that are stored.
+
+    trained_for: fingerprint of the cloud before it got its half of phi.
+    """
+    size, bundle, target, draft = run.size, run.bundle, trainer.target, trainer.draft
+    target_print = export_target(target, bundle / "cloud", name=MODEL_NAME, sampling=size.sampling)
     write_targets(folder, {trained_for, target_print})
     round_as_stored(target)
-    round_as_stored(trainer.draft)
-    picked = drawn(codes["held_out"], range(min(NUM_CALIBRATION, len(codes["held_out"]))))
+    round_as_stored(draft)
+    picked = drawn(held_out, range(min(NUM_CALIBRATION, len(held_out))))
     calibration, _ = calibrate(
         target,
-        trainer.draft,
+        draft,
         [c.float() for c in picked.conditions],
         sampling=size.sampling,
         budget=DEFAULT_BUDGET,
@@ -74,9 +82,9 @@ def run_draft(run: RunFolder, *, folder_name: str = "draft") -> None:
         progress=run.progress,
     )
     export_draft(
-        trainer.draft,
+        draft,
         bundle / "edge",
-        name=name,
+        name=MODEL_NAME,
         target_fingerprint=target_print,
         calibration=calibration,
     )
