@@ -12,6 +12,7 @@ PROMPT ?= a dog on a beach
 OUT    ?= out.png
 ARGS   ?=
 RUN    ?= runs/tables
+SIZE   ?= mini-cpu
 SCENES ?=
 export PROMPT OUT
 
@@ -38,10 +39,10 @@ bench-latency: $(call stamp,bench)  ## Measure latency: base, blocking and exact
 # The drafter of EAGLE and the variants of the draft are no part of a bundle, so they are trained first.
 tables: $(call stamp,bench)  ## Every table of docs/tables.md into RUN/tables (hours; goes on where it stopped)
 	@$(BIN)/ciar-bench fetch-features
-	@$(BIN)/ciar-train adopt --frozen --run "$(RUN)" ciar-mini
-	@$(BIN)/ciar-train scenes --run "$(RUN)" $(SCENES)
-	@$(BIN)/ciar-train draft --kind eagle --run "$(RUN)"
-	@$(BIN)/ciar-train variant all --run "$(RUN)"
+	@$(BIN)/ciar-train adopt --frozen --size "$(SIZE)" --run "$(RUN)" ciar-mini
+	@$(BIN)/ciar-train scenes --size "$(SIZE)" --run "$(RUN)" $(SCENES)
+	@$(BIN)/ciar-train draft --kind eagle --size "$(SIZE)" --run "$(RUN)"
+	@$(BIN)/ciar-train variant all --size "$(SIZE)" --run "$(RUN)"
 	@$(BIN)/ciar-bench table all --model "$(RUN)/bundle" --scenes "$(RUN)/scenes/held_out" \
 	  --variants "$(RUN)/variants" --scorer mini-cpu --out "$(RUN)/tables" $(ARGS)
 

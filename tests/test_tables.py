@@ -34,7 +34,15 @@ SIDE = 8  # pixels
 SMALL = Contents(
     title="Small",
     rows=(Row("Base AR", "base"), Row("CIAR, U", "interval-u"), Row("CoDe", "code")),
-    columns=("FD-toy", "FD-toy / base", "speedup", "speedup, RTT 20 ms", "calls", "disagreement"),
+    columns=(
+        "FD-toy",
+        "FD-toy / base",
+        "speedup",
+        "speedup, RTT 20 ms",
+        "edge_ms",
+        "calls",
+        "disagreement",
+    ),
     sheets=("CoDe",),
 )
 
@@ -95,6 +103,7 @@ def test_a_table_is_built_and_kept(plan: TablePlan) -> None:
     assert list(rows) == ["Base AR", "CIAR, U", "CoDe"]
     assert rows["Base AR"]["calls"].value == 1
     assert rows["Base AR"]["speedup"].value == 1
+    assert rows["Base AR"]["edge_ms"].value < rows["CIAR, U"]["edge_ms"].value
     assert rows["Base AR"]["disagreement"].value == 0
     assert rows["CoDe"]["calls"].value == round(0.3 * 16) / 16
     assert 0 < rows["CIAR, U"]["calls"].value < 1

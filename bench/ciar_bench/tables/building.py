@@ -99,7 +99,8 @@ class BuiltTable:
 
 def build(name: str, plan: TablePlan) -> BuiltTable:
     """Draw, time, measure, write `NAME.md` and `NAME.csv`."""
-    contents = TABLES[name](load_draft_model(plan.model / "edge"))
+    edge = load_draft_model(plan.model / "edge")
+    contents = TABLES[name](edge)
     cells = [plan.cell(row.method, variant=row.variant) for row in contents.rows]
     base, again = plan.cell(BASE), plan.cell(BASE, again=1)
     folders = draw_cells(
@@ -129,7 +130,9 @@ def build(name: str, plan: TablePlan) -> BuiltTable:
         if row.variant:
             (curve,) = risk_curves(rollouts[cell.model], names=[cell.method])
             numbers |= curve.numbers
-        rows.append((row.label, numbers | speedups(timings, cell)))
+        if timings:
+            numbers |= times(timings, cell.method, num_tokens=edge.draft.config.num_tokens)
+        rows.append((row.label, numbers))
         plan.progress(len(rows), len(cells), f"{name}: measured rows")
     floor = measure_floor(folders[again], folders[base], plan.reference, plan.instruments)
     table = BuiltTable(
@@ -195,12 +198,11 @@ def plan_routing(plan: TablePlan, model: Path) -> dict[str, Tensor]:
     return found
 
 
-def speedups(timings: Timings | None, cell: Cell) -> Numbers:
-    if timings is None:
-        return {}
+def times(timings: Timings, method: str, *, num_tokens: int) -> Numbers:
     return {
-        "speedup": timings.speedup(cell.method),
-        "speedup, RTT 20 ms": timings.speedup(cell.method, rtt=RTT_SECONDS),
+        "speedup": timings.speedup(method),
+        "speedup, RTT 20 ms": timings.speedup(method, rtt=RTT_SECONDS),
+        "edge_ms": timings.edge_milliseconds(method, num_tokens=num_tokens),
     }
 
 

@@ -122,7 +122,7 @@ def discrete_table(_: EdgeModel) -> Contents:
     return Contents(
         title="Discrete solution sets against the continuous one",
         rows=(Row("Base AR", "base"), *(Row(*pair) for pair in found)),
-        columns=(*QUALITY, *SPEEDUPS, *CALLS, "disagreement"),
+        columns=(*QUALITY, *SPEEDUPS, "edge_ms", *CALLS, "disagreement"),
     )
 
 

@@ -6,7 +6,6 @@ added from what was counted (`Costs.latency`).
 """
 
 import json
-import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -38,10 +37,17 @@ class Timings:
         """Latency of the base over that of the method."""
         pairs = zip(self.costs[BASE], self.costs[method], strict=True)
         ratios = np.array([base.latency(rtt=rtt) / own.latency(rtt=rtt) for base, own in pairs])
-        return bootstrap(lambda picked: float(np.median(ratios[picked])), len(ratios)).estimate()
+        return median_estimate(ratios)
 
-    def seconds(self, method: str, *, rtt: float = 0.0) -> float:
-        return statistics.median(own.latency(rtt=rtt) for own in self.costs[method])
+    def edge_milliseconds(self, method: str, *, num_tokens: int) -> Estimate:
+        """Time of the edge a token of the image."""
+        seconds = np.array([own.edge_seconds for own in self.costs[method]])
+        return median_estimate(1000 * seconds / num_tokens)
+
+
+def median_estimate(values: np.ndarray) -> Estimate:
+    """The median over prompts [P], with the interval of the median."""
+    return bootstrap(lambda picked: float(np.median(values[picked])), len(values)).estimate()
 
 
 def measure_timings(

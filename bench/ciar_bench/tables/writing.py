@@ -12,6 +12,7 @@ KIB = ("uplink_bytes", "downlink_bytes")
 HEADS = {
     "speedup": "speed-up",
     "speedup, RTT 20 ms": "speed-up, RTT 20 ms",
+    "edge_ms": "edge, ms a token",
     "decided share": "decided by the cloud",
     "round_trips": "round trips",
     "uplink_bytes": "up, KiB",
