@@ -123,10 +123,13 @@ def draft_from_target(
 ) -> DraftModel:
     """A draft model that starts from the target's embeddings, first layer, norm and output head.
 
-    What has another shape there starts at random. start: weights of an earlier draft, for its trunk
-    and centre instead.
+    What has another shape there starts at random, and layers after the first begin by adding
+    nothing. start: weights of an earlier draft, for its trunk and centre instead.
     """
     draft, source = new_draft(target.config, head, shape), target.transformer
+    for layer in draft.layers[1:]:
+        for adds in ("attention.wo.weight", "feed_forward.w2.weight"):
+            nn.init.zeros_(layer.get_parameter(adds))
     if draft.neighbours is not None:
         recall_as(draft.neighbours, source.output)
     around = [("neighbours", source.neighbours)] if source.neighbours is not None else []

@@ -1,9 +1,9 @@
 """`ciar-train variant`: drafts that differ in one thing, to see what each part of training is for.
 
-All start from what fits of the run's finished draft, with new radii, and see the same contexts for
-as many steps. Nothing fits in a layer without neighbours, so that one also begins without the
-cloud, as the run's own draft did. A variant is a run folder of its own, RUN/variants/NAME, with a
-bundle of its own.
+`plain` is one layer as published, which sees no neighbours and has no tables; nothing of the run's
+own draft fits it, so it begins without the cloud and takes all steps. The others start from the
+finished `plain`, with new radii, and see the same contexts for as many steps: SHARE of its own. A
+variant is a run folder of its own, RUN/variants/NAME, with a bundle of its own.
 """
 
 import shutil
@@ -15,6 +15,7 @@ from ciar.errors import InvalidInput
 from ciar.models.neighbours import NeighbourConfig
 from ciar_train.draft import DraftPlan
 from ciar_train.draft_step import CLOUD_IMAGES, run_draft
+from ciar_train.plan import TrainingPlan
 from ciar_train.run_folder import RunFolder
 from ciar_train.steps import adopt
 
@@ -24,31 +25,46 @@ def published(plan: DraftPlan, *, kl: float, dro: float) -> DraftPlan:
     return replace(plan, loss="inter-dro", weights=replace(plan.weights, kl=kl, dro=dro))
 
 
-BEGIN_ANEW = {"plain"}
+PLAIN = "plain"
+SHARE = 1 / 3
 
-# `plain` is a layer as published, which sees no neighbours and has no tables.
+# What each changes of the plan of `plain`; that one comes first, because the others start from it.
 VARIANTS: Mapping[str, Callable[[DraftPlan], DraftPlan]] = {
+    PLAIN: lambda plan: plan,
     "anchor": lambda plan: published(plan, kl=0.0, dro=0.0),
     "anchor-kl": lambda plan: published(plan, kl=1.0, dro=0.0),
     "inter-dro": lambda plan: published(plan, kl=1.0, dro=1.0),
     "two-stage": lambda plan: replace(plan, loss="interval-score"),
-    "plain": lambda plan: replace(plan, shape=replace(plan.shape, neighbours=NeighbourConfig())),
     "two-layers": lambda plan: replace(plan, shape=replace(plan.shape, num_layers=2)),
 }
+
+
+def shorter(plan: DraftPlan) -> DraftPlan:
+    """For what has been trained before: nothing without the cloud, and SHARE of the rest."""
+
+    def cut(stage: TrainingPlan) -> TrainingPlan:
+        return replace(stage, steps=max(1, round(stage.steps * SHARE)))
+
+    return replace(
+        plan, tokens=None, centre=cut(plan.centre), radius=cut(plan.radius), phi=cut(plan.phi)
+    )
 
 
 def run_variant(run: RunFolder, name: str) -> RunFolder:
     """Train it, or go on with it; returns its run folder."""
     if name not in VARIANTS:
         raise InvalidInput("variant", name, f"give one of {', '.join(VARIANTS)}")
-    if not (run.bundle / "edge" / CONFIG_FILE).exists():
-        raise InvalidInput("run", str(run.root), "train its draft first: ciar-train draft")
-    tokens = run.size.draft.tokens if name in BEGIN_ANEW else None
-    plan = VARIANTS[name](replace(run.size.draft, tokens=tokens))
+    own = run.size.draft
+    plain = replace(own, shape=replace(own.shape, neighbours=NeighbourConfig()))
+    start = run.bundle if name == PLAIN else run.root / "variants" / PLAIN / "bundle"
+    if not (start / "edge" / CONFIG_FILE).exists():
+        before = "ciar-train draft" if name == PLAIN else f"ciar-train variant {PLAIN}"
+        raise InvalidInput("run", str(run.root), f"first run {before}")
+    plan = VARIANTS[name](plain if name == PLAIN else shorter(plain))
     variant = replace(run, root=run.root / "variants" / name, size=replace(run.size, draft=plan))
     if run.world.is_main and not variant.bundle.exists():
         share_contexts(run, variant)
-        adopt(variant, run.bundle)
+        adopt(variant, start)
         for part in ("cloud", "eagle"):
             if (run.bundle / part).exists():
                 shutil.copytree(run.bundle / part, variant.bundle / part)

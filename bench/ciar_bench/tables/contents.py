@@ -147,11 +147,11 @@ def threshold_table(_: EdgeModel) -> Contents:
 def losses_table(_: EdgeModel) -> Contents:
     """What each part of the loss is for, and of the score, and another layer."""
     trained = [
+        ("where all start", "plain"),
         ("anchor", "anchor"),
         ("anchor + KL", "anchor-kl"),
         ("Inter-DRO (publication)", "inter-dro"),
         ("two stages, interval score (ours)", "two-stage"),
-        ("two stages, plain layer", "plain"),
         ("two stages, two layers", "two-layers"),
     ]
     scores = [("U", "interval-u"), ("width", "interval")]
