@@ -64,7 +64,7 @@ def write_csv(path: Path, rows: Sequence[tuple[str, Numbers]], wanted: Sequence[
     """Every number with the ends of its interval, unscaled."""
     columns = columns_of(rows, wanted)
     with path.open("w", newline="") as file:
-        out = csv.writer(file)
+        out = csv.writer(file, lineterminator="\n")
         out.writerow(["method", *(f"{n}{end}" for n in columns for end in ("", " low", " high"))])
         for label, numbers in rows:
             values: list[float | str] = []
