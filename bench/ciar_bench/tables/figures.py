@@ -18,6 +18,7 @@ from ciar_bench.tables.risk import RiskCurve
 from ciar_edge.token_map import draw_token_map
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+REFERENCES = {CEILING: "-.", RANDOM: ":"}  # line styles, in grey
 DPI = 150
 TILE, LABEL, GAP = 96, 190, 6  # pixels of the wall
 WALL_COLUMNS = 8
@@ -56,9 +57,8 @@ def draw_risk(path: Path, curves: Sequence[RiskCurve]) -> None:
     for index, one in enumerate(curves):
         shares = sorted(one.risks)
         values = [one.risks[s].value for s in shares]
-        is_reference = one.score in (CEILING, RANDOM)
-        colour = "#888888" if is_reference else COLOURS[index % len(COLOURS)]
-        style = ":" if is_reference else ("-", "--")[index // len(COLOURS) % 2]
+        colour = "#888888" if one.score in REFERENCES else COLOURS[index % len(COLOURS)]
+        style = REFERENCES.get(one.score) or ("-", "--")[index // len(COLOURS) % 2]
         axes.plot(shares, values, style, color=colour, label=one.score)
         low, high = ([getattr(one.risks[s], end) for s in shares] for end in ("low", "high"))
         axes.fill_between(shares, low, high, color=colour, alpha=0.12, linewidth=0)
