@@ -37,14 +37,15 @@ bench-latency: $(call stamp,bench)  ## Measure latency: base, blocking and exact
 	@$(BIN)/ciar-bench latency $(ARGS)
 
 # The drafter of EAGLE and the variants of the draft are no part of a bundle, so they are trained first.
+TABLE = $(BIN)/ciar-bench table --scenes "$(RUN)/scenes/held_out" --scorer mini-cpu
 tables: $(call stamp,bench)  ## Every table of docs/tables.md into RUN/tables (hours; goes on where it stopped)
 	@$(BIN)/ciar-bench fetch-features
 	@$(BIN)/ciar-train adopt --frozen --size "$(SIZE)" --run "$(RUN)" ciar-mini
 	@$(BIN)/ciar-train scenes --size "$(SIZE)" --run "$(RUN)" $(SCENES)
 	@$(BIN)/ciar-train draft --kind eagle --size "$(SIZE)" --run "$(RUN)"
 	@$(BIN)/ciar-train variant all --size "$(SIZE)" --run "$(RUN)"
-	@$(BIN)/ciar-bench table all --model "$(RUN)/bundle" --scenes "$(RUN)/scenes/held_out" \
-	  --variants "$(RUN)/variants" --scorer mini-cpu --out "$(RUN)/tables" $(ARGS)
+	@$(TABLE) main --model "$(RUN)/bundle" --out "$(RUN)/tables" $(ARGS)
+	@$(TABLE) all --model "$(RUN)/variants/plain/bundle" --variants "$(RUN)/variants" --out "$(RUN)/tables/plain" $(ARGS)
 
 test: $(DEV)  ## Run the tests (ARGS: options of pytest)
 	$(BIN)/python -m pytest $(ARGS)

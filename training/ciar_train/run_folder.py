@@ -22,6 +22,7 @@ from ciar_train.progress import Progress
 from ciar_train.sizes import Size
 
 MODEL_NAME = "ciar-mini"
+BUNDLE = "bundle"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class RunFolder:
 
     @property
     def bundle(self) -> Path:
-        return self.root / "bundle"
+        return self.root / BUNDLE
 
     @property
     def adopted(self) -> Path:

@@ -16,7 +16,7 @@ from ciar.models.neighbours import NeighbourConfig
 from ciar_train.draft import DraftPlan
 from ciar_train.draft_step import CLOUD_IMAGES, run_draft
 from ciar_train.plan import TrainingPlan
-from ciar_train.run_folder import RunFolder
+from ciar_train.run_folder import BUNDLE, RunFolder
 from ciar_train.steps import adopt
 
 
@@ -56,7 +56,7 @@ def run_variant(run: RunFolder, name: str) -> RunFolder:
         raise InvalidInput("variant", name, f"give one of {', '.join(VARIANTS)}")
     own = run.size.draft
     plain = replace(own, shape=replace(own.shape, neighbours=NeighbourConfig()))
-    start = run.bundle if name == PLAIN else run.root / "variants" / PLAIN / "bundle"
+    start = run.bundle if name == PLAIN else run.root / "variants" / PLAIN / BUNDLE
     if not (start / "edge" / CONFIG_FILE).exists():
         before = "ciar-train draft" if name == PLAIN else f"ciar-train variant {PLAIN}"
         raise InvalidInput("run", str(run.root), f"first run {before}")

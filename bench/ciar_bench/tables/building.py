@@ -41,6 +41,7 @@ from ciar_bench.tables.timing import BASE, NUM_PROMPTS, Timings, measure_timings
 from ciar_bench.tables.writing import columns_of, markdown_table, write_csv
 from ciar_edge.models import load_draft_model
 from ciar_train.progress import Progress, say_nothing
+from ciar_train.run_folder import BUNDLE
 
 RTT_SECONDS = 0.020
 
@@ -83,7 +84,7 @@ class TablePlan:
             return self.model
         if self.variants is None:
             raise InvalidInput("variants", None, "give the folder of `ciar-train variant`")
-        return find_model(self.variants / variant / "bundle")
+        return find_model(self.variants / variant / BUNDLE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,8 +219,9 @@ def write(table: BuiltTable, plan: TablePlan, timings: Timings | None) -> None:
 
 
 def heading(plan: TablePlan, machine: str = "") -> str:
+    folder = plan.model.parent if plan.model.name == BUNDLE else plan.model
     return (
-        f"{plan.model.name}; {plan.count} captions of held-out scenes, seeds 0 to "
+        f"{folder.name}; {plan.count} captions of held-out scenes, seeds 0 to "
         f"{plan.count - 1}; {machine or describe_machine()}; {datetime.now(UTC):%Y-%m-%d}. "
         "Brackets: 95 % intervals."
     )
