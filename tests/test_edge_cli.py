@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from shutil import copytree, rmtree
 from typing import Any
@@ -411,5 +412,8 @@ def test_the_embedded_cloud_ends_with_the_edge(
 
 def is_waiting(pid: int) -> bool:
     """Whether the edge has a loop to wait on: an interrupt during imports can get lost in C."""
-    opened = Path(f"/proc/{pid}/fd").iterdir()
-    return any(fd.is_symlink() and os.readlink(fd) == "anon_inode:[eventpoll]" for fd in opened)
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            if os.readlink(fd) == "anon_inode:[eventpoll]":
+                return True
+    return False

@@ -170,7 +170,7 @@ def variant(
     device: DeviceOption = "",
     threads: ThreadsOption = 0,
 ) -> None:
-    """Train a draft that differs in one thing, for comparisons, from the run's finished one."""
+    """Train a draft that differs in one thing, for comparisons; `plain` before all others."""
     folder = open_run(size, run, device, threads)
     for each in VARIANTS if name == "all" else (name,):
         print(run_variant(folder, each).bundle)

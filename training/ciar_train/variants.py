@@ -55,12 +55,13 @@ def run_variant(run: RunFolder, name: str) -> RunFolder:
     if name not in VARIANTS:
         raise InvalidInput("variant", name, f"give one of {', '.join(VARIANTS)}")
     own = run.size.draft
-    plain = replace(own, shape=replace(own.shape, neighbours=NeighbourConfig()))
-    start = run.bundle if name == PLAIN else run.root / "variants" / PLAIN / BUNDLE
+    plan = replace(own, shape=replace(own.shape, neighbours=NeighbourConfig()))
+    start, before = run.bundle, "ciar-train draft"
+    if name != PLAIN:
+        plan = VARIANTS[name](shorter(plan))
+        start, before = run.root / "variants" / PLAIN / BUNDLE, f"ciar-train variant {PLAIN}"
     if not (start / "edge" / CONFIG_FILE).exists():
-        before = "ciar-train draft" if name == PLAIN else f"ciar-train variant {PLAIN}"
         raise InvalidInput("run", str(run.root), f"first run {before}")
-    plan = VARIANTS[name](plain if name == PLAIN else shorter(plain))
     variant = replace(run, root=run.root / "variants" / name, size=replace(run.size, draft=plan))
     if run.world.is_main and not variant.bundle.exists():
         share_contexts(run, variant)
