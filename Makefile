@@ -37,7 +37,8 @@ bench-latency: $(call stamp,bench)  ## Measure latency: base, blocking and exact
 	@$(BIN)/ciar-bench latency $(ARGS)
 
 # The drafter of EAGLE and the variants of the draft are no part of a bundle, so they are trained first.
-TABLE = $(BIN)/ciar-bench table --scenes "$(RUN)/scenes/held_out" --scorer mini-cpu
+TABLE = $(BIN)/ciar-bench table --scenes "$(RUN)/scenes/held_out" --scorer mini-cpu \
+        --extractor efficientnet,inception
 tables: $(call stamp,bench)  ## Every table of docs/tables.md into RUN/tables (hours; goes on where it stopped)
 	@$(BIN)/ciar-bench fetch-features
 	@$(BIN)/ciar-train adopt --frozen --size "$(SIZE)" --run "$(RUN)" ciar-mini

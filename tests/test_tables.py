@@ -201,6 +201,19 @@ def test_losses_need_their_variants(plan: TablePlan) -> None:
         build("losses", plan)
 
 
+def test_a_variant_may_be_the_model_itself(
+    plan: TablePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = (Row("Base AR", "base"), Row("start; width", "interval", "plain"))
+    columns = ("disagreement", "AUROC, the draws differ")
+    contents = Contents(title="Losses", rows=rows, columns=columns)
+    monkeypatch.setitem(TABLES, "losses", lambda _: contents)
+    model = write_bundle(tmp_path / "plain" / "bundle")
+    found = dict(build("losses", replace(plan, model=model, variants=tmp_path)).rows)
+    assert 0 <= found["start; width"]["AUROC, the draws differ"].value <= 1
+    assert "AUROC, the draws differ" not in found["Base AR"]
+
+
 @pytest.mark.parametrize("name", TABLES)
 def test_every_row_names_a_method_once(name: str, plan: TablePlan) -> None:
     edge: EdgeModel = load_draft_model(plan.model / "edge")

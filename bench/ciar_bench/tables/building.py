@@ -123,9 +123,8 @@ def build(name: str, plan: TablePlan) -> BuiltTable:
             progress=plan.progress,
         )
     rows = []
-    rollouts = {
-        model: plan_routing(plan, model) for model in {cell.model for cell in cells} - {plan.model}
-    }
+    trained = {cell.model for row, cell in zip(contents.rows, cells, strict=True) if row.variant}
+    rollouts = {model: plan_routing(plan, model) for model in trained}
     for row, cell in zip(contents.rows, cells, strict=True):
         numbers = measure_cell(folders[cell], folders[base], plan.reference, plan.instruments)
         if row.variant:
