@@ -297,6 +297,16 @@ def test_code_costs_its_share(share: float, bench: BenchModel) -> None:
     assert (image.costs.decided, image.costs.round_trips) == (count, 1)
 
 
+def test_the_cloud_may_draw_the_end_instead(bench: BenchModel) -> None:
+    image = make_method("code:share=0.25,is_last=true").draw(bench, PROMPT, bench.sampling)
+    edge_alone = tokens_of(make_method("code:share=0"), bench, bench.sampling.seed)
+    assert set(image.origins[:12]) == {"kept"}
+    assert image.tokens[:12] == edge_alone[:12]
+    assert set(image.origins[12:]) <= {"agreed", "corrected"}
+    assert image.costs.decided == 4
+    assert 1 <= image.costs.forwards <= 4
+
+
 @pytest.mark.parametrize("spec", ["eagle-1", "eagle-2", "lantern", "lantern++"])
 def test_forwards_are_a_prefill_and_rounds(spec: str, bench: BenchModel) -> None:
     image = make_method(spec).draw(bench, PROMPT, bench.sampling)

@@ -28,6 +28,23 @@ def test_random_has_a_stream_of_its_own() -> None:
     assert abs(float(torch.corrcoef(both)[0, 1])) < 0.1
 
 
+@pytest.mark.parametrize("seed", [0, 1, 7])
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5])
+def test_spaced_tokens_lie_evenly(seed: int, share: float) -> None:
+    """Random ones leave gaps several times as long."""
+    router = make_router("spaced", seed=seed, threshold=1 - share)
+    asked = [position for position in range(1000) if router.decide(position, random_head())[1]]
+    assert len(asked) == pytest.approx(1000 * share, abs=4)
+    gaps = {b - a for a, b in zip(asked, asked[1:], strict=False)}
+    assert len(gaps) <= 3
+    assert max(gaps) <= 2 / share
+
+
+def test_spaced_tokens_are_others_for_another_seed() -> None:
+    scores = {make_router("spaced", seed=seed).decide(0, random_head())[0] for seed in range(20)}
+    assert len(scores) == 20
+
+
 @pytest.mark.parametrize(("name", "expected"), [("always", True), ("never", False)])
 def test_constant_routers(name: str, expected: bool) -> None:
     router = make_router(name)

@@ -34,15 +34,8 @@ SIDE = 8  # pixels
 SMALL = Contents(
     title="Small",
     rows=(Row("Base AR", "base"), Row("CIAR, U", "interval-u"), Row("CoDe", "code")),
-    columns=(
-        "FD-toy",
-        "FD-toy / base",
-        "speedup",
-        "speedup, RTT 20 ms",
-        "edge_ms",
-        "calls",
-        "disagreement",
-    ),
+    quality=("FD-toy", "FD-toy / base", "disagreement"),
+    costs=("speedup", "speedup, RTT 20 ms", "edge_ms", "calls"),
     sheets=("CoDe",),
 )
 
@@ -110,12 +103,16 @@ def test_a_table_is_built_and_kept(plan: TablePlan) -> None:
     assert rows["CIAR, U"]["FD-toy / base"].value > 0
     assert "FD-toy / base" not in rows["Base AR"]
     assert table.floor["FD-toy / base"].value > 0
+    assert table.floor["FD-toy"].value > 0
+    assert table.floor["disagreement"].value > 0.2  # other seeds, other pictures
     with (plan.out / "small.csv").open() as file:
         found = list(csv.DictReader(file))
     assert [row["method"] for row in found] == [*rows, FLOOR]
     assert float(found[2]["calls"]) == rows["CoDe"]["calls"].value
     text = (plan.out / "small.md").read_text()
-    assert "| CoDe |" in text
+    quality, costs = text.split("## Costs")
+    assert "| CoDe |" in quality and "| CoDe |" in costs
+    assert f"| {FLOOR} |" in quality and f"| {FLOOR} |" not in costs
     assert f"{COUNT} captions" in text
     assert is_picture(plan.out / "small-wall.png")
     assert is_picture(plan.out / "small-map-ciar-u.png")
@@ -205,8 +202,13 @@ def test_a_variant_may_be_the_model_itself(
     plan: TablePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = (Row("Base AR", "base"), Row("start; width", "interval", "plain"))
-    columns = ("disagreement", "AUROC, the draws differ")
-    contents = Contents(title="Losses", rows=rows, columns=columns)
+    contents = Contents(
+        title="Losses",
+        rows=rows,
+        quality=("disagreement",),
+        costs=(),
+        routing=("AUROC, the draws differ",),
+    )
     monkeypatch.setitem(TABLES, "losses", lambda _: contents)
     model = write_bundle(tmp_path / "plain" / "bundle")
     found = dict(build("losses", replace(plan, model=model, variants=tmp_path)).rows)
@@ -285,6 +287,9 @@ def test_numbers_are_shown_with_their_ends(tmp_path: Path) -> None:
         ("b", {"calls": Estimate(1, 1, 1), "risk at 30.0%": Estimate(2e-4, 1e-4, 3e-4)}),
     ]
     columns = ("FID", "calls", "uplink_bytes", "risk at 30.0%")
+    paired = [("c", {"place-top1 - base": Estimate(-0.02, -0.04, 0)})]
+    shown = markdown_table([*rows, *paired], ["place-top1 - base"]).splitlines()
+    assert shown[2:] == ["| c | -2.00 points (-4.00 to 0.00) |"]
     lines = markdown_table(rows, columns).splitlines()
     assert lines[0] == "|  | calls | up, KiB | risk at 30.0% |"
     assert lines[2] == "| a | 30.0 % (28.0 to 32.1) | 2.00 |  |"

@@ -17,7 +17,10 @@ DEFAULT_ROUTER = "interval"
 DEFAULT_BUDGET = 0.30
 _NOISE_KEY = 1  # second word of the noise key; the noise that draws tokens has 0 there
 
-ROUTERS: tuple[str, ...] = (*TENSOR_SCORES, "softmax-corr-window", "random", "always", "never")
+_GOLDEN_RATIO = (5**0.5 - 1) / 2
+_BLIND = ("random", "spaced")  # uniform by construction, whatever the head says
+
+ROUTERS: tuple[str, ...] = (*TENSOR_SCORES, "softmax-corr-window", *_BLIND, "always", "never")
 
 
 class RandomScore:
@@ -30,6 +33,18 @@ class RandomScore:
         key = np.array([self._seed, _NOISE_KEY], dtype=np.uint64)
         bits = int(np.random.Philox(counter=[0, 0, 0, position], key=key).random_raw())
         return (bits >> 11) * 2.0**-53
+
+
+class SpacedScore:
+    """Multiples of the golden ratio modulo 1, from a random start: those above any threshold are
+    spread over the raster as evenly as can be, with at most three different gaps.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._start = RandomScore(seed)
+
+    def __call__(self, position: int, head: HeadOutput) -> float:
+        return (self._start(0, head) + position * _GOLDEN_RATIO) % 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +87,7 @@ def make_router(
         0.30).  prefix_rate: share of the image that the cloud draws first; 0 makes the budget one
         of routed tokens.
     threshold: a static one on the raw score.  calibration: quantiles by score name.
-    seed: of the image, for `random`.  grid_size: for `softmax-corr-window`.
+    seed: of the image, for `random` and `spaced`.  grid_size: for `softmax-corr-window`.
     Raises `InvalidInput`.
     """
     if name not in ROUTERS:
@@ -94,7 +109,7 @@ def make_router(
 
 
 def _quantiles(name: str, calibration: Mapping[str, Sequence[float]]) -> Sequence[float] | None:
-    if name == "random":  # uniform by construction
+    if name in _BLIND:
         return [i / (NUM_QUANTILES - 1) for i in range(NUM_QUANTILES)]
     return calibration.get(name)
 
@@ -102,6 +117,8 @@ def _quantiles(name: str, calibration: Mapping[str, Sequence[float]]) -> Sequenc
 def _score(name: str, *, seed: int, grid_size: int) -> Callable[[int, HeadOutput], float]:
     if name == "random":
         return RandomScore(seed)
+    if name == "spaced":
+        return SpacedScore(seed)
     if name == "softmax-corr-window":
         return WindowCorr(grid_size)
     return partial(_one_token, TENSOR_SCORES[name])

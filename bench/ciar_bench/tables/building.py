@@ -208,13 +208,14 @@ def times(timings: Timings, method: str, *, num_tokens: int) -> Numbers:
 
 def write(table: BuiltTable, plan: TablePlan, timings: Timings | None) -> None:
     plan.out.mkdir(parents=True, exist_ok=True)
-    columns = table.contents.columns
     rows = [*table.rows, (FLOOR, table.floor)]
-    write_csv(plan.out / f"{table.name}.csv", rows, columns)
+    write_csv(plan.out / f"{table.name}.csv", rows, table.contents.columns)
     machine = timings.machine if timings else ""
-    head = f"{heading(plan, machine)} `{FLOOR}`: the base with other seeds against the base."
-    text = f"# {table.contents.title}\n\n{head}\n\n{markdown_table(rows, columns)}"
-    (plan.out / f"{table.name}.md").write_text(text)
+    floor = f"`{FLOOR}`: the base with other seeds, the noise floor."
+    parts = [f"# {table.contents.title}", f"{heading(plan, machine)} {floor}"]
+    for section, columns in table.contents.sections.items():
+        parts += [f"## {section}", markdown_table(rows, columns).rstrip()]
+    (plan.out / f"{table.name}.md").write_text("\n\n".join(parts) + "\n")
 
 
 def heading(plan: TablePlan, machine: str = "") -> str:

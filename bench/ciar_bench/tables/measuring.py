@@ -24,7 +24,7 @@ from ciar_bench.quality.report import (
 )
 from ciar_bench.tables.cells import digest_of, read_record, read_tokens
 
-KEPT = "measured.json"
+KEPT, KEPT_FLOOR = "measured.json", "floor.json"
 Numbers = dict[str, Estimate]
 
 
@@ -48,13 +48,17 @@ def measure_cell(
 def measure_floor(
     again: Path, base: Path, reference: PictureSet, instruments: Instruments
 ) -> Numbers:
-    """What differs between two sets of the base's pictures: see `noise_floor`."""
-    sets = [PictureFolder(again), PictureFolder(base)]
+    """Quality of a further set of the base's pictures, and what differs from the first by chance:
+    see `noise_floor`.
+    """
+    pictures, bases = PictureFolder(again), PictureFolder(base)
 
     def measure() -> Numbers:
-        return noise_floor(sets[1], sets[0], reference, instruments)
+        own = estimates(measurements(pictures, reference, instruments))
+        floor = noise_floor(bases, pictures, reference, instruments)
+        return own | floor | agreement(again, base, len(pictures))
 
-    return kept(again / KEPT, measure, [*sets, reference], instruments)
+    return kept(again / KEPT_FLOOR, measure, [pictures, bases, reference], instruments)
 
 
 def cost_numbers(folder: Path, count: int) -> Numbers:
@@ -70,7 +74,7 @@ def cost_numbers(folder: Path, count: int) -> Numbers:
 
 
 def agreement(folder: Path, base: Path, count: int) -> Numbers:
-    """`disagreement`: share of tokens that differ from the base's at the same prompt and seed."""
+    """`disagreement`: share of tokens unlike those of the base's picture of that prompt."""
     differs = read_tokens(folder, count) != read_tokens(base, count)  # [count, T]
     return {"disagreement": mean_estimate(differs.mean(1))}
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ciar_bench.quality.bootstrap import Estimate
 
+PAIRED = " - base"
 PERCENT = ("calls", "decided share", "disagreement", "place-top1", "object-top5")
 RISK = "risk at "
 KIB = ("uplink_bytes", "downlink_bytes")
@@ -30,13 +31,15 @@ def columns_of(rows: Sequence[tuple[str, Numbers]], wanted: Sequence[str]) -> li
 
 
 def markdown_table(rows: Sequence[tuple[str, Numbers]], wanted: Sequence[str]) -> str:
-    """rows: label and numbers."""
+    """rows: label and numbers; those that have none of them are left out."""
     columns = columns_of(rows, wanted)
     lines = [
         "| " + " | ".join(["", *(HEADS.get(name, name) for name in columns)]) + " |",
         "|" + " --- |" * (len(columns) + 1),
     ]
     for label, numbers in rows:
+        if not numbers.keys() & set(columns):
+            continue
         cells = [shown(name, numbers.get(name)) for name in columns]
         lines.append("| " + " | ".join([label, *cells]) + " |")
     return "\n".join(lines) + "\n"
@@ -45,12 +48,12 @@ def markdown_table(rows: Sequence[tuple[str, Numbers]], wanted: Sequence[str]) -
 def shown(name: str, found: Estimate | None) -> str:
     if found is None:
         return ""
-    is_share = name in PERCENT or name.startswith(RISK)
+    is_share = name.removesuffix(PAIRED) in PERCENT or name.startswith(RISK)
     scale = 100 if is_share else 1 / 1024 if name in KIB else 1
     values = [scale * x for x in (found.value, found.low, found.high)]
     digits = digits_of(values[0])
     value, low, high = (f"{x:.{digits}f}" for x in values)
-    unit = " %" if is_share else ""
+    unit = "" if not is_share else " points" if name.endswith(PAIRED) else " %"
     return f"{value}{unit}" if low == high else f"{value}{unit} ({low} to {high})"
 
 
