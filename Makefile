@@ -3,7 +3,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help generate serve bench-latency tables test check format format-check lint types \
+.PHONY: help generate serve bench-latency tables results test check format format-check lint types \
         proto proto-check clean
 
 VENV   ?= .venv
@@ -47,6 +47,15 @@ tables: $(call stamp,bench)  ## Every table of docs/tables.md into RUN/tables (h
 	@$(BIN)/ciar-train variant all --size "$(SIZE)" --run "$(RUN)"
 	@$(TABLE) main --model "$(RUN)/bundle" --out "$(RUN)/tables" $(ARGS)
 	@$(TABLE) all --model "$(RUN)/variants/plain/bundle" --variants "$(RUN)/variants" --out "$(RUN)/tables/plain" $(ARGS)
+
+# What the documents show of it: every table, the curves, and the pictures of all methods.
+RESULTS := docs/results/$(SIZE)
+results:  ## Copy the tables and figures of RUN/tables that the documents show to docs/results
+	@mkdir -p $(RESULTS) docs/results/plain
+	@cp "$(RUN)"/tables/main*.md "$(RUN)"/tables/main*.csv "$(RUN)"/tables/main*.png "$(RUN)"/tables/main*.jpg $(RESULTS)
+	@cp "$(RUN)"/tables/plain/*.md "$(RUN)"/tables/plain/*.csv docs/results/plain
+	@cp "$(RUN)"/tables/plain/main*.png "$(RUN)"/tables/plain/main-wall.jpg "$(RUN)"/tables/plain/risk.png docs/results/plain
+	@ls -s $(RESULTS) docs/results/plain
 
 test: $(DEV)  ## Run the tests (ARGS: options of pytest)
 	$(BIN)/python -m pytest $(ARGS)

@@ -11,21 +11,27 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from typer.testing import CliRunner
 
+from ciar.checkpoint import read_config
 from ciar.errors import InvalidInput
+from ciar_bench.cli import app
 from ciar_bench.methods.costs import Costs
 from ciar_bench.quality.bootstrap import Estimate
+from ciar_bench.quality.coco import read_captions
+from ciar_bench.quality.instruments import make_instruments
 from ciar_bench.quality.report import Instruments
 from ciar_bench.quality.scenes import DrawnScenes
 from ciar_bench.routing import CEILING, DIFFERS, IMAGE, RANDOM
 from ciar_bench.tables import building
-from ciar_bench.tables.building import TablePlan, build, build_risk
+from ciar_bench.tables import cli as tables_cli
+from ciar_bench.tables.building import TablePlan, build, build_risk, title_of
 from ciar_bench.tables.cells import Cell, begin, missing, read_record
-from ciar_bench.tables.contents import FLOOR, TABLES, Contents, Row
+from ciar_bench.tables.contents import FLOOR, QUALITY, TABLES, Contents, Row
 from ciar_bench.tables.drawing import draw_cells
 from ciar_bench.tables.risk import SHARES, risk_curves, risks_at
 from ciar_bench.tables.timing import Timings
-from ciar_bench.tables.writing import markdown_table, write_csv
+from ciar_bench.tables.writing import markdown_table, quality_columns, write_csv
 from ciar_edge.models import EdgeModel, load_draft_model
 from tests.tiny import write_bundle
 
@@ -34,7 +40,7 @@ SIDE = 8  # pixels
 SMALL = Contents(
     title="Small",
     rows=(Row("Base AR", "base"), Row("CIAR, U", "interval-u"), Row("CoDe", "code")),
-    quality=("FD-toy", "FD-toy / base", "disagreement"),
+    quality=("FD-*", "disagreement"),
     costs=("speedup", "speedup, RTT 20 ms", "edge_ms", "calls"),
     sheets=("CoDe",),
 )
@@ -63,12 +69,14 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> TablePlan:
         for i in range(24)
     ]
     (scenes / "captions-00000.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    drawn = DrawnScenes(scenes)
     return TablePlan(
         out=root / "out",
         model=write_bundle(root / "model"),
-        reference=DrawnScenes(scenes),
+        captions=drawn.captions[:COUNT],
+        source="toy scenes",
+        reference=drawn,
         instruments=Instruments(extractors=[ToyFeatures()]),
-        count=COUNT,
         num_workers=1,
     )
 
@@ -76,7 +84,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> TablePlan:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setitem(TABLES, "small", lambda _: SMALL)
-    monkeypatch.setattr(building, "FIGURE_QUALITY", ("FD-toy / base",))
+    monkeypatch.setattr(building, "FIGURE_QUALITY", ("FD-*",))
     yield
 
 
@@ -113,11 +121,11 @@ def test_a_table_is_built_and_kept(plan: TablePlan) -> None:
     quality, costs = text.split("## Costs")
     assert "| CoDe |" in quality and "| CoDe |" in costs
     assert f"| {FLOOR} |" in quality and f"| {FLOOR} |" not in costs
-    assert f"{COUNT} captions" in text
-    assert is_picture(plan.out / "small-wall.png")
+    assert f"{COUNT} captions of toy scenes" in text
+    assert is_picture(plan.out / "small-wall.jpg")
     assert is_picture(plan.out / "small-map-ciar-u.png")
     assert is_picture(plan.out / "small-fd-toy-base.png")
-    assert is_picture(plan.out / "small-sheet-code.png")
+    assert is_picture(plan.out / "small-sheet-code.jpg")
 
     before = times(plan.cells, "*.json") | times(plan.cells, "*.png")
     build("small", plan)
@@ -156,7 +164,7 @@ def test_a_drafter_of_eagle_changes_only_its_own_cells(plan: TablePlan, tmp_path
 
 
 def test_more_captions_add_to_a_cell(plan: TablePlan, tmp_path: Path) -> None:
-    cell, captions = Cell("code:share=0", plan.model), plan.reference.captions
+    cell, captions = Cell("code:share=0", plan.model), plan.captions
     (folder,) = draw_cells([cell], tmp_path, captions[:2], num_workers=1).values()
     before = times(folder, "0*.json")
     draw_cells([cell], tmp_path, captions[:4], num_workers=1)
@@ -167,7 +175,7 @@ def test_more_captions_add_to_a_cell(plan: TablePlan, tmp_path: Path) -> None:
 
 
 def test_several_processes_draw_what_one_does(plan: TablePlan, tmp_path: Path) -> None:
-    cell, captions = Cell("interval", plan.model), plan.reference.captions[:6]
+    cell, captions = Cell("interval", plan.model), plan.captions[:6]
     alone, together = (
         draw_cells([cell], tmp_path / str(n), captions, num_workers=n)[cell] for n in (1, 2)
     )
@@ -177,7 +185,7 @@ def test_several_processes_draw_what_one_does(plan: TablePlan, tmp_path: Path) -
 
 
 def test_a_picture_of_another_caption_is_missing(plan: TablePlan, tmp_path: Path) -> None:
-    cell, captions = Cell("code:share=0", plan.model), plan.reference.captions[:2]
+    cell, captions = Cell("code:share=0", plan.model), plan.captions[:2]
     (folder,) = draw_cells([cell], tmp_path, captions, num_workers=1).values()
     assert missing(folder, captions) == []
     assert missing(folder, [captions[0], replace(captions[1], prompt="a cow")]) == [1]
@@ -191,6 +199,14 @@ def test_a_further_set_has_seeds_of_its_own(plan: TablePlan) -> None:
     again = Cell("base", plan.model, 1).captions(captions)
     assert not {c.seed for c in captions} & {c.seed for c in again}
     assert [c.prompt for c in captions] == [c.prompt for c in again]
+
+
+def test_a_table_names_the_model_and_the_variant(plan: TablePlan, tmp_path: Path) -> None:
+    name = title_of(plan.model)
+    assert name == read_config(plan.model / "cloud")["name"]
+    assert title_of(write_bundle(tmp_path / "run" / "bundle")) == name
+    variant = write_bundle(tmp_path / "run" / "variants" / "plain" / "bundle")
+    assert title_of(variant) == f"{name}, draft `plain`"
 
 
 def test_losses_need_their_variants(plan: TablePlan) -> None:
@@ -281,6 +297,28 @@ def test_speedups_compare_images_of_one_prompt() -> None:
     assert timings.speedup("fast", rtt=1).value == pytest.approx((3 / 12 + 5 / 13) / 2)
 
 
+def test_columns_of_quality_are_those_that_were_measured() -> None:
+    one = Estimate(1, 1, 1)
+    measured = (
+        "FID",
+        "FID / base",
+        "CMMD-ViT-B-32",
+        "CMMD-ViT-B-32 - base",
+        "F1-Inception",
+        "calls",
+    )
+    rows = [("a", dict.fromkeys(measured, one)), ("b", {"disagreement": one, "HPSv2": one})]
+    assert quality_columns(rows, QUALITY) == [
+        "FID",
+        "FID / base",
+        "F1-Inception",
+        "CMMD-ViT-B-32",
+        "CMMD-ViT-B-32 - base",
+        "HPSv2",
+        "disagreement",
+    ]
+
+
 def test_numbers_are_shown_with_their_ends(tmp_path: Path) -> None:
     rows = [
         ("a", {"calls": Estimate(0.3, 0.28, 0.321), "uplink_bytes": Estimate(2048, 2048, 2048)}),
@@ -296,3 +334,72 @@ def test_numbers_are_shown_with_their_ends(tmp_path: Path) -> None:
     assert lines[3] == "| b | 100 % |  | 0.020 % (0.010 to 0.030) |"
     write_csv(tmp_path / "t.csv", rows, columns)
     assert (tmp_path / "t.csv").read_text().splitlines()[2] == "b,1,1,1,,,,0.0002,0.0001,0.0003"
+
+
+# The command, with prompts and photographs instead of scenes
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    folder = tmp_path / "val"
+    folder.mkdir()
+    rng = np.random.default_rng(1)
+    for index in range(20):
+        pixels = rng.integers(0, 256, (12, 18, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.jpg")
+    return folder
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "captions.jsonl"
+    lines = [json.dumps({"prompt": f"a cat of {i}", "file": f"{i}.jpg"}) for i in range(20)]
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_a_table_of_prompts_and_photographs(
+    plan: TablePlan, photographs: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TABLES, "small", lambda _: SMALL)
+    monkeypatch.setattr(tables_cli, "NAMES", ("small",))
+    toy = Instruments(extractors=[ToyFeatures()])
+    monkeypatch.setattr(tables_cli, "make_instruments", lambda **_: toy)
+    out = prompts.parent / "out"
+    options = ["--captions", str(prompts), "--reference", str(photographs), "--size", "8"]
+    options += ["--model", str(plan.model), "--out", str(out), "--count", "16", "--workers", "1"]
+    done = CliRunner().invoke(app, ["table", "small", *options])
+    assert done.exit_code == 0, done.output
+    text = (out / "small.md").read_text()
+    assert "16 captions of captions.jsonl, seeds 0 to 15" in text
+    assert "FD-toy" in text
+    assert (photographs / "features-toy-8.npy").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ([], "scenes"),
+        (["--captions", "c.jsonl"], "scenes"),
+        (["--scenes", ".", "--size", "8"], "scenes"),
+        (["--captions", "missing.jsonl", "--reference", "."], "captions"),
+    ],
+)
+def test_sources_of_a_table_are_checked(options: list[str], field: str, plan: TablePlan) -> None:
+    where = ["--model", str(plan.model), "--out", "out"]
+    done = CliRunner().invoke(app, ["table", "main", *options, *where])
+    assert isinstance(done.exception, InvalidInput)
+    assert done.exception.field == field
+
+
+@pytest.mark.parametrize("line", ["{}", "[]", "a cat", '{"prompt": " "}', '{"prompt": 3}'])
+def test_a_bad_caption_is_named(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "captions.jsonl"
+    path.write_text('{"prompt": "a cat"}\n' + line)
+    with pytest.raises(InvalidInput, match="line 2"):
+        read_captions(path)
+
+
+def test_an_unknown_extractor_lists_the_known(plan: TablePlan) -> None:
+    with pytest.raises(InvalidInput, match="efficientnet, inception, clip"):
+        make_instruments(extractors="resnet", model=plan.model)

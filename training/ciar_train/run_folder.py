@@ -22,7 +22,7 @@ from ciar_train.progress import Progress
 from ciar_train.sizes import Size
 
 MODEL_NAME = "ciar-mini"
-BUNDLE = "bundle"
+BUNDLE, VARIANTS = "bundle", "variants"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,10 @@ class RunFolder:
     @property
     def bundle(self) -> Path:
         return self.root / BUNDLE
+
+    def variant(self, name: str) -> Path:
+        """The run folder of a variant of the draft."""
+        return self.root / VARIANTS / name
 
     @property
     def adopted(self) -> Path:

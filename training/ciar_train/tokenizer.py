@@ -1,6 +1,9 @@
 """`ciar-train tokenizer`: the VQ model, trained for sharp reconstructions.
 
-loss = |x - y|_1 + edge * |grad x - grad y|_1 + commitment * |z - sg(e)|^2
+loss = |x - y|_1 + edge * |grad x - grad y|_1 + commitment * |z - sg(e)|^2 + adversarial * A(y)
+
+A is how unreal a critic of patches finds the reconstruction (`discriminator`). Distances alone are
+smallest at the mean of what could be there, which is a blur; A is not.
 
 Codes follow their latents by exponential averages (van den Oord et al., 2017, appendix A) on the
 unit sphere, and codes nobody uses move to latents of the current batch, so that the whole codebook
@@ -9,23 +12,57 @@ stays in use.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ciar.models.vq import VQConfig, VQModel
+from ciar_train.discriminator import (
+    PatchDiscriminator,
+    adversarial_loss,
+    balanced,
+    discriminator_loss,
+)
 from ciar_train.images import SceneFolder
 from ciar_train.loop import Metrics, Run, World, batch_indices, train
 from ciar_train.plan import TrainingPlan
 
+ModelT = TypeVar("ModelT", bound=nn.Module)
+CRITIC_ALONE = (
+    0.1  # share of the steps that the critic learns alone, and then that its weight grows
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerLoss:
+    """adversarial: weight of the critic's loss, relative to the distances' by their gradients; 0:
+        no critic.
+    adversarial_from: share of the steps before the critic begins. It learns alone for a tenth of
+        the steps, then its weight grows over another.
+    critic_channels, critic_levels: its size (`PatchDiscriminator`).
+    """
+
     edge: float = 0.5
     commitment: float = 0.25
     code_decay: float = 0.99
     dead_below: float = 0.1  # a code used less than this often a batch (averaged) is moved
+    adversarial: float = 0.0
+    adversarial_from: float = 0.4
+    critic_channels: int = 32
+    critic_levels: int = 2
+
+    def __post_init__(self) -> None:
+        if self.adversarial < 0:
+            raise ValueError(f"adversarial: {self.adversarial}: give a weight, 0 for no critic")
+        if not 0 <= self.adversarial_from < 1:
+            raise ValueError(f"adversarial_from: {self.adversarial_from}: give a share below 1")
+
+    def adversarial_at(self, progress: float) -> float:
+        """The weight at a share of the steps; 0 while the critic learns alone."""
+        behind = (progress - self.adversarial_from) / CRITIC_ALONE - 1
+        return self.adversarial * min(1.0, max(0.0, behind))
 
 
 class CodeTracker(nn.Module):
@@ -69,6 +106,27 @@ def reconstruction_loss(x: Tensor, y: Tensor, *, edge: float) -> Tensor:
     return F.l1_loss(x, y) + edge * sharp
 
 
+class Critic:
+    """Adds the adversarial loss, and learns by it."""
+
+    def __init__(self, vq: VQModel, loss: TokenizerLoss, *, steps: int) -> None:
+        self.loss, self.steps = loss, steps
+        self.model = PatchDiscriminator(channels=loss.critic_channels, levels=loss.critic_levels)
+        self._last_layer = vq.decoder.conv_out.weight
+
+    def added_to(self, distance: Tensor, x: Tensor, y: Tensor, step: int) -> tuple[Tensor, Metrics]:
+        """The distance between pictures x and reconstructions y, and both losses of the critic."""
+        progress = step / self.steps
+        if progress < self.loss.adversarial_from:
+            return distance, {}
+        critic = discriminator_loss(self.model, x, y)
+        total, weight = distance + critic, self.loss.adversarial_at(progress)
+        if weight:
+            unreal = adversarial_loss(self.model, y)
+            total = total + weight * balanced(unreal, distance, self._last_layer)
+        return total, {"critic": float(critic.detach())}
+
+
 def psnr(x: Tensor, y: Tensor) -> float:
     """dB, for pixels in [-1, 1]."""
     return float(10 * torch.log10(4 / F.mse_loss(x, y.clamp(-1, 1))))
@@ -94,10 +152,10 @@ def steady_share(vq: VQModel, x: Tensor, ids: Tensor) -> float:
     return float(same.float().mean())
 
 
-def channels_last(vq: VQModel, device: torch.device) -> VQModel:
+def channels_last(model: ModelT, device: torch.device) -> ModelT:
     """On the device, in the memory layout that convolutions are fastest with."""
-    vq.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return vq
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
 
 
 def train_tokenizer(
@@ -120,12 +178,20 @@ def train_tokenizer(
     vq = channels_last(start or VQModel(config), world.device).requires_grad_(True)
     tracker = CodeTracker(vq, loss)
     model = nn.ModuleDict({"vq": vq, "tracker": tracker})
+    critic = Critic(vq, loss, steps=plan.steps) if loss.adversarial else None
+    if critic:
+        model["critic"] = channels_last(critic.model, world.device)
     if start:
         for part in (vq.encoder, vq.quant_conv):
             part.requires_grad_(False)
 
     def load(folder: SceneFolder, indices: Tensor) -> Tensor:
         return folder.images(indices).to(world.device, memory_format=torch.channels_last)
+
+    def distance(x: Tensor, y: Tensor, number: int) -> tuple[Tensor, Metrics]:
+        found = reconstruction_loss(x, y, edge=loss.edge)
+        total, metrics = critic.added_to(found, x, y, number) if critic else (found, {})
+        return total, {"psnr": psnr(x, y.detach())} | metrics
 
     def step(number: int) -> tuple[Tensor, Metrics]:
         indices = batch_indices(
@@ -136,15 +202,15 @@ def train_tokenizer(
             with torch.no_grad():
                 codes = vq.quantize.lookup(vq.encode(x))
             y = vq.decode_latents(codes)
-            return reconstruction_loss(x, y, edge=loss.edge), {"psnr": psnr(x, y.detach())}
+            return distance(x, y, number)
         z = vq.quantize.on_sphere(vq.latents(x))
         ids = vq.quantize.nearest(z)
         codes = vq.quantize.lookup(ids)
         y = vq.decode_latents(z + (codes - z).detach())  # straight through
         commitment = F.mse_loss(z, codes.detach()) * z.shape[1]
-        total = reconstruction_loss(x, y, edge=loss.edge) + loss.commitment * commitment
+        total, metrics = distance(x, y, number)
         tracker.update(z, ids, can_move=number < plan.steps * (1 - plan.cooldown))
-        return total, {"psnr": psnr(x, y.detach()), "codes": float(num_distinct(ids))}
+        return total + loss.commitment * commitment, metrics | {"codes": float(num_distinct(ids))}
 
     def evaluate() -> Metrics:
         x = load(held_out, torch.arange(min(256, len(held_out))))

@@ -59,10 +59,10 @@ def run_variant(run: RunFolder, name: str) -> RunFolder:
     start, before = run.bundle, "ciar-train draft"
     if name != PLAIN:
         plan = VARIANTS[name](shorter(plan))
-        start, before = run.root / "variants" / PLAIN / BUNDLE, f"ciar-train variant {PLAIN}"
+        start, before = run.variant(PLAIN) / BUNDLE, f"ciar-train variant {PLAIN}"
     if not (start / "edge" / CONFIG_FILE).exists():
         raise InvalidInput("run", str(run.root), f"first run {before}")
-    variant = replace(run, root=run.root / "variants" / name, size=replace(run.size, draft=plan))
+    variant = replace(run, root=run.variant(name), size=replace(run.size, draft=plan))
     if run.world.is_main and not variant.bundle.exists():
         share_contexts(run, variant)
         adopt(variant, start)

@@ -11,31 +11,16 @@ from rich.console import Console
 from ciar.checkpoint import DEFAULT_MODEL, find_model
 from ciar.errors import InvalidInput
 from ciar_bench.quality.bootstrap import Estimate
-from ciar_bench.quality.clip import (
-    CLIP_MODEL,
-    CLIP_WEIGHTS,
-    ClipFeatures,
-    clip_scorer,
-    hps_scorer,
-)
+from ciar_bench.quality.clip import CLIP_MODEL, CLIP_WEIGHTS
 from ciar_bench.quality.coco import NUM_CAPTIONS, coco_captions, write_captions
-from ciar_bench.quality.features import EfficientNetFeatures, FeatureExtractor, InceptionFeatures
+from ciar_bench.quality.features import EfficientNetFeatures
 from ciar_bench.quality.fetch import EFFICIENTNET_LITE0, INCEPTION, fetch
 from ciar_bench.quality.folder import PictureFolder
-from ciar_bench.quality.report import (
-    CaptionedSet,
-    Instruments,
-    PictureScorer,
-    compare,
-    markdown,
-    measure_folder,
-    noise_floor,
-)
+from ciar_bench.quality.instruments import EXTRACTORS, make_instruments
+from ciar_bench.quality.report import CaptionedSet, compare, markdown, measure_folder, noise_floor
 from ciar_bench.quality.scenes import DrawnScenes
-from ciar_bench.quality.scorer import SUFFIX, CaptionScorer, find_scorer, save_scorer
+from ciar_bench.quality.scorer import SUFFIX, save_scorer
 from ciar_bench.quality.train_scorer import TrainPlan, train_scorer
-
-EXTRACTORS = ("efficientnet", "inception", "clip")
 
 console = Console(stderr=True)
 
@@ -122,22 +107,16 @@ def quality(
     """How good pictures are, against real ones and against the base, with intervals."""
     if floor and not against:
         raise InvalidInput("floor", str(floor), "give --against too")
-    extractors: list[FeatureExtractor] = []
-    scorers: list[PictureScorer] = []
-    for name in extractor.split(","):
-        if name == "clip":
-            clip = ClipFeatures(clip_model, clip_weights, device=device)
-            extractors.append(clip)
-            scorers.append(clip_scorer(clip))
-        else:
-            extractors.append(load_extractor(name, device=device))
-    if scorer:
-        text_folder = find_model(model) / "text"
-        maxima = EfficientNetFeatures(has_maxima=True, device=device)
-        scorers.append(CaptionScorer(find_scorer(scorer), text_folder, extractor=maxima))
-    if hps_weights:
-        scorers.append(hps_scorer(hps_weights, device=device))
-    instruments = Instruments(extractors=extractors, scorers=scorers, progress=show_progress)
+    instruments = make_instruments(
+        extractors=extractor,
+        model=find_model(model),
+        scorer=scorer,
+        clip_model=clip_model,
+        clip_weights=clip_weights,
+        hps_weights=hps_weights,
+        device=device,
+        progress=show_progress,
+    )
     pictures, real = open_pictures(folder, size=size), open_pictures(reference, size=size)
     tables = {
         f"{folder.name}, {len(pictures)} pictures": measure_folder(pictures, real, instruments)
@@ -149,15 +128,6 @@ def quality(
             again = open_pictures(floor, size=size)
             tables[f"noise floor, {floor.name}"] = noise_floor(base, again, real, instruments)
     show(tables, as_json=as_json, out=out)
-
-
-def load_extractor(name: str, *, device: str = "cpu") -> FeatureExtractor:
-    """One of those that need no network."""
-    if name == "efficientnet":
-        return EfficientNetFeatures(device=device)
-    if name == "inception":
-        return InceptionFeatures(device=device)
-    raise InvalidInput("extractor", name, f"give some of {', '.join(EXTRACTORS)}")
 
 
 def open_pictures(folder: Path, *, size: int | None = None) -> CaptionedSet:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ciar.errors import InvalidInput
+from ciar_bench.quality.folder import Caption
 
 NUM_CAPTIONS = 5000
 
@@ -32,6 +33,28 @@ def coco_captions(
         raise InvalidInput("annotations", str(annotations), remedy) from error
     order = np.random.default_rng(seed).permutation(len(pairs))
     return [pairs[i] for i in order[:count]]
+
+
+def read_captions(path: Path) -> list[Caption]:
+    """Prompts of a JSON Lines file, the n-th with seed n; other fields do not count.
+
+    Raises `InvalidInput`, naming the line.
+    """
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput("captions", str(path), f"give a JSON Lines file: {error}") from error
+    found = []
+    for number, line in enumerate(lines):
+        try:
+            prompt = json.loads(line)["prompt"]
+        except (ValueError, KeyError, TypeError) as error:
+            remedy = f'give an object with "prompt" ({error!r})'
+            raise InvalidInput(f"captions, line {number + 1}", line, remedy) from error
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise InvalidInput(f"captions, line {number + 1}", line, "give a prompt with words")
+        found.append(Caption(prompt=prompt, seed=number))
+    return found
 
 
 def write_captions(path: Path, captions: list[dict[str, str]]) -> None:

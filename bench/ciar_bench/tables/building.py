@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ciar.checkpoint import find_model
+from ciar.checkpoint import find_model, read_config
 from ciar.errors import InvalidInput
 from ciar.picture import Painter
 from ciar.router import DEFAULT_BUDGET
 from ciar_bench.machine import describe_machine
+from ciar_bench.quality.feature_cache import PictureSet
 from ciar_bench.quality.folder import Caption
 from ciar_bench.quality.report import Instruments
-from ciar_bench.quality.scenes import DrawnScenes
 from ciar_bench.routing import IMAGE, watch_bundle
 from ciar_bench.tables.cells import Cell, digest_of
 from ciar_bench.tables.contents import (
@@ -38,10 +38,17 @@ from ciar_bench.tables.figures import (
 from ciar_bench.tables.measuring import Numbers, measure_cell, measure_floor
 from ciar_bench.tables.risk import risk_curves
 from ciar_bench.tables.timing import BASE, NUM_PROMPTS, Timings, measure_timings
-from ciar_bench.tables.writing import columns_of, markdown_table, write_csv
+from ciar_bench.tables.writing import (
+    columns_of,
+    markdown_table,
+    matching,
+    paired_name,
+    quality_columns,
+    write_csv,
+)
 from ciar_edge.models import load_draft_model
 from ciar_train.progress import Progress, say_nothing
-from ciar_train.run_folder import BUNDLE
+from ciar_train.run_folder import BUNDLE, VARIANTS
 
 RTT_SECONDS = 0.020
 
@@ -50,26 +57,25 @@ RTT_SECONDS = 0.020
 class TablePlan:
     """Where tables are made and of what.
 
-    out: tables and figures, and `cells/` with all pictures.  count: captions, from the first.
-    num_timed: those of them that every method is timed with.
-    reference: real pictures, whose captions are drawn.
+    out: tables and figures, and `cells/` with all pictures.
+    num_timed: captions that every method is timed with, from the first.
+    captions: to draw; picture i has the seed of the i-th.  source: where they come from, in words.
+    reference: real pictures.  size: pixels to which all are brought before they are measured.
     variants: folder of the drafts that differ in one thing, NAME/bundle each.
     """
 
     out: Path
     model: Path
-    reference: DrawnScenes
+    captions: Sequence[Caption]
+    source: str
+    reference: PictureSet
     instruments: Instruments
-    count: int
     num_workers: int
+    size: int | None = None
     num_timed: int = NUM_PROMPTS
     variants: Path | None = None
     device: str = "cpu"
     progress: Progress = field(default=say_nothing)
-
-    @property
-    def captions(self) -> Sequence[Caption]:
-        return self.reference.captions[: self.count]
 
     @property
     def cells(self) -> Path:
@@ -113,7 +119,7 @@ def build(name: str, plan: TablePlan) -> BuiltTable:
         progress=plan.progress,
     )
     timings = None
-    if "speedup" in contents.columns:
+    if "speedup" in contents.costs:
         timings = measure_timings(
             cells,
             plan.captions,
@@ -126,7 +132,9 @@ def build(name: str, plan: TablePlan) -> BuiltTable:
     trained = {cell.model for row, cell in zip(contents.rows, cells, strict=True) if row.variant}
     rollouts = {model: plan_routing(plan, model) for model in trained}
     for row, cell in zip(contents.rows, cells, strict=True):
-        numbers = measure_cell(folders[cell], folders[base], plan.reference, plan.instruments)
+        numbers = measure_cell(
+            folders[cell], folders[base], plan.reference, plan.instruments, size=plan.size
+        )
         if row.variant:
             (curve,) = risk_curves(rollouts[cell.model], names=[cell.method])
             numbers |= curve.numbers
@@ -134,7 +142,9 @@ def build(name: str, plan: TablePlan) -> BuiltTable:
             numbers |= times(timings, cell.method, num_tokens=edge.draft.config.num_tokens)
         rows.append((row.label, numbers))
         plan.progress(len(rows), len(cells), f"{name}: measured rows")
-    floor = measure_floor(folders[again], folders[base], plan.reference, plan.instruments)
+    floor = measure_floor(
+        folders[again], folders[base], plan.reference, plan.instruments, size=plan.size
+    )
     table = BuiltTable(
         name=name,
         contents=contents,
@@ -150,17 +160,18 @@ def build(name: str, plan: TablePlan) -> BuiltTable:
 def draw_figures(table: BuiltTable, plan: TablePlan) -> None:
     """Quality against latency, walls of pictures, and maps of the methods that have scores."""
     is_timed = bool(columns_of(table.rows, [FIGURE_LATENCY]))
-    for quality in columns_of(table.rows, FIGURE_QUALITY if is_timed else ()):
+    for name in matching(table.rows, FIGURE_QUALITY if is_timed else ()):
+        quality = paired_name(name)
         path = plan.out / f"{table.name}-{stem_of(quality)}.png"
         draw_quality_against_latency(path, table.rows, quality=quality, latency=FIGURE_LATENCY)
-    draw_wall(plan.out / f"{table.name}-wall.png", table.folders)
+    draw_wall(plan.out / f"{table.name}-wall.jpg", table.folders)
     painter = Painter.load(plan.model / "vq")
     for label in MAPPED:
         if label in table.folders:
             path = plan.out / f"{table.name}-map-{stem_of(label)}.png"
             draw_maps(path, table.folders[label], painter)
     for label in table.contents.sheets:
-        draw_sheet(plan.out / f"{table.name}-sheet-{stem_of(label)}.png", table.folders[label])
+        draw_sheet(plan.out / f"{table.name}-sheet-{stem_of(label)}.jpg", table.folders[label])
 
 
 def stem_of(label: str) -> str:
@@ -209,19 +220,33 @@ def times(timings: Timings, method: str, *, num_tokens: int) -> Numbers:
 def write(table: BuiltTable, plan: TablePlan, timings: Timings | None) -> None:
     plan.out.mkdir(parents=True, exist_ok=True)
     rows = [*table.rows, (FLOOR, table.floor)]
-    write_csv(plan.out / f"{table.name}.csv", rows, table.contents.columns)
+    contents = table.contents
+    sections = {
+        "Quality": quality_columns(rows, contents.quality),
+        "Costs": contents.costs,
+        "Routing": contents.routing,
+    }
+    columns = [column for section in sections.values() for column in section]
+    write_csv(plan.out / f"{table.name}.csv", rows, columns)
     machine = timings.machine if timings else ""
     floor = f"`{FLOOR}`: the base with other seeds, the noise floor."
-    parts = [f"# {table.contents.title}", f"{heading(plan, machine)} {floor}"]
-    for section, columns in table.contents.sections.items():
-        parts += [f"## {section}", markdown_table(rows, columns).rstrip()]
+    parts = [f"# {contents.title}", f"{heading(plan, machine)} {floor}"]
+    for section, wanted in sections.items():
+        if columns_of(rows, wanted):
+            parts += [f"## {section}", markdown_table(rows, wanted).rstrip()]
     (plan.out / f"{table.name}.md").write_text("\n\n".join(parts) + "\n")
 
 
 def heading(plan: TablePlan, machine: str = "") -> str:
-    folder = plan.model.parent if plan.model.name == BUNDLE else plan.model
+    count = len(plan.captions)
     return (
-        f"{folder.name}; {plan.count} captions of held-out scenes, seeds 0 to "
-        f"{plan.count - 1}; {machine or describe_machine()}; {datetime.now(UTC):%Y-%m-%d}. "
-        "Brackets: 95 % intervals."
+        f"{title_of(plan.model)}; {count} captions of {plan.source}, seeds 0 to {count - 1}; "
+        f"{machine or describe_machine()}; {datetime.now(UTC):%Y-%m-%d}. Brackets: 95 % intervals."
     )
+
+
+def title_of(model: Path) -> str:
+    """The name in the model's configuration, and the variant of the draft if it is one."""
+    name: str = read_config(model / "cloud")["name"]
+    is_variant = model.name == BUNDLE and model.parent.parent.name == VARIANTS
+    return f"{name}, draft `{model.parent.name}`" if is_variant else name

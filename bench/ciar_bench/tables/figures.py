@@ -1,4 +1,6 @@
-"""Figures of the tables, as PNG files. Colours are those of Okabe and Ito."""
+"""Figures of the tables: diagrams and maps as PNG, pictures as JPEG. Colours are those of Okabe and
+Ito.
+"""
 
 import textwrap
 from collections.abc import Sequence
@@ -20,6 +22,7 @@ from ciar_edge.token_map import draw_token_map
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 REFERENCES = {CEILING: "-.", RANDOM: ":"}  # line styles, in grey
 DPI = 150
+JPEG_QUALITY = 88
 TILE, LABEL, GAP = 96, 190, 6  # pixels of the wall
 WALL_COLUMNS = 8
 SHEET_ROWS, SHEET_COLUMNS, SHEET_TILE, SHEET_TEXT = 4, 6, 128, 42  # pictures, pixels, pixels
@@ -82,7 +85,7 @@ def draw_wall(path: Path, folders: dict[str, Path]) -> None:
             with Image.open(folder / f"{column:05d}.png") as image:
                 tile = image.convert("RGB").resize((TILE, TILE), Image.Resampling.LANCZOS)
             sheet.paste(tile, (LABEL + column * (TILE + GAP), top))
-    sheet.save(path)
+    sheet.save(path, quality=JPEG_QUALITY)
 
 
 def draw_sheet(path: Path, folder: Path) -> None:
@@ -101,7 +104,7 @@ def draw_sheet(path: Path, folder: Path) -> None:
         lines = textwrap.wrap(read_record(folder, index).prompt, 24, max_lines=3, placeholder="...")
         below = (left, top + SHEET_TILE + 2)
         pen.multiline_text(below, "\n".join(lines), fill="black", font=font(9), spacing=1)
-    sheet.save(path)
+    sheet.save(path, quality=JPEG_QUALITY)
 
 
 def draw_maps(path: Path, folder: Path, painter: Painter) -> None:

@@ -29,10 +29,18 @@ Numbers = dict[str, Estimate]
 
 
 def measure_cell(
-    folder: Path, base: Path, reference: PictureSet, instruments: Instruments
+    folder: Path,
+    base: Path,
+    reference: PictureSet,
+    instruments: Instruments,
+    *,
+    size: int | None = None,
 ) -> Numbers:
-    """Everything about one cell by name; `NAME - base` and `NAME / base` are paired."""
-    pictures, bases = PictureFolder(folder), PictureFolder(base)
+    """Everything about one cell by name; `NAME - base` and `NAME / base` are paired.
+
+    size: pixels to which pictures are brought first, those of the reference.
+    """
+    pictures, bases = PictureFolder(folder, size=size), PictureFolder(base, size=size)
 
     def measure() -> Numbers:
         own = measurements(pictures, reference, instruments)
@@ -46,12 +54,17 @@ def measure_cell(
 
 
 def measure_floor(
-    again: Path, base: Path, reference: PictureSet, instruments: Instruments
+    again: Path,
+    base: Path,
+    reference: PictureSet,
+    instruments: Instruments,
+    *,
+    size: int | None = None,
 ) -> Numbers:
     """Quality of a further set of the base's pictures, and what differs from the first by chance:
     see `noise_floor`.
     """
-    pictures, bases = PictureFolder(again), PictureFolder(base)
+    pictures, bases = PictureFolder(again, size=size), PictureFolder(base, size=size)
 
     def measure() -> Numbers:
         own = estimates(measurements(pictures, reference, instruments))
@@ -84,7 +97,7 @@ def kept(
 ) -> Numbers:
     """What `measure` gives, from the file if that was made of the same."""
     inputs = {
-        "sets": [one.source() for one in sets],
+        "sets": [{"tag": one.tag, **one.source()} for one in sets],
         "extractors": [one.fingerprint for one in instruments.extractors],
         "scorers": [one.fingerprint for one in instruments.scorers],
     }

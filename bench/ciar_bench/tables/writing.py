@@ -2,11 +2,12 @@
 
 import csv
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ciar_bench.quality.bootstrap import Estimate
 
-PAIRED = " - base"
+PAIRED, RATIO = " - base", " / base"
 PERCENT = ("calls", "decided share", "disagreement", "place-top1", "object-top5")
 RISK = "risk at "
 KIB = ("uplink_bytes", "downlink_bytes")
@@ -28,6 +29,23 @@ Numbers = Mapping[str, Estimate]
 def columns_of(rows: Sequence[tuple[str, Numbers]], wanted: Sequence[str]) -> list[str]:
     """Those of the wanted that some row has."""
     return [name for name in wanted if any(name in numbers for _, numbers in rows)]
+
+
+def paired_name(name: str) -> str:
+    """Of the comparison with the base: a ratio for Frechet distances, else a difference."""
+    return f"{name}{RATIO if name == 'FID' or name.startswith('FD-') else PAIRED}"
+
+
+def matching(rows: Sequence[tuple[str, Numbers]], patterns: Sequence[str]) -> list[str]:
+    """Names that some row has, in the order of the patterns they match; no comparisons."""
+    names = sorted({name for _, numbers in rows for name in numbers if " " not in name})
+    return [name for pattern in patterns for name in names if fnmatchcase(name, pattern)]
+
+
+def quality_columns(rows: Sequence[tuple[str, Numbers]], patterns: Sequence[str]) -> list[str]:
+    """What matches, each followed by its comparison with the base where there is one."""
+    wanted = [column for name in matching(rows, patterns) for column in (name, paired_name(name))]
+    return columns_of(rows, wanted)
 
 
 def markdown_table(rows: Sequence[tuple[str, Numbers]], wanted: Sequence[str]) -> str:
@@ -64,8 +82,9 @@ def digits_of(value: float) -> int:
 
 
 def write_csv(path: Path, rows: Sequence[tuple[str, Numbers]], wanted: Sequence[str]) -> None:
-    """Every number with the ends of its interval, unscaled."""
+    """Every number with the ends of its interval, unscaled: the wanted, then what else there is."""
     columns = columns_of(rows, wanted)
+    columns += sorted({name for _, numbers in rows for name in numbers}.difference(columns))
     with path.open("w", newline="") as file:
         out = csv.writer(file, lineterminator="\n")
         out.writerow(["method", *(f"{n}{end}" for n in columns for end in ("", " low", " high"))])
