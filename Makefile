@@ -47,12 +47,14 @@ tables: $(call stamp,bench)  ## Every table of docs/tables.md into RUN/tables (h
 	@$(BIN)/ciar-train variant all --size "$(SIZE)" --run "$(RUN)"
 	@$(TABLE) main --model "$(RUN)/bundle" --out "$(RUN)/tables" $(ARGS)
 	@$(TABLE) all --model "$(RUN)/variants/plain/bundle" --variants "$(RUN)/variants" --out "$(RUN)/tables/plain" $(ARGS)
+	@test -f "$(RUN)/tables/routing.md" || $(BIN)/ciar-bench routing --model "$(RUN)/bundle" --size "$(SIZE)" --out "$(RUN)/tables/routing.md"
+	@test -f "$(RUN)/tables/head-scale.md" || $(BIN)/ciar-bench head-scale --out "$(RUN)/tables/head-scale.md"
 
 # What the documents show of it: every table, the curves, and the pictures of all methods.
 RESULTS := docs/results/$(SIZE)
 results:  ## Copy the tables and figures of RUN/tables that the documents show to docs/results
 	@mkdir -p $(RESULTS) docs/results/plain
-	@cp "$(RUN)"/tables/main*.md "$(RUN)"/tables/main*.csv "$(RUN)"/tables/main*.png "$(RUN)"/tables/main*.jpg $(RESULTS)
+	@cp "$(RUN)"/tables/*.md "$(RUN)"/tables/*.csv "$(RUN)"/tables/*.png "$(RUN)"/tables/*.jpg $(RESULTS)
 	@cp "$(RUN)"/tables/plain/*.md "$(RUN)"/tables/plain/*.csv docs/results/plain
 	@cp "$(RUN)"/tables/plain/main*.png "$(RUN)"/tables/plain/main-wall.jpg "$(RUN)"/tables/plain/risk.png docs/results/plain
 	@ls -s $(RESULTS) docs/results/plain

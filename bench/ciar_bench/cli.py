@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ciar import __version__
-from ciar.checkpoint import DEFAULT_MODEL, find_model
+from ciar.checkpoint import DEFAULT_MODEL, find_model, read_config
 from ciar.errors import CiarError
 from ciar_bench.cloud_process import cores, serving
 from ciar_bench.head_scale_cli import head_scale
@@ -102,8 +102,10 @@ def routing(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Every score on the edge's own rollouts: AUROC, and what is left among the kept tokens."""
+    folder = find_model(model)
+    name = read_config(folder / "cloud")["name"]
     values = watch_bundle(
-        find_model(model),
+        folder,
         seeded_prompts(load_size(size), images),
         share=budget,
         has_discrete=discrete,
@@ -113,10 +115,10 @@ def routing(
     if as_json:
         print(json.dumps(asdict(report)))
     else:
-        print(routing_markdown(report, model))
+        print(routing_markdown(report, name))
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(routing_markdown(report, model))
+        out.write_text(routing_markdown(report, name))
 
 
 add_commands(app)
@@ -124,7 +126,7 @@ app.command()(table)
 app.command()(head_scale)
 
 
-def routing_markdown(report: RoutingReport, model: str) -> str:
+def routing_markdown(report: RoutingReport, name: str) -> str:
     head = (
         f"{describe_machine()}, float32; {report.num_images} images, "
         f"{report.num_positions} routed positions, "
@@ -133,7 +135,7 @@ def routing_markdown(report: RoutingReport, model: str) -> str:
         f"expected agreement {report.expected_agreement:.3f}, width {report.mean_width:.3f}, "
         f"covered mass {report.covered:.3f}."
     )
-    lines = [f"# routing of {model}", "", head, ""]
+    lines = [f"# Routing of {name}", "", head, ""]
     kept = f"among the kept {1 - report.share:.0%}"
     lines += [
         f"| score | AUROC, TV > median | disagreement {kept} | TV among the kept |",
