@@ -1,4 +1,4 @@
-"""`ciar-cloud serve` and `ciar-cloud generate`. Errors are one line on stderr and an exit code."""
+"""`ciar-cloud serve`, `generate` and `convert`. Errors are one line on stderr and an exit code."""
 
 import asyncio
 import gc
@@ -21,6 +21,7 @@ from ciar.event_loop import fast_loop
 from ciar.picture import check_picture_path
 from ciar_cloud.bundle import CloudModel, load_cloud_model
 from ciar_cloud.config import ServeConfig
+from ciar_cloud.convert.cli import convert_command
 from ciar_cloud.process import exit_with_parent as end_with_parent
 from ciar_cloud.process import set_threads, write_ready_file
 from ciar_cloud.solo import draw_picture
@@ -187,6 +188,9 @@ def generate(
         print(json.dumps(report))
     else:
         print(f"{output}: {len(report['tokens'])} tokens in {report['seconds']:.2f} s")
+
+
+app.command(name="convert")(convert_command)
 
 
 @contextmanager

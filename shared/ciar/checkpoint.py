@@ -1,4 +1,4 @@
-"""Model folders: `config.json` beside `model.safetensors`, strict both ways.
+"""Model folders: `config.json` beside `model.safetensors`, or shards of it, strict both ways.
 
 A bundle of four makes a model:
 
@@ -36,7 +36,9 @@ T = TypeVar("T")
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"  # of the shards of large weights: which is in which
 DEFAULT_MODEL = "ciar-mini"
+Shapes = Mapping[str, tuple[int, ...]]
 PARTS = ("cloud", "edge", "vq", "text")
 
 
@@ -87,23 +89,42 @@ def read_sampling(folder: Path) -> SamplingParams:
     return from_dict(SamplingParams, values, where=f"{folder}: sampling")
 
 
+def weights_files(folder: Path) -> list[Path]:
+    """Of a model folder, all shards. Raises `CheckpointError` for a damaged index."""
+    index = folder / INDEX_FILE
+    if not index.exists():
+        return [folder / WEIGHTS_FILE]
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index}: damaged ({error!r}); export it again") from error
+    return [folder / name for name in names]
+
+
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """All tensors of a model folder, unpacked to float32."""
-    path = folder / WEIGHTS_FILE
-    try:
-        return unpack_state_dict(load_file(path))
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder}: no {WEIGHTS_FILE}") from None
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path}: damaged or truncated ({error}); download or export it again"
-        ) from error
+    packed: dict[str, Tensor] = {}
+    for path in weights_files(folder):
+        try:
+            packed |= load_file(path)
+        except FileNotFoundError:
+            raise CheckpointError(f"{folder}: no {path.name}") from None
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{path}: damaged or truncated ({error}); download or export it again"
+            ) from error
+    return unpack_state_dict(packed)
 
 
 def load_into(module: nn.Module, state: Mapping[str, Tensor], *, where: Path) -> None:
     """Strict load: every key and shape must match, with the differences named."""
     expected = {n: tuple(t.shape) for n, t in module.state_dict().items()}
-    found = {n: tuple(t.shape) for n, t in state.items()}
+    check_names(expected, {n: tuple(t.shape) for n, t in state.items()}, where=str(where))
+    module.load_state_dict(dict(state), strict=True, assign=True)
+
+
+def check_names(expected: Shapes, found: Shapes, *, where: str) -> None:
+    """Raise `CheckpointError` unless names and shapes are equal, with the differences named."""
     wrong = [
         *(f"missing {n}" for n in sorted(expected.keys() - found.keys())),
         *(f"unexpected {n}" for n in sorted(found.keys() - expected.keys())),
@@ -116,7 +137,6 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], *, where: Path) ->
     if wrong:
         more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
         raise CheckpointError(f"{where}: {'; '.join(wrong[:4])}{more}")
-    module.load_state_dict(dict(state), strict=True, assign=True)
 
 
 def save_folder(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -129,18 +149,19 @@ def save_folder(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, T
 
 
 def fingerprint(folder: Path) -> str:
-    """First 16 hex digits of a SHA-256 over a folder's configuration and weights file.
+    """First 16 hex digits of a SHA-256 over a folder's configuration and weights.
 
     The calibration is left out: it may be measured again for the same weights.
     """
     config = {k: v for k, v in read_config(folder).items() if k != "calibration"}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    try:
-        with (folder / WEIGHTS_FILE).open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    except OSError as error:
-        raise CheckpointError(f"{folder / WEIGHTS_FILE}: cannot be read: {error}") from error
+    for path in weights_files(folder):
+        try:
+            with path.open("rb") as file:
+                while chunk := file.read(1 << 20):
+                    digest.update(chunk)
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read: {error}") from error
     return digest.hexdigest()[:16]
 
 

@@ -1,0 +1,1 @@
+"""Public checkpoints to model folders: `ciar-cloud convert`."""

@@ -1,0 +1,191 @@
+"""Checkpoint files as tensors by name, read when asked for.
+
+A file is memory-mapped, so what is not asked for costs nothing. Nothing in a file is ever executed:
+PyTorch files are read with `weights_only`, which knows tensors and plain containers, and refuses
+the rest.
+"""
+
+import argparse
+import hashlib
+import json
+import pickle
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ciar.errors import CheckpointError, InvalidInput
+
+TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
+SAFETENSORS_SUFFIX = ".safetensors"
+LAYOUTS = (
+    "model",
+    "module",
+    "state_dict",
+    "ema",
+)  # top-level names of weights, first that is there
+PREFIXES = ("_orig_mod.", "module.")  # of torch.compile and of DDP
+CHUNK = 1 << 22
+
+
+@dataclass(frozen=True, eq=False)
+class LazyTensor:
+    """A tensor of a file. shape, dtype: known without reading it."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: Callable[[], Tensor]
+
+
+Tensors = Mapping[str, LazyTensor]
+
+
+def read_files(paths: list[Path]) -> dict[str, LazyTensor]:
+    """All tensors of some files, which must not share a name. Raises `CheckpointError`."""
+    found: dict[str, LazyTensor] = {}
+    for path in paths:
+        tensors = read_file(path)
+        if twice := sorted(found.keys() & tensors.keys()):
+            raise CheckpointError(f"{path}: {twice[0]} is in another file too: give each file once")
+        found |= tensors
+    return found
+
+
+def read_file(path: Path) -> dict[str, LazyTensor]:
+    """By name, without the prefixes of wrappers. Raises `CheckpointError`."""
+    if not path.is_file():
+        raise InvalidInput("source", str(path), "give a checkpoint file, or a folder of them")
+    if path.suffix == SAFETENSORS_SUFFIX:
+        return dict(read_safetensors(path))
+    if path.suffix in TORCH_SUFFIXES:
+        return {name: of_tensor(tensor) for name, tensor in read_torch(path).items()}
+    known = ", ".join((SAFETENSORS_SUFFIX, *TORCH_SUFFIXES))
+    raise InvalidInput("source", str(path), f"give a file that ends in one of {known}")
+
+
+def of_tensor(tensor: Tensor) -> LazyTensor:
+    return LazyTensor(tuple(tensor.shape), tensor.dtype, lambda: tensor)
+
+
+def read_safetensors(path: Path) -> Iterator[tuple[str, LazyTensor]]:
+    try:
+        file: Any = safe_open(path, framework="pt")
+        for name in file.keys():  # noqa: SIM118
+            part = file.get_slice(name)
+            dtype = SAFETENSORS_DTYPES[part.get_dtype()]
+            yield name, LazyTensor(tuple(part.get_shape()), dtype, reader_of(file, name))
+    except (SafetensorError, OSError, KeyError) as error:
+        raise CheckpointError(
+            f"{path}: damaged or truncated ({error}); download it again"
+        ) from error
+
+
+def reader_of(file: Any, name: str) -> Callable[[], Tensor]:
+    def read() -> Tensor:
+        tensor: Tensor = file.get_tensor(name)
+        return tensor
+
+    return read
+
+
+SAFETENSORS_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+def read_torch(path: Path) -> dict[str, Tensor]:
+    """The weights of a file that `torch.save` wrote, in any layout of the upstream scripts.
+
+    Those of DDP, DeepSpeed, Lightning and FSDP, of training (beside optimizers, steps, arguments)
+    and of release; averaged weights (`ema`) only where there are no others.
+    """
+    with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of other pickle protocols: what cannot be read is refused
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip(path))
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(
+                f"{path}: holds more than weights, which would run as code, so it is refused "
+                f"({first_line(error)}); save its state dict alone, best as safetensors"
+            ) from error
+        except (RuntimeError, OSError, EOFError, KeyError) as error:
+            raise CheckpointError(
+                f"{path}: damaged or truncated ({first_line(error)}); download it again"
+            ) from error
+    return unwrapped(content, path)
+
+
+def first_line(error: Exception) -> str:
+    """PyTorch's messages go on for a page."""
+    return (str(error) or type(error).__name__).split(". ")[0].splitlines()[0]
+
+
+def unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path}: holds {type(content).__name__}, expected weights by name")
+    inner = next(
+        (content[key] for key in LAYOUTS if isinstance(content.get(key), Mapping)), content
+    )
+    tensors = {strip(str(n)): t for n, t in inner.items() if isinstance(t, Tensor)}
+    if not tensors:
+        raise CheckpointError(f"{path}: no weights in it, only {', '.join(map(str, content))}")
+    return tensors
+
+
+def strip(name: str) -> str:
+    """Without the prefixes that wrappers of a model leave, in any order."""
+    for prefix in PREFIXES * 2:
+        name = name.removeprefix(prefix)
+    return name
+
+
+def is_zip(path: Path) -> bool:
+    """Whether it can be memory-mapped: files of PyTorch before 1.6 cannot."""
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def files_of(source: Path) -> list[Path]:
+    """A file, or the weights of a folder: those its index names, else all safetensors.
+
+    Raises `CheckpointError` for a shard that is not there.
+    """
+    if not source.is_dir():
+        return [source]
+    for index in sorted(source.glob("*.index.json")):
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise CheckpointError(f"{index}: damaged ({error!r}); download it again") from error
+        missing = [name for name in names if not (source / name).is_file()]
+        if missing:
+            raise CheckpointError(
+                f"{source}: {missing[0]} is missing, one of {len(names)} shards: download it too"
+            )
+        return [source / name for name in names]
+    found = sorted(source.glob(f"*{SAFETENSORS_SUFFIX}"))
+    if not found:
+        raise InvalidInput("source", str(source), "give a folder with weights, or their file")
+    return found
+
+
+def sha256_of(path: Path) -> str:
+    """64 hex digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

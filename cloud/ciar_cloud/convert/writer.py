@@ -1,0 +1,115 @@
+"""Model folders written tensor by tensor: memory never holds more than one of them.
+
+The files are safetensors, in shards of at most `max_bytes` as the Hugging Face libraries name them
+(`model-00001-of-00003.safetensors` beside an index), or one `model.safetensors`. The library itself
+writes a file from tensors that are all in memory, so the few lines of the format are here.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ciar.checkpoint import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
+from ciar.errors import OutputError
+
+MAX_SHARD_BYTES = 5 * 10**9
+DTYPES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int8: "I8",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """A tensor to write. make: gives it when its turn comes."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    make: Callable[[], Tensor]
+
+    @property
+    def num_bytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+def write_folder(
+    folder: Path,
+    config: Mapping[str, Any],
+    entries: Mapping[str, Entry],
+    *,
+    max_bytes: int = MAX_SHARD_BYTES,
+    on_tensor: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Weights first and `config.json` last: where it is, the folder is whole.
+
+    Raises `OutputError`.
+    """
+    shards = split(entries, max_bytes)
+    names = [shard_name(i, len(shards)) for i in range(len(shards))]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG_FILE).unlink(missing_ok=True)
+        for name, shard in zip(names, shards, strict=True):
+            write_file(folder / name, shard, on_tensor)
+        if len(shards) > 1:
+            pairs = zip(names, shards, strict=True)
+            total = sum(entry.num_bytes for entry in entries.values())
+            index = {
+                "metadata": {"total_size": total},
+                "weight_map": {tensor: name for name, shard in pairs for tensor in shard},
+            }
+            (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
+        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written: {error}") from error
+
+
+def split(entries: Mapping[str, Entry], max_bytes: int) -> list[dict[str, Entry]]:
+    """In order, each part as large as it may be; a larger tensor is a part of its own."""
+    shards: list[dict[str, Entry]] = [{}]
+    size = 0
+    for name, entry in entries.items():
+        if shards[-1] and size + entry.num_bytes > max_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = entry
+        size += entry.num_bytes
+    return shards
+
+
+def shard_name(index: int, count: int) -> str:
+    return WEIGHTS_FILE if count == 1 else f"model-{index + 1:05d}-of-{count:05d}.safetensors"
+
+
+def write_file(path: Path, entries: Mapping[str, Entry], on_tensor: Callable[[str], None]) -> None:
+    """Beside its name, then moved there."""
+    header: dict[str, Any] = {}
+    end = 0
+    for name, entry in entries.items():
+        start, end = end, end + entry.num_bytes
+        offsets = [start, end]
+        header[name] = {
+            "dtype": DTYPES[entry.dtype],
+            "shape": list(entry.shape),
+            "data_offsets": offsets,
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # data begins at a multiple of 8
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, entry in entries.items():
+            tensor = entry.make().to(entry.dtype).contiguous()
+            assert tuple(tensor.shape) == entry.shape, name
+            file.write(tensor.flatten().view(torch.uint8).numpy().data)
+            on_tensor(name)
+    part.replace(path)

@@ -1,0 +1,374 @@
+"""Public checkpoints to model folders: golden files through every layout, and what is refused."""
+
+import argparse
+import hashlib
+import json
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from typer.testing import CliRunner
+
+from ciar.checkpoint import fingerprint, read_config, read_weights, weights_files
+from ciar.errors import CheckpointError, InvalidInput
+from ciar.models.transformer import TransformerConfig
+from ciar.models.vq import VQConfig, VQModel
+from ciar.picture import load_vq
+from ciar.target import Target, TargetModel
+from ciar_cloud.cli import app
+from ciar_cloud.convert import llamagen
+from ciar_cloud.convert.convert import Settings, convert
+from ciar_cloud.convert.reader import of_tensor
+from tests import test_transformer, test_vq
+from tests.tiny import vq_f4
+
+TINY = Settings(grid_size=4, num_heads=4)
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, Tensor]:
+    """Of the golden transformer, under the names of the public file."""
+    with safe_open(test_transformer.GOLDEN, "pt") as file:
+        names = [n for n in file.keys() if n.startswith("weights.")]  # noqa: SIM118
+        return {n.removeprefix("weights."): file.get_tensor(n) for n in names}
+
+
+def saved(path: Path, content: Any) -> Path:
+    torch.save(content, path)
+    return path
+
+
+def target_of(source: Path, out: Path, settings: Settings = TINY) -> TargetModel:
+    convert([source], out, settings)
+    return TargetModel.load(out / "cloud")
+
+
+Layout = Callable[[dict[str, Tensor]], Any]
+LAYOUTS: Mapping[str, Layout] = {
+    "FSDP": lambda w: w,
+    "release": lambda w: {"model": w},
+    "DeepSpeed": lambda w: {"module": w},
+    "Lightning": lambda w: {"state_dict": w, "epoch": 3},
+    "DDP": lambda w: {"model": {f"module.{n}": t for n, t in w.items()}},
+    "compiled": lambda w: {"model": {f"module._orig_mod.{n}": t for n, t in w.items()}},
+    "training": lambda w: {
+        "model": w,
+        "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"lr": 1e-4}]},
+        "steps": 7,
+        "args": argparse.Namespace(lr=1e-4, gpt_model="GPT-XL"),
+        "ema": {n: t + 1 for n, t in w.items()},
+    },
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_of_the_upstream_scripts(
+    layout: str, weights: dict[str, Tensor], tmp_path: Path
+) -> None:
+    target = target_of(saved(tmp_path / "file.pt", LAYOUTS[layout](weights)), tmp_path / "out")
+    found = target.transformer.state_dict()
+    assert found.keys() == weights.keys()
+    for name, tensor in weights.items():
+        assert torch.equal(found[name], tensor), name
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("row", [0, 1])
+def test_a_converted_transformer_equals_the_reference(
+    row: int, weights: dict[str, Tensor], tmp_path: Path
+) -> None:
+    """Logits of both branches by the cached path, and greedy guided tokens."""
+    target = target_of(saved(tmp_path / "file.pt", {"model": weights}), tmp_path / "out")
+    test_transformer.test_uncached_logits_equal_the_reference(target, row)
+    caption = test_transformer.golden(test_transformer.CAPTIONS[row])
+    expected = test_transformer.golden("expected.greedy_cfg3_tokens")[row].tolist()
+    assert test_transformer.greedy(Target(target, num_slots=1), 0, caption, 3.0) == expected
+
+
+def hf_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same under the names of the Hugging Face repositories."""
+    ends = {"tok_embeddings.weight": "model.embed_tokens.weight", "output.weight": "lm_head.weight"}
+    inner = {
+        "attention.wo": "self_attn.o_proj",
+        "feed_forward.w1": "mlp.gate_proj",
+        "feed_forward.w3": "mlp.up_proj",
+        "feed_forward.w2": "mlp.down_proj",
+        "attention_norm": "input_layernorm",
+        "ffn_norm": "post_attention_layernorm",
+    }
+    found = {}
+    for name, tensor in weights.items():
+        if name.endswith("wqkv.weight"):
+            for part, rows in zip("qkv", tensor.chunk(3), strict=True):
+                layer = name.removesuffix("attention.wqkv.weight")
+                found[f"model.{layer}self_attn.{part}_proj.weight"] = rows.clone()
+            continue
+        theirs = ends.get(name, f"model.{name}")
+        for ours, other in inner.items():
+            theirs = theirs.replace(ours, other)
+        found[theirs] = tensor
+    return found
+
+
+def test_the_hugging_face_style(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    folder = tmp_path / "LlamaGen-T2I"
+    folder.mkdir()
+    save_file(hf_weights(weights), folder / "model.safetensors")
+    found = target_of(folder, tmp_path / "out").transformer.state_dict()
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[name], weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize(("block_size", "grid"), [(256, 16), (1024, 32)])
+def test_the_configuration_beside_the_weights_tells_the_stage(
+    block_size: int, grid: int, weights: dict[str, Tensor], tmp_path: Path
+) -> None:
+    save_file(hf_weights(weights), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"block_size": block_size}))
+    convert([tmp_path], tmp_path / "out", Settings(num_heads=4))
+    config = read_config(tmp_path / "out" / "cloud")
+    assert config["transformer"]["grid_size"] == grid
+    assert config["sampling"] == {"cfg_scale": 7.5, "temperature": 1.0, "top_k": 1000, "top_p": 1.0}
+
+
+@torch.inference_mode()
+def test_a_converted_tokenizer_equals_the_reference(tmp_path: Path) -> None:
+    with safe_open(test_vq.GOLDEN, "pt") as file:
+        salt = file.metadata()["salt"]
+    with torch.device("meta"):
+        shapes = {n: tuple(t.shape) for n, t in VQModel(VQConfig()).state_dict().items()}
+    state = {name: test_vq.recipe_weight(salt, name, shape) for name, shape in shapes.items()}
+    state["quantize.codebook_used"] = torch.zeros(65536)
+    assert len(state) == 344
+    convert([saved(tmp_path / "vq.pt", {"model": state})], tmp_path / "out", TINY)
+    vq = load_vq(tmp_path / "out" / "vq")
+    assert vq.config == VQConfig()
+    pixels = vq.decode(test_vq.golden("input.ids").long())
+    torch.testing.assert_close(pixels, test_vq.golden("expected.pixels"), atol=1e-4, rtol=0)
+    ids = vq.encode(test_vq.golden("input.image")).int()
+    assert torch.equal(ids, test_vq.golden("expected.ids"))
+
+
+def test_sizes_of_the_published_transformer() -> None:
+    with torch.device("meta"):
+        state = TargetModel(TransformerConfig(), feature_dim=64).transformer.state_dict()
+    tensors = {name: of_tensor(tensor) for name, tensor in state.items()}
+    assert llamagen.transformer_config(tensors, grid_size=16) == TransformerConfig()
+
+
+# Stages
+
+
+def test_a_published_file_is_known_by_its_hash(
+    weights: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = saved(tmp_path / "renamed.pt", {"model": weights})
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    release = llamagen.Release(file="t2i_XL_stage2_512.pt", stage=2)
+    monkeypatch.setitem(llamagen.RELEASES, sha256, release)
+    convert([path], tmp_path / "out", Settings(num_heads=4))
+    config = read_config(tmp_path / "out" / "cloud")
+    assert (config["name"], config["transformer"]["grid_size"]) == ("llamagen-t2i-stage2", 32)
+    assert sha256 in (tmp_path / "out" / "README.md").read_text()
+    with pytest.raises(InvalidInput, match=r"stage: 1: this is t2i_XL_stage2_512.pt, of stage 2"):
+        convert([path], tmp_path / "out", Settings(num_heads=4, stage=1))
+
+
+def test_the_stage_of_an_unknown_file_must_be_said(
+    weights: dict[str, Tensor], tmp_path: Path
+) -> None:
+    path = saved(tmp_path / "t2i_XL_stage2_512.pt", {"model": weights})
+    with pytest.raises(InvalidInput, match=r"--stage 1 .*--stage 2"):
+        convert([path], tmp_path / "out", Settings(num_heads=4))
+    with pytest.raises(InvalidInput, match="stage: 3"):
+        convert([path], tmp_path / "out", Settings(num_heads=4, stage=3))
+    convert([path], tmp_path / "out", Settings(num_heads=4, stage=1))
+    assert read_config(tmp_path / "out" / "cloud")["transformer"]["grid_size"] == 16
+
+
+# Storing
+
+
+def test_shards_hold_the_same(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    path = saved(tmp_path / "file.pt", {"model": weights})
+    whole, shards = tmp_path / "whole", tmp_path / "shards"
+    convert([path], whole, TINY)
+    convert([path], shards, Settings(grid_size=4, num_heads=4, max_bytes=100_000))
+    files = weights_files(shards / "cloud")
+    assert len(files) > 2
+    assert [f.name for f in files][0] == f"model-00001-of-{len(files):05d}.safetensors"
+    sizes = [sum(t.nbytes for t in load_file(f).values()) for f in files]
+    largest = max(t.nbytes for t in weights.values())
+    assert max(sizes) <= max(100_000, largest)
+    one, many = read_weights(whole / "cloud"), read_weights(shards / "cloud")
+    assert one.keys() == many.keys()
+    assert all(torch.equal(one[name], many[name]) for name in one)
+    before = fingerprint(shards / "cloud")
+    files[-1].unlink()
+    with pytest.raises(CheckpointError, match=f"no {files[-1].name}"):
+        read_weights(shards / "cloud")
+    convert([path], shards, Settings(grid_size=4, num_heads=4, max_bytes=100_000))
+    assert fingerprint(shards / "cloud") == before
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16", "float32"])
+def test_weights_are_stored_in_the_dtype_asked_for(
+    name: str, weights: dict[str, Tensor], tmp_path: Path
+) -> None:
+    dtype = getattr(torch, name)
+    path = saved(tmp_path / "file.pt", {"model": weights})
+    convert([path], tmp_path / "out", Settings(grid_size=4, num_heads=4, dtype=name))
+    stored = load_file(tmp_path / "out" / "cloud" / "model.safetensors")
+    assert {t.dtype for t in stored.values()} == {dtype}
+    expected = weights["output.weight"].to(dtype)
+    assert torch.equal(stored["transformer.output.weight"], expected)
+
+
+def test_files_before_pytorch_1_6_are_read(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "old.pt"
+    torch.save({"model": weights}, path, _use_new_zipfile_serialization=False)
+    found = target_of(path, tmp_path / "out").transformer.state_dict()
+    assert torch.equal(found["output.weight"], weights["output.weight"])
+
+
+# What is refused
+
+
+class Code:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (print, ("this must not run",))
+
+
+def test_code_is_refused_and_does_not_run(
+    weights: dict[str, Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (tmp_path / "zip.pt", tmp_path / "plain.pt"):
+        content = {"model": weights, "args": Code()}
+        if path.name == "zip.pt":
+            torch.save(content, path)
+        else:
+            path.write_bytes(pickle.dumps(Code()))
+        with pytest.raises(CheckpointError, match="run as code, so it is refused"):
+            convert([path], tmp_path / "out", TINY)
+    assert "must not run" not in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+Change = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda w: w | {"freqs_cis": torch.zeros(2)}, "unexpected transformer.freqs_cis"),
+        (
+            lambda w: {n: t for n, t in w.items() if n != "layers.1.ffn_norm.weight"},
+            "missing transformer.layers.1.ffn_norm.weight",
+        ),
+        (
+            lambda w: w | {"output.weight": torch.zeros(95, 64)},
+            r"transformer.output.weight is \(95, 64\), expected \(96, 64\)",
+        ),
+        (
+            lambda w: {n: t for n, t in w.items() if n != "tok_embeddings.weight"},
+            "no LlamaGen transformer: 'tok_embeddings.weight' is missing",
+        ),
+        (
+            lambda w: w | {"layers.0.feed_forward.w1.weight": torch.zeros(9999, 64)},
+            "feed-forward width 9999",
+        ),
+    ],
+)
+def test_names_and_shapes_are_strict(
+    change: Change, words: str, weights: dict[str, Tensor], tmp_path: Path
+) -> None:
+    path = saved(tmp_path / "file.pt", {"model": change(weights)})
+    with pytest.raises(CheckpointError, match=words):
+        convert([path], tmp_path / "out", TINY)
+    assert not (tmp_path / "out" / "cloud").exists()
+
+
+def test_a_missing_value_matrix_is_named(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    state = hf_weights(weights)
+    del state["model.layers.0.self_attn.v_proj.weight"]
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="layers.0.self_attn.q_proj.weight: its key or value"):
+        convert([tmp_path], tmp_path / "out", TINY)
+
+
+def test_a_missing_shard_is_named(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    save_file(hf_weights(weights), tmp_path / "a.safetensors")
+    index = {"weight_map": {"lm_head.weight": "a.safetensors", "x": "b.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"b.safetensors is missing, one of 2 shards"):
+        convert([tmp_path], tmp_path / "out", TINY)
+
+
+def test_codebooks_must_be_of_one_size(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    gpt = saved(tmp_path / "gpt.pt", {"model": weights})
+    sizes = VQConfig(codebook_size=64, channels=32, channel_multipliers=(1, 1), z_channels=32)
+    vq = saved(tmp_path / "vq.pt", {"model": VQModel(sizes).state_dict()})
+    with pytest.raises(CheckpointError, match="96 codes and the tokenizer"):
+        convert([gpt, vq], tmp_path / "out", TINY)
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.5, 0.98])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_truncated_files_are_refused(
+    keep: float, suffix: str, weights: dict[str, Tensor], tmp_path: Path
+) -> None:
+    path = tmp_path / f"file{suffix}"
+    if suffix == ".pt":
+        torch.save({"model": weights}, path)
+    else:
+        save_file(hf_weights(weights), path)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(keep * len(data))])
+    with pytest.raises(CheckpointError, match=str(path)):
+        convert([path], tmp_path / "out", TINY)
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="source"):
+        convert([tmp_path / "missing.pt"], tmp_path / "out", TINY)
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(InvalidInput, match="ends in one of"):
+        convert([tmp_path / "notes.txt"], tmp_path / "out", TINY)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InvalidInput, match="folder with weights"):
+        convert([tmp_path / "empty"], tmp_path / "out", TINY)
+    thin = saved(tmp_path / "vq.pt", vq_f4(has_local_encoder=False).state_dict())
+    with pytest.raises(CheckpointError, match="no VQ tokenizer of LlamaGen"):
+        convert([thin], tmp_path / "out", TINY)
+    other = saved(tmp_path / "other.pt", {"model": {"conv1.weight": torch.zeros(2)}})
+    with pytest.raises(CheckpointError, match="none of the checkpoints that are known"):
+        convert([other], tmp_path / "out", TINY)
+    number = saved(tmp_path / "number.pt", 3)
+    with pytest.raises(CheckpointError, match="holds int"):
+        convert([number], tmp_path / "out", TINY)
+    nothing = saved(tmp_path / "nothing.pt", {"epoch": 3})
+    with pytest.raises(CheckpointError, match="no weights in it, only epoch"):
+        convert([nothing], tmp_path / "out", TINY)
+    with pytest.raises(InvalidInput, match="at least one"):
+        convert([], tmp_path / "out", TINY)
+
+
+# The command
+
+
+def test_the_command(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    path, out = saved(tmp_path / "file.pt", {"model": weights}), tmp_path / "out"
+    options = ["-o", str(out), "--grid-size", "4", "--heads", "4"]
+    done = CliRunner().invoke(app, ["convert", str(path), *options])
+    assert done.exit_code == 0, done.output
+    assert "LlamaGen transformer, 4 x 4 tokens" in done.stdout
+    assert TargetModel.load(out / "cloud").config.num_heads == 4
+    bad = CliRunner().invoke(app, ["convert", str(path), *options, "--dtype", "int4"])
+    assert isinstance(bad.exception, InvalidInput)
+    assert bad.exception.field == "dtype"
