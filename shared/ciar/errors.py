@@ -1,6 +1,7 @@
 """The error tree, with the exit code that a command returns for each.
 
     CiarError                    1
+    ├── MissingExtra             1   a library of an optional extra is not installed
     ├── InvalidInput             2   a field of the user's or the peer's is wrong (a ValueError)
     ├── CloudUnavailable         3   no cloud there, or it is going away
     │   ├── DeadlineExceeded     3   it did not answer in time
@@ -33,6 +34,10 @@ class InvalidInput(CiarError, ValueError):
         self.value = shorten(value)
         self.remedy = remedy
         super().__init__(f"{field}: {self.value}: {remedy}")
+
+
+class MissingExtra(CiarError):
+    """A library of an optional extra is not installed; the message names the extra."""
 
 
 class CloudUnavailable(CiarError):

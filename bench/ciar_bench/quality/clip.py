@@ -17,17 +17,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ciar.errors import CiarError, InvalidInput
+from ciar.errors import InvalidInput, MissingExtra
 from ciar_bench.quality.folder import Caption
 from ciar_bench.quality.measures import Scores
 
 CLIP_MODEL, CLIP_WEIGHTS = "ViT-L-14-336", "openai"  # those of CMMD
 HPS_MODEL = "ViT-H-14"
 TEXT_BATCH = 64
-
-
-class MissingExtra(CiarError):
-    """A library of an optional extra is not installed."""
 
 
 class ClipFeatures:
