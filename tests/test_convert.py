@@ -4,12 +4,14 @@ import argparse
 import hashlib
 import json
 import pickle
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -21,12 +23,15 @@ from ciar.models.transformer import TransformerConfig
 from ciar.models.vq import VQConfig, VQModel
 from ciar.picture import load_vq
 from ciar.target import Target, TargetModel
+from ciar.text import load_text
 from ciar_cloud.cli import app
 from ciar_cloud.convert import llamagen
 from ciar_cloud.convert.convert import Settings, convert
 from ciar_cloud.convert.reader import of_tensor
+from ciar_cloud.text_features import read_prompts
 from tests import test_transformer, test_vq
 from tests.tiny import vq_f4
+from tests.toy_t5 import write_t5
 
 TINY = Settings(grid_size=4, num_heads=4)
 
@@ -357,6 +362,75 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         convert([nothing], tmp_path / "out", TINY)
     with pytest.raises(InvalidInput, match="at least one"):
         convert([], tmp_path / "out", TINY)
+
+
+# Bundles
+
+
+@pytest.fixture(scope="module")
+def bundle(weights: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The golden transformer with a random tokenizer and T5, converted in one go."""
+    root = tmp_path_factory.mktemp("bundle")
+    torch.manual_seed(0)
+    sizes = VQConfig(codebook_size=96, channels=32, channel_multipliers=(1, 1), z_channels=32)
+    sources = [
+        saved(root / "gpt.pt", {"model": weights}),
+        saved(root / "vq.pt", {"model": VQModel(sizes).state_dict()}),
+        write_t5(root / "flan", dim=48),
+    ]
+    convert(sources, root / "model", TINY)
+    return root / "model"
+
+
+def draw(model: Path, out: Path) -> dict[str, Any]:
+    options = ["--model", str(model), "-o", str(out), "--json", "--temperature", "0"]
+    done = CliRunner().invoke(app, ["generate", "A dog on the beach", *options])
+    assert done.exit_code == 0, done.output
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@torch.inference_mode()
+def test_a_converted_bundle_draws(bundle: Path, tmp_path: Path) -> None:
+    """Guided by 7.5, as its published sampling has it; text, transformer and tokenizer in place."""
+    found = draw(bundle, tmp_path / "out.png")
+    with Image.open(tmp_path / "out.png") as image:
+        assert image.size == (8, 8)
+    (caption,) = load_text(bundle / "text").encode(["A dog on the beach"])
+    target = Target(TargetModel.load(bundle / "cloud"), num_slots=1)
+    assert found["tokens"] == test_transformer.greedy(target, 0, caption, 7.5)
+    card = (bundle / "README.md").read_text()
+    assert "MIT (LlamaGen)" in card
+    assert "Apache-2.0 (flan-t5)" in card
+    assert fingerprint(bundle / "cloud") in card
+
+
+def test_kept_features_take_the_encoders_place(bundle: Path, tmp_path: Path) -> None:
+    """No T5 is needed then."""
+    model, prompts = tmp_path / "model", tmp_path / "prompts.txt"
+    for part in ("cloud", "vq"):
+        shutil.copytree(bundle / part, model / part)
+    prompts.write_text("A dog on the beach\na cat\n")
+    options = ["--model", str(bundle), "-o", str(model / "text")]
+    done = CliRunner().invoke(app, ["text-features", str(prompts), *options])
+    assert done.exit_code == 0, done.output
+    expected = draw(bundle, tmp_path / "a.png")["tokens"]
+    assert draw(model, tmp_path / "b.png")["tokens"] == expected
+    options = ["--model", str(model), "-o", str(tmp_path / "c.png")]
+    done = CliRunner().invoke(app, ["generate", "a horse", *options])
+    assert isinstance(done.exception, InvalidInput)
+    assert "one of the 2 prompts" in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("", "at least one"), ('{"prompt": "a"}\n{}', "line 2"), ('{"prompt": " "}', "line 1")],
+)
+def test_bad_prompts_are_named(text: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(text)
+    with pytest.raises(InvalidInput, match=words):
+        read_prompts(path)
 
 
 # The command

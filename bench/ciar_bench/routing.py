@@ -22,9 +22,9 @@ from torch import Tensor
 
 from ciar.checkpoint import read_sampling
 from ciar.models.inter_head import DraftModel
-from ciar.models.text_encoder import TextEncoder
 from ciar.prefix import DEFAULT_PREFIX_RATE, prefix_length
 from ciar.target import TargetModel
+from ciar.text import load_text
 from ciar.types import SamplingParams
 from ciar.uncertainty import TENSOR_SCORES
 from ciar_edge.models import load_draft_model
@@ -104,7 +104,7 @@ def watch_bundle(
 ) -> dict[str, Tensor]:
     """Roll out prompts with a model bundle as it ships: see `watch_routing`."""
     target = TargetModel.load(folder / "cloud", device=device)
-    edge, encoder = load_draft_model(folder / "edge"), TextEncoder.load(folder / "text")
+    edge, encoder = load_draft_model(folder / "edge"), load_text(folder / "text")
     return watch_routing(
         target,
         edge.draft.to(device),

@@ -9,8 +9,8 @@ import torch
 from ciar.checkpoint import find_model, fingerprint, read_config, read_sampling
 from ciar.errors import CheckpointError, InvalidInput
 from ciar.models.packed import pack
-from ciar.models.text_encoder import TextEncoder
 from ciar.target import TargetModel
+from ciar.text import TextFeatures, load_text
 from ciar.types import ModelInfo
 from ciar_cloud.text import MAX_PROMPT_CHARS
 
@@ -23,7 +23,7 @@ class CloudModel:
 
     folder: Path
     target: TargetModel
-    encoder: TextEncoder
+    encoder: TextFeatures
     info: ModelInfo
 
 
@@ -47,7 +47,7 @@ def load_cloud_model(
         if key not in config:
             raise CheckpointError(f"{cloud}: no {key!r} in its configuration")
     target = TargetModel.load(cloud, device=device, dtype=DTYPES[dtype])
-    encoder = TextEncoder.load(folder / "text")
+    encoder = load_text(folder / "text")
     check_fit(folder, target, encoder)
     pack(target.transformer)
     info = model_info(cloud, config, target, max_batch_tokens=max_batch_tokens)
@@ -71,9 +71,9 @@ def check_device(device: str) -> None:
         ) from None
 
 
-def check_fit(folder: Path, target: TargetModel, encoder: TextEncoder) -> None:
+def check_fit(folder: Path, target: TargetModel, text: TextFeatures) -> None:
     """Raise `CheckpointError` unless the text encoder gives what the target was trained on."""
-    sizes, text = target.config, encoder.config
+    sizes = target.config
     if text.dim != sizes.condition_dim or text.max_tokens > sizes.num_condition:
         raise CheckpointError(
             f"{folder}: text/ gives up to {text.max_tokens} rows of {text.dim}, but cloud/ takes "

@@ -1,4 +1,7 @@
-"""`ciar-cloud serve`, `generate` and `convert`. Errors are one line on stderr and an exit code."""
+"""`ciar-cloud serve`, `generate`, `convert`, `text-features`.
+
+Errors are one line on stderr and an exit code.
+"""
 
 import asyncio
 import gc
@@ -7,6 +10,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ciar import __version__
-from ciar.checkpoint import DEFAULT_MODEL
+from ciar.checkpoint import DEFAULT_MODEL, find_model
 from ciar.errors import CiarError
 from ciar.event_loop import fast_loop
 from ciar.picture import check_picture_path
@@ -26,6 +30,7 @@ from ciar_cloud.process import exit_with_parent as end_with_parent
 from ciar_cloud.process import set_threads, write_ready_file
 from ciar_cloud.solo import draw_picture
 from ciar_cloud.text import check_prompt
+from ciar_cloud.text_features import read_prompts, write_features
 
 DEFAULTS = ServeConfig()
 NUM_LINES = 4  # of progress, when there is no terminal
@@ -190,26 +195,43 @@ def generate(
         print(f"{output}: {len(report['tokens'])} tokens in {report['seconds']:.2f} s")
 
 
+@app.command()
+def text_features(
+    prompts: Annotated[
+        Path, typer.Argument(help="Prompts: a line each, or JSON Lines with a field prompt.")
+    ],
+    output: Annotated[Path, option("The folder to write.", "-o", "--output")],
+    model: Model = DEFAULT_MODEL,
+) -> None:
+    """Compute the text features of known prompts; the folder can take the place of NAME/text."""
+    wanted = read_prompts(prompts)
+    with progress(Console(stderr=True), is_quiet=False, what="prompts") as on_prompts:
+        write_features(find_model(model) / "text", wanted, output, on_prompts=on_prompts)
+    print(f"{output}: features of {len(wanted)} prompts")
+
+
 app.command(name="convert")(convert_command)
 
 
 @contextmanager
-def progress(console: Console, *, is_quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """Told (known tokens, T) after each token: a bar on a terminal, else a few lines."""
+def progress(
+    console: Console, *, is_quiet: bool, what: str = "tokens"
+) -> Iterator[Callable[[int, int], None]]:
+    """Told (done, all) as work goes on: a bar on a terminal, else a few lines."""
     if is_quiet:
-        yield lambda num_known, num_tokens: None
+        yield lambda done, total: None
     elif console.is_terminal:
-        columns = (TextColumn("drawing"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+        columns = (TextColumn(what), BarColumn(), TextColumn("{task.completed}/{task.total}"))
         with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
-            task = bar.add_task("drawing", total=None)
-            yield lambda known, total: bar.update(task, completed=known, total=total)
+            task = bar.add_task(what, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
     else:
-        yield print_quarters
+        yield partial(print_quarters, what)
 
 
-def print_quarters(num_known: int, num_tokens: int) -> None:
-    if num_known % math.ceil(num_tokens / NUM_LINES) == 0 or num_known == num_tokens:
-        print(f"{num_known}/{num_tokens} tokens", file=sys.stderr)
+def print_quarters(what: str, done: int, total: int) -> None:
+    if done % math.ceil(total / NUM_LINES) == 0 or done == total:
+        print(f"{done}/{total} {what}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ciar.errors import InvalidInput
-from ciar.models.text_encoder import TextEncoder
 from ciar.models.wordpiece import words
 from ciar.target import Target
+from ciar.text import TextFeatures
 
 MAX_PROMPT_CHARS = 1000
 
@@ -49,7 +49,7 @@ def check_prompt(prompt: str) -> None:
 class PromptEncoder:
     """Text encoder and the target's projection, with a cache of the last `cache_size` prompts."""
 
-    def __init__(self, encoder: TextEncoder, target: Target, *, cache_size: int = 256) -> None:
+    def __init__(self, encoder: TextFeatures, target: Target, *, cache_size: int = 256) -> None:
         self._encoder = encoder
         self._target = target
         self._cache_size = cache_size
@@ -78,7 +78,7 @@ class PromptEncoder:
         return EncodedPrompt(
             features=features,
             rows=rows.float().cpu(),
-            unknown_words=tuple(self._encoder.tokenizer.unknown_words(prompt)),
+            unknown_words=tuple(self._encoder.unknown_words(prompt)),
         )
 
     def close(self) -> None:

@@ -10,10 +10,10 @@ import torch
 
 from ciar.checkpoint import find_model, read_sampling
 from ciar.errors import CheckpointError, InvalidInput
-from ciar.models.text_encoder import TextEncoder
 from ciar.models.wordpiece import words
 from ciar.picture import Painter
 from ciar.router import DEFAULT_ROUTER, Router, make_router
+from ciar.text import TextFeatures, load_text
 from ciar.types import MAX_SEED, SamplingParams
 from ciar_edge.config import DecodeConfig
 from ciar_edge.connection import RemoteConfig, check_address
@@ -120,18 +120,18 @@ async def _draw_offline(
         encode_text=lambda prompt: encoder.encode([prompt])[0],
         observer=observer,
     )
-    unknown_words = tuple(encoder.tokenizer.unknown_words(options.prompt))
+    unknown_words = tuple(encoder.unknown_words(options.prompt))
     return dataclasses.replace(result, unknown_words=unknown_words)
 
 
-def load_text_encoder(folder: Path) -> TextEncoder:
+def load_text_encoder(folder: Path) -> TextFeatures:
     """Of a bundle, for drawing offline. Raises `CheckpointError`."""
     if not (folder / "text").is_dir():
         raise CheckpointError(
             f"{folder}: no text/ folder, which --offline needs to read the prompt; "
             "copy it from the model, or give a cloud with --cloud"
         )
-    return TextEncoder.load(folder / "text")
+    return load_text(folder / "text")
 
 
 def _check_offline_prompt(prompt: str) -> None:

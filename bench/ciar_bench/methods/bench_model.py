@@ -11,10 +11,10 @@ from torch import Tensor
 from ciar.checkpoint import CONFIG_FILE
 from ciar.errors import CheckpointError
 from ciar.models.eagle import EagleModel
-from ciar.models.text_encoder import TextEncoder
 from ciar.picture import load_vq
 from ciar.sampling import filter_logits
 from ciar.target import Feed, Output, Target, TargetModel
+from ciar.text import TextFeatures
 from ciar.types import ModelInfo, SamplingParams
 from ciar_bench.methods.costs import Costs
 from ciar_cloud.bundle import load_cloud_model
@@ -43,7 +43,7 @@ class BenchModel:
     folder: Path
     target: MeteredTarget
     edge: EdgeModel
-    text: TextEncoder
+    text: TextFeatures
     info: ModelInfo
 
     @classmethod

@@ -10,7 +10,7 @@ import torch
 
 from ciar.checkpoint import CONFIG_FILE, fingerprint, read_config
 from ciar.errors import CheckpointError, InvalidInput
-from ciar_cloud.convert import llamagen
+from ciar_cloud.convert import llamagen, t5
 from ciar_cloud.convert.reader import Tensors, files_of, read_files, sha256_of
 from ciar_cloud.convert.writer import MAX_SHARD_BYTES, write_folder
 
@@ -45,14 +45,37 @@ class Settings:
             raise InvalidInput("grid-size", self.grid_size, "give a stage or a grid size, not both")
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Source:
+    """A file, or a folder. configuration: of the folder.  sha256: of the weights if one file."""
+
+    path: Path
+    tensors: Tensors
+    configuration: dict[str, Any] | None
+    sha256: str
+
+    @classmethod
+    def open(cls, path: Path) -> "Source":
+        files = files_of(path)
+        return cls(
+            path=path,
+            tensors=read_files(files),
+            configuration=read_json(path / CONFIG_FILE) if path.is_dir() else None,
+            sha256=sha256_of(files[0]) if len(files) == 1 else "",
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What was written. source: where from.  sha256: of that, if it is one file."""
+    """What was written. what: in words."""
 
     folder: Path
-    source: Path
-    sha256: str
+    source: Source
     what: str
+    licence: str
+
+
+OnTensor = Callable[[str], None]
 
 
 def convert(
@@ -60,56 +83,92 @@ def convert(
     out: Path,
     settings: Settings,
     *,
-    on_tensor: Callable[[str], None] = lambda _: None,
+    on_tensor: OnTensor = lambda _: None,
 ) -> list[Part]:
     """Write the parts of a bundle that the sources hold; parts that are there already stay.
 
-    A source is a file, or a folder of safetensors. Raises `InvalidInput`, `CheckpointError`,
+    A source is a file, or a folder of weights. Raises `InvalidInput`, `CheckpointError`,
     `OutputError`.
     """
     if not sources:
         raise InvalidInput("source", None, "give at least one checkpoint")
-    parts = [convert_one(source, out, settings, on_tensor) for source in sources]
+    parts = [convert_one(Source.open(path), out, settings, on_tensor) for path in sources]
     check_codebooks(out)
     write_card(out, parts)
     return parts
 
 
-def convert_one(
-    source: Path, out: Path, settings: Settings, on_tensor: Callable[[str], None]
-) -> Part:
-    paths = files_of(source)
-    tensors: Tensors = read_files(paths)
-    sha256 = sha256_of(paths[0]) if len(paths) == 1 else ""
-    release = llamagen.RELEASES.get(sha256)
-    if llamagen.is_transformer(tensors):
-        if llamagen.HF_MARK in tensors:
-            tensors = llamagen.from_hf(tensors)
-        grid_size, name = settings.grid_size, f"llamagen-{settings.grid_size}"
-        if not grid_size:
-            configuration = read_json(source / CONFIG_FILE) if source.is_dir() else None
-            stage = llamagen.stage_of(
-                given=settings.stage, release=release, configuration=configuration
-            )
-            grid_size, name = llamagen.GRIDS[stage], f"llamagen-t2i-stage{stage}"
-        config = llamagen.transformer_config(
-            tensors, grid_size=grid_size, num_heads=settings.num_heads
+def convert_one(source: Source, out: Path, settings: Settings, on_tensor: OnTensor) -> Part:
+    for is_kind, convert_kind in KINDS:
+        if is_kind(source.tensors):
+            return convert_kind(source, out, settings, on_tensor)
+    names = ", ".join(sorted(source.tensors)[:3])
+    raise CheckpointError(
+        f"{source.path}: none of the checkpoints that are known (it begins with {names}); known "
+        "are LlamaGen's text-to-image transformer, its VQ tokenizer, and T5"
+    )
+
+
+def convert_transformer(source: Source, out: Path, settings: Settings, on_tensor: OnTensor) -> Part:
+    tensors = source.tensors
+    if llamagen.HF_MARK in tensors:
+        tensors = llamagen.from_hf(tensors)
+    grid_size, name = settings.grid_size, f"llamagen-{settings.grid_size}"
+    if not grid_size:
+        stage = llamagen.stage_of(
+            given=settings.stage,
+            release=llamagen.RELEASES.get(source.sha256),
+            configuration=source.configuration,
         )
-        entries = llamagen.target_entries(tensors, config, DTYPES[settings.dtype])
-        values = llamagen.target_configuration(config, name=name)
-        folder, what = out / "cloud", f"LlamaGen transformer, {grid_size} x {grid_size} tokens"
-    elif llamagen.is_tokenizer(tensors):
-        vq, entries = llamagen.tokenizer_entries(tensors)
-        values = {"kind": "vq", "vq": asdict(vq)}
-        folder, what = out / "vq", f"LlamaGen tokenizer, {vq.codebook_size} codes"
-    else:
-        names = ", ".join(sorted(tensors)[:3])
+        grid_size, name = llamagen.GRIDS[stage], f"llamagen-t2i-stage{stage}"
+    config = llamagen.transformer_config(tensors, grid_size=grid_size, num_heads=settings.num_heads)
+    write_folder(
+        out / "cloud",
+        llamagen.target_configuration(config, name=name),
+        llamagen.target_entries(tensors, config, DTYPES[settings.dtype]),
+        max_bytes=settings.max_bytes,
+        on_tensor=on_tensor,
+    )
+    what = f"LlamaGen transformer, {grid_size} x {grid_size} tokens"
+    return Part(folder=out / "cloud", source=source, what=what, licence=llamagen.LICENCE)
+
+
+def convert_tokenizer(source: Source, out: Path, settings: Settings, on_tensor: OnTensor) -> Part:
+    config, entries = llamagen.tokenizer_entries(source.tensors)
+    write_folder(
+        out / "vq",
+        {"kind": "vq", "vq": asdict(config)},
+        entries,
+        max_bytes=settings.max_bytes,
+        on_tensor=on_tensor,
+    )
+    what = f"LlamaGen tokenizer, {config.codebook_size} codes"
+    return Part(folder=out / "vq", source=source, what=what, licence=llamagen.LICENCE)
+
+
+def convert_text(source: Source, out: Path, settings: Settings, on_tensor: OnTensor) -> Part:
+    if source.configuration is None:
         raise CheckpointError(
-            f"{source}: none of the checkpoints that are known (it begins with {names}); known are "
-            "LlamaGen's text-to-image transformer and its VQ tokenizer"
+            f"{source.path}: no {CONFIG_FILE} beside it: give the folder of the whole model"
         )
-    write_folder(folder, values, entries, max_bytes=settings.max_bytes, on_tensor=on_tensor)
-    return Part(folder=folder, source=source, sha256=sha256, what=what)
+    width = t5.write_encoder(
+        source.tensors,
+        source.configuration,
+        source.path,
+        out / "text",
+        max_bytes=settings.max_bytes,
+        on_tensor=on_tensor,
+    )
+    what = f"T5 encoder of width {width}"
+    return Part(folder=out / "text", source=source, what=what, licence=t5.LICENCE)
+
+
+Convert = Callable[[Source, Path, Settings, OnTensor], Part]
+KINDS: tuple[tuple[Callable[[Tensors], bool], Convert], ...] = (
+    (llamagen.is_transformer, convert_transformer),
+    (llamagen.is_tokenizer, convert_tokenizer),
+    (t5.is_encoder, convert_text),
+)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -138,16 +197,13 @@ def check_codebooks(out: Path) -> None:
 
 def write_card(out: Path, parts: Sequence[Part]) -> None:
     """What was converted from what, and under which licence."""
-    lines = [
-        "# Converted model",
-        "",
-        "| part | what | from | SHA-256 |",
-        "| --- | --- | --- | --- |",
+    heads = ("part", "what", "from", "SHA-256", "licence")
+    rows = [
+        (f"`{p.folder.name}/`", p.what, p.source.path.name, p.source.sha256, p.licence)
+        for p in parts
     ]
-    for part in parts:
-        name = part.folder.name
-        lines.append(f"| `{name}/` | {part.what} | {part.source.name} | {part.sha256} |")
+    lines = ["# Converted model", ""]
+    lines += [f"| {' | '.join(row)} |" for row in (heads, ("---",) * len(heads), *rows)]
     if (out / "cloud" / CONFIG_FILE).exists():
         lines += ["", f"Fingerprint of `cloud/`: {fingerprint(out / 'cloud')}."]
-    lines += ["", f"Licence of the weights: {llamagen.LICENCE}."]
     (out / CARD).write_text("\n".join(lines) + "\n")

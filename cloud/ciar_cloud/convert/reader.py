@@ -159,7 +159,8 @@ def is_zip(path: Path) -> bool:
 
 
 def files_of(source: Path) -> list[Path]:
-    """A file, or the weights of a folder: those its index names, else all safetensors.
+    """A file, or the weights of a folder: those its index names, else all safetensors, else
+    `pytorch_model.bin`.
 
     Raises `CheckpointError` for a shard that is not there.
     """
@@ -177,6 +178,7 @@ def files_of(source: Path) -> list[Path]:
             )
         return [source / name for name in names]
     found = sorted(source.glob(f"*{SAFETENSORS_SUFFIX}"))
+    found = found or sorted(source.glob("pytorch_model.bin"))
     if not found:
         raise InvalidInput("source", str(source), "give a folder with weights, or their file")
     return found

@@ -92,7 +92,7 @@ def shard_name(index: int, count: int) -> str:
 
 def write_file(path: Path, entries: Mapping[str, Entry], on_tensor: Callable[[str], None]) -> None:
     """Beside its name, then moved there."""
-    header: dict[str, Any] = {}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # which transformers asks for
     end = 0
     for name, entry in entries.items():
         start, end = end, end + entry.num_bytes

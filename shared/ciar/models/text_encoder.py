@@ -95,6 +95,18 @@ class TextEncoder(nn.Module):
         self.norm = nn.LayerNorm(config.dim, eps=1e-12)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
 
+    @property
+    def dim(self) -> int:
+        return self.config.dim
+
+    @property
+    def max_tokens(self) -> int:
+        return self.config.max_tokens
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """Words of which the vocabulary has no pieces."""
+        return list(self.tokenizer.unknown_words(prompt))
+
     @classmethod
     def load(cls, folder: str | Path) -> "TextEncoder":
         """Read a folder written by `save`. Raises `CheckpointError` when it is not one."""
