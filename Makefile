@@ -51,13 +51,14 @@ tables: $(call stamp,bench)  ## Every table of docs/tables.md into RUN/tables (h
 	@test -f "$(RUN)/tables/head-scale.md" || $(BIN)/ciar-bench head-scale --out "$(RUN)/tables/head-scale.md"
 
 # What the documents show of it: every table, the curves, and the pictures of all methods.
-RESULTS := docs/results/$(SIZE)
+RESULTS := docs/results
 results:  ## Copy the tables and figures of RUN/tables that the documents show to docs/results
-	@mkdir -p $(RESULTS) docs/results/plain
-	@cp "$(RUN)"/tables/*.md "$(RUN)"/tables/*.csv "$(RUN)"/tables/*.png "$(RUN)"/tables/*.jpg $(RESULTS)
-	@cp "$(RUN)"/tables/plain/*.md "$(RUN)"/tables/plain/*.csv docs/results/plain
-	@cp "$(RUN)"/tables/plain/main*.png "$(RUN)"/tables/plain/main-wall.jpg "$(RUN)"/tables/plain/risk.png docs/results/plain
-	@ls -s $(RESULTS) docs/results/plain
+	@mkdir -p $(RESULTS)/$(SIZE) $(RESULTS)/plain
+	@cp "$(RUN)"/tables/main*.* "$(RUN)/tables/routing.md" $(RESULTS)/$(SIZE)
+	@cp "$(RUN)/tables/head-scale.md" $(RESULTS)
+	@cp "$(RUN)"/tables/plain/*.md "$(RUN)"/tables/plain/*.csv $(RESULTS)/plain
+	@cp "$(RUN)"/tables/plain/main*.png "$(RUN)/tables/plain/main-wall.jpg" "$(RUN)/tables/plain/risk.png" $(RESULTS)/plain
+	@ls -s $(RESULTS)/$(SIZE) $(RESULTS)/plain
 
 test: $(DEV)  ## Run the tests (ARGS: options of pytest)
 	$(BIN)/python -m pytest $(ARGS)
