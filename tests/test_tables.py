@@ -382,7 +382,7 @@ def test_a_table_of_prompts_and_photographs(
         ([], "scenes"),
         (["--captions", "c.jsonl"], "scenes"),
         (["--scenes", ".", "--size", "8"], "scenes"),
-        (["--captions", "missing.jsonl", "--reference", "."], "captions"),
+        (["--captions", "missing.jsonl", "--reference", "."], "prompts"),
     ],
 )
 def test_sources_of_a_table_are_checked(options: list[str], field: str, plan: TablePlan) -> None:

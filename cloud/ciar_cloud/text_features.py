@@ -16,13 +16,13 @@ BATCH = 16
 def read_prompts(path: Path) -> list[str]:
     """A JSON Lines file of objects with `prompt`, or a text file with a prompt a line.
 
-    Each once, in order. Raises `InvalidInput`, naming the line.
+    Raises `InvalidInput`, naming the line.
     """
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput("prompts", str(path), f"give a text file: {error}") from error
-    prompts: dict[str, None] = {}
+    prompts = []
     for number, line in enumerate(lines, start=1):
         prompt = line
         if path.suffix == ".jsonl":
@@ -33,20 +33,20 @@ def read_prompts(path: Path) -> list[str]:
                 raise InvalidInput(f"prompts, line {number}", line, remedy) from error
         if not isinstance(prompt, str) or not prompt.strip():
             raise InvalidInput(f"prompts, line {number}", line, "give a prompt with words")
-        prompts[prompt] = None
+        prompts.append(prompt)
     if not prompts:
         raise InvalidInput("prompts", str(path), "give at least one: it is empty")
-    return list(prompts)
+    return prompts
 
 
 def write_features(
     text: Path, prompts: Sequence[str], out: Path, *, on_prompts: Callable[[int, int], None]
 ) -> None:
     """text: the encoder's folder.  out: a folder that can take its place, with float16 rows."""
-    encoder = load_text(text)
+    encoder, unique = load_text(text), list(dict.fromkeys(prompts))
     rows = []
-    for first in range(0, len(prompts), BATCH):
-        batch = prompts[first : first + BATCH]
+    for first in range(0, len(unique), BATCH):
+        batch = unique[first : first + BATCH]
         rows += [one.to(torch.float16) for one in encoder.encode(batch)]
-        on_prompts(len(rows), len(prompts))
-    CachedFeatures.save(out, prompts, rows, max_tokens=encoder.max_tokens)
+        on_prompts(len(rows), len(unique))
+    CachedFeatures.save(out, unique, rows, max_tokens=encoder.max_tokens)

@@ -11,6 +11,7 @@ import numpy as np
 
 from ciar.errors import InvalidInput
 from ciar_bench.quality.folder import Caption
+from ciar_cloud.text_features import read_prompts
 
 NUM_CAPTIONS = 5000
 
@@ -36,25 +37,8 @@ def coco_captions(
 
 
 def read_captions(path: Path) -> list[Caption]:
-    """Prompts of a JSON Lines file, the n-th with seed n; other fields do not count.
-
-    Raises `InvalidInput`, naming the line.
-    """
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput("captions", str(path), f"give a JSON Lines file: {error}") from error
-    found = []
-    for number, line in enumerate(lines):
-        try:
-            prompt = json.loads(line)["prompt"]
-        except (ValueError, KeyError, TypeError) as error:
-            remedy = f'give an object with "prompt" ({error!r})'
-            raise InvalidInput(f"captions, line {number + 1}", line, remedy) from error
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise InvalidInput(f"captions, line {number + 1}", line, "give a prompt with words")
-        found.append(Caption(prompt=prompt, seed=number))
-    return found
+    """Prompts of a JSON Lines file, the n-th with seed n. Raises `InvalidInput`."""
+    return [Caption(prompt=prompt, seed=n) for n, prompt in enumerate(read_prompts(path))]
 
 
 def write_captions(path: Path, captions: list[dict[str, str]]) -> None:
