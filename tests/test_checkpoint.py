@@ -150,6 +150,7 @@ def test_a_damaged_configuration_is_an_error(tmp_path: Path, content: bytes, wor
 def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=f"no {CONFIG_FILE}; is this a model folder"):
         read_config(tmp_path)
+    (tmp_path / CONFIG_FILE).write_text("{}")
     with pytest.raises(CheckpointError, match=f"no {WEIGHTS_FILE}"):
         read_weights(tmp_path)
     (tmp_path / CONFIG_FILE).write_text("{}")

@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ciar.errors import CheckpointError
 from ciar.int8 import unpack_state_dict
+from ciar.mapped import mapped_tensors
 from ciar.types import SamplingParams
 
 T = TypeVar("T")
@@ -39,6 +39,7 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"  # of the shards of large weights: which is in which
 DEFAULT_MODEL = "ciar-mini"
 Shapes = Mapping[str, tuple[int, ...]]
+WEIGHTS_IN = "weights_in"  # of a configuration: a folder inside that has them, of another library
 PARTS = ("cloud", "edge", "vq", "text")
 
 
@@ -91,6 +92,7 @@ def read_sampling(folder: Path) -> SamplingParams:
 
 def weights_files(folder: Path) -> list[Path]:
     """Of a model folder, all shards. Raises `CheckpointError` for a damaged index."""
+    folder = folder / read_config(folder).get(WEIGHTS_IN, "")
     index = folder / INDEX_FILE
     if not index.exists():
         return [folder / WEIGHTS_FILE]
@@ -101,19 +103,18 @@ def weights_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a model folder, unpacked to float32."""
+def read_weights(folder: Path, *, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """All tensors of a model folder, int8 rows unpacked, all floating ones in `dtype`.
+
+    Those stored in it are memory-mapped. Raises `CheckpointError`.
+    """
     packed: dict[str, Tensor] = {}
     for path in weights_files(folder):
         try:
-            packed |= load_file(path)
+            packed |= mapped_tensors(path)
         except FileNotFoundError:
             raise CheckpointError(f"{folder}: no {path.name}") from None
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{path}: damaged or truncated ({error}); download or export it again"
-            ) from error
-    return unpack_state_dict(packed)
+    return unpack_state_dict(packed, dtype=dtype)
 
 
 def load_into(module: nn.Module, state: Mapping[str, Tensor], *, where: Path) -> None:

@@ -80,8 +80,10 @@ def pack_state_dict(
     return {name: tensor.detach().cpu().contiguous() for name, tensor in packed.items()}
 
 
-def unpack_state_dict(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `pack_state_dict`: every floating tensor comes back as float32.
+def unpack_state_dict(
+    tensors: Mapping[str, Tensor], *, dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
+    """The inverse of `pack_state_dict`: every floating tensor comes back in `dtype`.
 
     Raises `CheckpointError` when an int8 weight has no scale.
     """
@@ -94,9 +96,9 @@ def unpack_state_dict(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 raise CheckpointError(
                     f"{name} is int8 but {name}{SCALE_SUFFIX} is missing: export it again"
                 )
-            state[name] = dequantize_rows(tensor, scale)
+            state[name] = dequantize_rows(tensor, scale).to(dtype)
         elif name not in scales:
-            state[name] = tensor.float() if tensor.is_floating_point() else tensor
+            state[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
     return state
 
 

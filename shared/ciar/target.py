@@ -58,7 +58,7 @@ class TargetModel(nn.Module):
         sizes = from_dict(TransformerConfig, config["transformer"], where=f"{folder}: transformer")
         with torch.device("meta"):
             model = cls(sizes, feature_dim=int(config["feature_dim"]))
-        load_into(model, read_weights(folder), where=folder)
+        load_into(model, read_weights(folder, dtype=dtype), where=folder)
         model.transformer.rebuild_tables("cpu")  # not in the weights: still on the meta device
         to_device(model, device=device, dtype=dtype)
         model.transformer.rebuild_tables(device)

@@ -10,16 +10,16 @@ import hashlib
 import json
 import pickle
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ciar.errors import CheckpointError, InvalidInput
+from ciar.mapped import mapped_tensors
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 SAFETENSORS_SUFFIX = ".safetensors"
@@ -61,7 +61,7 @@ def read_file(path: Path) -> dict[str, LazyTensor]:
     if not path.is_file():
         raise InvalidInput("source", str(path), "give a checkpoint file, or a folder of them")
     if path.suffix == SAFETENSORS_SUFFIX:
-        return dict(read_safetensors(path))
+        return {name: of_tensor(tensor) for name, tensor in mapped_tensors(path).items()}
     if path.suffix in TORCH_SUFFIXES:
         return {name: of_tensor(tensor) for name, tensor in read_torch(path).items()}
     known = ", ".join((SAFETENSORS_SUFFIX, *TORCH_SUFFIXES))
@@ -70,40 +70,6 @@ def read_file(path: Path) -> dict[str, LazyTensor]:
 
 def of_tensor(tensor: Tensor) -> LazyTensor:
     return LazyTensor(tuple(tensor.shape), tensor.dtype, lambda: tensor)
-
-
-def read_safetensors(path: Path) -> Iterator[tuple[str, LazyTensor]]:
-    try:
-        file: Any = safe_open(path, framework="pt")
-        for name in file.keys():  # noqa: SIM118
-            part = file.get_slice(name)
-            dtype = SAFETENSORS_DTYPES[part.get_dtype()]
-            yield name, LazyTensor(tuple(part.get_shape()), dtype, reader_of(file, name))
-    except (SafetensorError, OSError, KeyError) as error:
-        raise CheckpointError(
-            f"{path}: damaged or truncated ({error}); download it again"
-        ) from error
-
-
-def reader_of(file: Any, name: str) -> Callable[[], Tensor]:
-    def read() -> Tensor:
-        tensor: Tensor = file.get_tensor(name)
-        return tensor
-
-    return read
-
-
-SAFETENSORS_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 
 
 def read_torch(path: Path) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ciar.checkpoint import CONFIG_FILE
+from ciar.checkpoint import CONFIG_FILE, WEIGHTS_IN
 from ciar.errors import CheckpointError
 from ciar.models.t5_encoder import INNER, KIND, MAX_TOKENS
 from ciar_cloud.convert.reader import LazyTensor, Tensors
@@ -49,7 +49,7 @@ def write_encoder(
     for file in files:
         shutil.copy(file, folder / INNER / file.name)
     width = int(configuration["d_model"])
-    values = {"kind": KIND, "dim": width, "max_tokens": MAX_TOKENS}
+    values = {"kind": KIND, "dim": width, "max_tokens": MAX_TOKENS, WEIGHTS_IN: INNER}
     (folder / CONFIG_FILE).write_text(json.dumps(values, indent=2) + "\n")
     return width
 

@@ -16,16 +16,10 @@ from torch import Tensor
 
 from ciar.checkpoint import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
 from ciar.errors import OutputError
+from ciar.mapped import DTYPES, LENGTH_BYTES, METADATA
 
 MAX_SHARD_BYTES = 5 * 10**9
-DTYPES = {
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int8: "I8",
-}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,13 +86,13 @@ def shard_name(index: int, count: int) -> str:
 
 def write_file(path: Path, entries: Mapping[str, Entry], on_tensor: Callable[[str], None]) -> None:
     """Beside its name, then moved there."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # which transformers asks for
+    header: dict[str, Any] = {METADATA: {"format": "pt"}}  # which transformers asks for
     end = 0
     for name, entry in entries.items():
         start, end = end, end + entry.num_bytes
         offsets = [start, end]
         header[name] = {
-            "dtype": DTYPES[entry.dtype],
+            "dtype": NAMES[entry.dtype],
             "shape": list(entry.shape),
             "data_offsets": offsets,
         }
@@ -106,7 +100,7 @@ def write_file(path: Path, entries: Mapping[str, Entry], on_tensor: Callable[[st
     text += b" " * (-len(text) % 8)  # data begins at a multiple of 8
     part = path.with_suffix(".part")
     with part.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(len(text).to_bytes(LENGTH_BYTES, "little") + text)
         for name, entry in entries.items():
             tensor = entry.make().to(entry.dtype).contiguous()
             assert tuple(tensor.shape) == entry.shape, name
