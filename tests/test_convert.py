@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import json
 import pickle
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +16,10 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers.models.chameleon.configuration_chameleon import ChameleonVQVAEConfig
+from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
+from transformers.models.janus.configuration_janus import JanusVQVAEConfig
+from transformers.models.janus.modeling_janus import JanusVQVAE
 from typer.testing import CliRunner
 
 from ciar.checkpoint import fingerprint, read_config, read_weights, weights_files
@@ -25,7 +30,7 @@ from ciar.picture import load_vq
 from ciar.target import Target, TargetModel
 from ciar.text import load_text
 from ciar_cloud.cli import app
-from ciar_cloud.convert import llamagen
+from ciar_cloud.convert import llamagen, vq
 from ciar_cloud.convert.convert import Settings, convert
 from ciar_cloud.convert.reader import of_tensor
 from ciar_cloud.text_features import read_prompts
@@ -152,12 +157,134 @@ def test_a_converted_tokenizer_equals_the_reference(tmp_path: Path) -> None:
     state["quantize.codebook_used"] = torch.zeros(65536)
     assert len(state) == 344
     convert([saved(tmp_path / "vq.pt", {"model": state})], tmp_path / "out", TINY)
-    vq = load_vq(tmp_path / "out" / "vq")
-    assert vq.config == VQConfig()
-    pixels = vq.decode(test_vq.golden("input.ids").long())
+    model = load_vq(tmp_path / "out" / "vq")
+    assert model.config == VQConfig()
+    pixels = model.decode(test_vq.golden("input.ids").long())
     torch.testing.assert_close(pixels, test_vq.golden("expected.pixels"), atol=1e-4, rtol=0)
-    ids = vq.encode(test_vq.golden("input.image")).int()
+    ids = model.encode(test_vq.golden("input.image")).int()
     assert torch.equal(ids, test_vq.golden("expected.ids"))
+
+
+def test_names_of_chameleons_tokenizer_are_all_there() -> None:
+    """293 tensors, 68,718,467 parameters: those of the public file."""
+    sizes = VQConfig(
+        codebook_size=8192, codebook_dim=256, has_lowest_attention=False, is_l2_normalized=False
+    )
+    with torch.device("meta"):
+        state = VQModel(sizes).state_dict()
+    assert len(state) == 293
+    assert sum(t.numel() for t in state.values()) == 68_718_467
+    theirs = {chameleon_name(name, 4): of_tensor(tensor) for name, tensor in state.items()}
+    assert theirs["decoder.up.0.block.0.conv1.weight"].shape == (128, 128, 3, 3)
+    assert theirs["decoder.up.3.block.0.nin_shortcut.weight"].shape == (256, 512, 1, 1)
+    config, entries = vq.chameleon_entries(theirs)
+    assert config == sizes
+    assert {n: e.shape for n, e in entries.items()} == {n: tuple(t.shape) for n, t in state.items()}
+
+
+def chameleon_name(name: str, last: int) -> str:
+    """Of a tensor of ours in Chameleon's files."""
+    name = name.replace(".mid.0.", ".mid.block_1.").replace(".mid.1.", ".mid.attn_1.")
+    name = name.replace(".mid.2.", ".mid.block_2.").replace(".res.", ".block.")
+    name = name.replace("encoder.conv_blocks.", "encoder.down.")
+    parts = name.split(".")
+    if parts[:2] == ["decoder", "conv_blocks"]:
+        parts[1:3] = ["up", str(last - int(parts[2]))]
+    return ".".join(parts)
+
+
+def small_vq(*, is_l2_normalized: bool, has_lowest_attention: bool) -> VQModel:
+    torch.manual_seed(0)
+    sizes = VQConfig(
+        codebook_size=64,
+        codebook_dim=16,
+        channels=32,
+        channel_multipliers=(1, 2),
+        num_res_blocks=1,
+        z_channels=32,
+        is_l2_normalized=is_l2_normalized,
+        has_lowest_attention=has_lowest_attention,
+    )
+    return VQModel(sizes).eval()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("place", ["alone", "inside Anole", "Lightning"])
+def test_chameleons_tokenizer_equals_transformers(place: str, tmp_path: Path) -> None:
+    ours = small_vq(is_l2_normalized=False, has_lowest_attention=False)
+    state = {chameleon_name(n, 1): t.contiguous() for n, t in ours.state_dict().items()}
+    path = tmp_path / "vq.safetensors"
+    if place == "Lightning":
+        extra = {"loss.logvar": torch.zeros(())}
+        path = saved(tmp_path / "vqgan.ckpt", {"state_dict": state | extra, "global_step": 5})
+    elif place == "inside Anole":
+        save_file({f"model.vqmodel.{n}": t for n, t in state.items()}, path)
+    else:
+        save_file(state, path)
+    convert([path], tmp_path / "out", Settings(accepted=frozenset({"chameleon"})))
+    converted = load_vq(tmp_path / "out" / "vq")
+    sizes = ChameleonVQVAEConfig(
+        embed_dim=16,
+        num_embeddings=64,
+        latent_channels=32,
+        base_channels=32,
+        channel_multiplier=[1, 2],
+        num_res_blocks=1,
+    )
+    reference: Any = ChameleonVQVAE(sizes)
+    reference.eval()
+    kept = {n: t for n, t in state.items() if not n.startswith("decoder.")}
+    reference.load_state_dict(kept)
+    pixels = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    expected = reference.encode(pixels).image_tokens.view(2, 8, 8)
+    assert torch.equal(converted.encode(pixels), expected)
+    assert torch.equal(converted.decode(expected), ours.decode(expected))
+    assert "Chameleon Research License" in (tmp_path / "out" / "README.md").read_text()
+
+
+@torch.inference_mode()
+def test_vq_16_decodes_as_transformers_does() -> None:
+    """Janus has the same network; its levels are named in LlamaGen's order."""
+    ours = small_vq(is_l2_normalized=True, has_lowest_attention=True)
+    sizes = JanusVQVAEConfig(
+        embed_dim=16,
+        num_embeddings=64,
+        latent_channels=32,
+        base_channels=32,
+        channel_multiplier=[1, 2],
+        num_res_blocks=1,
+        num_patches=8,  # a side
+    )
+    reference: Any = JanusVQVAE(sizes)
+    reference.eval()
+    state = {}
+    for name, tensor in ours.state_dict().items():
+        theirs = chameleon_name(name, 1)
+        if match := re.match(r"decoder\.up\.(\d+)\.", theirs):
+            theirs = f"decoder.up.{1 - int(match[1])}.{theirs[match.end() :]}"
+        state[theirs] = tensor
+    reference.load_state_dict(state)
+    ids = torch.randint(64, (2, 8, 8), generator=torch.Generator().manual_seed(0))
+    codes = reference.quantize.get_codebook_entry(ids.view(2, -1))
+    expected = reference.decoder(reference.post_quant_conv(codes))
+    torch.testing.assert_close(ours.decode(ids), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_chameleons_licence_must_be_accepted(tmp_path: Path) -> None:
+    ours = small_vq(is_l2_normalized=False, has_lowest_attention=False)
+    state = {chameleon_name(n, 1): t.contiguous() for n, t in ours.state_dict().items()}
+    path = tmp_path / "vq.safetensors"
+    save_file(state, path)
+    done = CliRunner().invoke(app, ["convert", str(path), "-o", str(tmp_path / "out")])
+    assert isinstance(done.exception, InvalidInput)
+    assert "non-commercial research only" in str(done.exception)
+    assert "--accept-license chameleon" in str(done.exception)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InvalidInput, match="accept-license"):
+        Settings(accepted=frozenset({"mit"}))
+    save_file({n: t for n, t in state.items() if "decoder" not in n}, path)
+    with pytest.raises(CheckpointError, match="the VQ decoder is missing"):
+        convert([path], tmp_path / "out", Settings(accepted=frozenset({"chameleon"})))
 
 
 def test_sizes_of_the_published_transformer() -> None:
@@ -318,9 +445,9 @@ def test_a_missing_shard_is_named(weights: dict[str, Tensor], tmp_path: Path) ->
 def test_codebooks_must_be_of_one_size(weights: dict[str, Tensor], tmp_path: Path) -> None:
     gpt = saved(tmp_path / "gpt.pt", {"model": weights})
     sizes = VQConfig(codebook_size=64, channels=32, channel_multipliers=(1, 1), z_channels=32)
-    vq = saved(tmp_path / "vq.pt", {"model": VQModel(sizes).state_dict()})
+    codes = saved(tmp_path / "vq.pt", {"model": VQModel(sizes).state_dict()})
     with pytest.raises(CheckpointError, match="96 codes and the tokenizer"):
-        convert([gpt, vq], tmp_path / "out", TINY)
+        convert([gpt, codes], tmp_path / "out", TINY)
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.5, 0.98])
@@ -349,7 +476,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="folder with weights"):
         convert([tmp_path / "empty"], tmp_path / "out", TINY)
     thin = saved(tmp_path / "vq.pt", vq_f4(has_local_encoder=False).state_dict())
-    with pytest.raises(CheckpointError, match="no VQ tokenizer of LlamaGen"):
+    with pytest.raises(CheckpointError, match="no VQ tokenizer of that kind"):
         convert([thin], tmp_path / "out", TINY)
     other = saved(tmp_path / "other.pt", {"model": {"conv1.weight": torch.zeros(2)}})
     with pytest.raises(CheckpointError, match="none of the checkpoints that are known"):

@@ -30,9 +30,18 @@ def convert_command(
     dtype: Annotated[
         str, typer.Option(help=f"Of the transformer's weights: {', '.join(DTYPES)}.")
     ] = "keep",
+    accept_license: Annotated[
+        list[str], typer.Option(help="A licence you have read and accept: chameleon.")
+    ] = [],  # noqa: B006
 ) -> None:
     """Turn public checkpoints into a model folder; several at once or one after another."""
-    settings = Settings(stage=stage, grid_size=grid_size, num_heads=heads, dtype=dtype)
+    settings = Settings(
+        stage=stage,
+        grid_size=grid_size,
+        num_heads=heads,
+        dtype=dtype,
+        accepted=frozenset(accept_license),
+    )
     columns = (SpinnerColumn(), TextColumn("{task.completed} tensors  {task.description}"))
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
         task = bar.add_task("reading", total=None)

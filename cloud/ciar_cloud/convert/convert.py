@@ -10,7 +10,7 @@ import torch
 
 from ciar.checkpoint import CONFIG_FILE, fingerprint, read_config
 from ciar.errors import CheckpointError, InvalidInput
-from ciar_cloud.convert import llamagen, t5
+from ciar_cloud.convert import llamagen, t5, vq
 from ciar_cloud.convert.reader import Tensors, files_of, read_files, sha256_of
 from ciar_cloud.convert.writer import MAX_SHARD_BYTES, write_folder
 
@@ -21,6 +21,7 @@ DTYPES = {
     "float16": torch.float16,
 }
 CARD = "README.md"
+CHAMELEON, CHAMELEON_LICENCE = "chameleon", "Chameleon Research License (Meta)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,17 +31,21 @@ class Settings:
     stage: of a LlamaGen transformer that is no published file.
     grid_size, num_heads: of one that is neither stage nor has heads of 64.
     dtype: to store the transformer in, one of `DTYPES`.
+    accepted: licences that need it: `CHAMELEON`.
     """
 
     stage: int | None = None
     grid_size: int | None = None
     num_heads: int | None = None
     dtype: str = "keep"
+    accepted: frozenset[str] = frozenset()
     max_bytes: int = MAX_SHARD_BYTES
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise InvalidInput("dtype", self.dtype, f"give one of {', '.join(DTYPES)}")
+        if unknown := sorted(self.accepted - {CHAMELEON}):
+            raise InvalidInput("accept-license", unknown[0], f"give {CHAMELEON}, or none")
         if self.stage and self.grid_size:
             raise InvalidInput("grid-size", self.grid_size, "give a stage or a grid size, not both")
 
@@ -105,7 +110,8 @@ def convert_one(source: Source, out: Path, settings: Settings, on_tensor: OnTens
     names = ", ".join(sorted(source.tensors)[:3])
     raise CheckpointError(
         f"{source.path}: none of the checkpoints that are known (it begins with {names}); known "
-        "are LlamaGen's text-to-image transformer, its VQ tokenizer, and T5"
+        "are LlamaGen's text-to-image transformer, T5, and the VQ tokenizers of LlamaGen and "
+        "Chameleon"
     )
 
 
@@ -134,7 +140,19 @@ def convert_transformer(source: Source, out: Path, settings: Settings, on_tensor
 
 
 def convert_tokenizer(source: Source, out: Path, settings: Settings, on_tensor: OnTensor) -> Part:
-    config, entries = llamagen.tokenizer_entries(source.tensors)
+    if vq.is_llamagen(source.tensors):
+        (config, entries), name, licence = (
+            vq.llamagen_entries(source.tensors),
+            "LlamaGen",
+            llamagen.LICENCE,
+        )
+    else:
+        check_accepted(settings, source.path)
+        (config, entries), name, licence = (
+            vq.chameleon_entries(source.tensors),
+            "Chameleon",
+            CHAMELEON_LICENCE,
+        )
     write_folder(
         out / "vq",
         {"kind": "vq", "vq": asdict(config)},
@@ -142,8 +160,20 @@ def convert_tokenizer(source: Source, out: Path, settings: Settings, on_tensor: 
         max_bytes=settings.max_bytes,
         on_tensor=on_tensor,
     )
-    what = f"LlamaGen tokenizer, {config.codebook_size} codes"
-    return Part(folder=out / "vq", source=source, what=what, licence=llamagen.LICENCE)
+    what = f"{name} tokenizer, {config.codebook_size} codes"
+    return Part(folder=out / "vq", source=source, what=what, licence=licence)
+
+
+def check_accepted(settings: Settings, path: Path) -> None:
+    """Raise `InvalidInput` unless the user has accepted the licence of Chameleon's weights."""
+    if CHAMELEON not in settings.accepted:
+        raise InvalidInput(
+            "accept-license",
+            None,
+            f"{path} is under the {CHAMELEON_LICENCE}: its weights, and the pictures drawn with "
+            "them, may be used for non-commercial research only, and passed on only under it with "
+            f"its notice. If you have read and accept it, give --accept-license {CHAMELEON}",
+        )
 
 
 def convert_text(source: Source, out: Path, settings: Settings, on_tensor: OnTensor) -> Part:
@@ -166,7 +196,8 @@ def convert_text(source: Source, out: Path, settings: Settings, on_tensor: OnTen
 Convert = Callable[[Source, Path, Settings, OnTensor], Part]
 KINDS: tuple[tuple[Callable[[Tensors], bool], Convert], ...] = (
     (llamagen.is_transformer, convert_transformer),
-    (llamagen.is_tokenizer, convert_tokenizer),
+    (vq.is_llamagen, convert_tokenizer),
+    (vq.is_chameleon, convert_tokenizer),
     (t5.is_encoder, convert_text),
 )
 

@@ -1,4 +1,4 @@
-"""LlamaGen's text-to-image checkpoints (Sun et al. 2024) to the parts of a bundle.
+"""LlamaGen's text-to-image transformers (Sun et al. 2024) to the target of a bundle.
 
 Facts of the public files: the transformers of stage I (16 x 16 tokens) and stage II (32 x 32) have
 the same names and shapes, so the stage is known by the file's SHA-256, or by the configuration
@@ -12,17 +12,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
-from ciar.checkpoint import check_names
 from ciar.errors import CheckpointError, InvalidInput
 from ciar.models.inter_head import InterHeadConfig
 from ciar.models.transformer import TransformerConfig
-from ciar.models.vq import VQConfig, VQModel
 from ciar.target import TargetModel
 from ciar.types import SamplingParams
 from ciar_cloud.convert.reader import LazyTensor, Tensors
-from ciar_cloud.convert.writer import Entry
+from ciar_cloud.convert.writer import Entry, entries_of
 
 GRIDS = {1: 16, 2: 32}  # by stage
 HEAD_DIM = 64
@@ -63,15 +60,10 @@ HF_NAMES = (
     (r"\.input_layernorm\.", ".attention_norm."),
     (r"\.post_attention_layernorm\.", ".ffn_norm."),
 )
-UNUSED_VQ = ("quantize.codebook_used",)  # a counter of training
 
 
 def is_transformer(names: Tensors) -> bool:
     return "cls_embedding.uncond_embedding" in names or HF_MARK in names
-
-
-def is_tokenizer(names: Tensors) -> bool:
-    return "encoder.conv_blocks.0.res.0.conv1.weight" in names
 
 
 def from_hf(tensors: Tensors) -> dict[str, LazyTensor]:
@@ -143,52 +135,6 @@ def target_entries(
     ours = {f"transformer.{name}": tensor for name, tensor in tensors.items()}
     ours["injection.weight"] = LazyTensor(shape, torch.float32, lambda: torch.zeros(shape))
     return entries_of(model, ours, dtype)
-
-
-def tokenizer_entries(tensors: Tensors) -> tuple[VQConfig, dict[str, Entry]]:
-    """VQ-16, or a tokenizer with other numbers of channels. Raises `CheckpointError`."""
-    ours = {name: tensor for name, tensor in tensors.items() if name not in UNUSED_VQ}
-    config = vq_config(ours)
-    try:
-        with torch.device("meta"):
-            model = VQModel(config)
-    except ValueError as error:  # widths that 32 groups of a norm do not fit
-        raise CheckpointError(f"no VQ tokenizer of LlamaGen: {error}") from error
-    return config, entries_of(model, ours, torch.float32)
-
-
-def vq_config(tensors: Tensors) -> VQConfig:
-    levels = {int(m[1]) for n in tensors if (m := re.match(r"encoder\.conv_blocks\.(\d+)\.", n))}
-    blocks = {n for n in tensors if re.match(r"encoder\.conv_blocks\.0\.res\.\d+\.conv1\.w", n)}
-    try:
-        channels = tensors["encoder.conv_in.weight"].shape[0]
-        widths = [
-            tensors[f"encoder.conv_blocks.{level}.res.0.conv1.weight"].shape[0]
-            for level in sorted(levels)
-        ]
-        codebook_size, codebook_dim = tensors["quantize.embedding.weight"].shape
-        z_channels = tensors["encoder.conv_out.weight"].shape[0]
-    except (KeyError, ValueError, IndexError) as error:
-        raise CheckpointError(f"no VQ tokenizer: {error} is missing or odd") from error
-    return VQConfig(
-        codebook_size=codebook_size,
-        codebook_dim=codebook_dim,
-        channels=channels,
-        channel_multipliers=tuple(width // channels for width in widths),
-        num_res_blocks=len(blocks),
-        z_channels=z_channels,
-        has_lowest_attention=f"encoder.conv_blocks.{max(levels)}.attn.0.q.weight" in tensors,
-    )
-
-
-def entries_of(model: nn.Module, tensors: Tensors, dtype: torch.dtype | None) -> dict[str, Entry]:
-    """Every tensor of the model and no other, in the model's order."""
-    expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    check_names(expected, {name: t.shape for name, t in tensors.items()}, where="the checkpoint")
-    return {
-        name: Entry(shape, dtype or tensors[name].dtype, tensors[name].read)
-        for name, shape in expected.items()
-    }
 
 
 def target_configuration(config: TransformerConfig, *, name: str) -> dict[str, Any]:

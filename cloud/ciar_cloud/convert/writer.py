@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ciar.checkpoint import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
+from ciar.checkpoint import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, check_names
 from ciar.errors import OutputError
 from ciar.mapped import DTYPES, LENGTH_BYTES, METADATA
+from ciar_cloud.convert.reader import Tensors
 
 MAX_SHARD_BYTES = 5 * 10**9
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -33,6 +34,16 @@ class Entry:
     @property
     def num_bytes(self) -> int:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+def entries_of(model: nn.Module, tensors: Tensors, dtype: torch.dtype | None) -> dict[str, Entry]:
+    """Every tensor of the model and no other, in the model's order."""
+    expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    check_names(expected, {name: t.shape for name, t in tensors.items()}, where="the checkpoint")
+    return {
+        name: Entry(shape, dtype or tensors[name].dtype, tensors[name].read)
+        for name, shape in expected.items()
+    }
 
 
 def write_folder(
