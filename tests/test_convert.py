@@ -168,7 +168,11 @@ def test_a_converted_tokenizer_equals_the_reference(tmp_path: Path) -> None:
 def test_names_of_chameleons_tokenizer_are_all_there() -> None:
     """293 tensors, 68,718,467 parameters: those of the public file."""
     sizes = VQConfig(
-        codebook_size=8192, codebook_dim=256, has_lowest_attention=False, is_l2_normalized=False
+        codebook_size=8192,
+        codebook_dim=256,
+        has_lowest_attention=False,
+        is_l2_normalized=False,
+        middle_level=127.5,
     )
     with torch.device("meta"):
         state = VQModel(sizes).state_dict()

@@ -101,3 +101,5 @@ def test_odd_sizes_are_refused() -> None:
 def test_pixels_are_truncated_and_clamped() -> None:
     pixels = torch.tensor([-1.2, -1.0, 0.0, 1.0, 1.2])
     assert to_uint8(pixels).tolist() == [0, 0, 128, 255, 255]
+    chameleon = to_uint8(pixels, middle_level=127.5)
+    assert chameleon.tolist() == [0, 0, 127, 255, 255]  # ((x + 1) / 2 * 255), truncated

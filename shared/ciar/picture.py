@@ -76,7 +76,8 @@ class Painter:
         if bad:
             raise InvalidInput("tokens", bad[0], f"give codebook ids from 0 to {size - 1}")
         grid = torch.tensor(tokens, device=codebook.device).view(1, side, side)  # [1, h, w]
-        pixels = to_uint8(self._model.decode(grid))  # [1, 3, H, W]
+        level = self._model.config.middle_level
+        pixels = to_uint8(self._model.decode(grid), middle_level=level)  # [1, 3, H, W]
         return pixels[0].permute(1, 2, 0).contiguous().cpu()
 
 

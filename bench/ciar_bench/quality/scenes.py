@@ -75,7 +75,8 @@ class Reconstructed:
         device = self._vq.quantize.embedding.weight.device
         for batch in self._pictures.batches():
             pixels = batch.to(device).float() / 127.5 - 1
-            yield to_uint8(self._vq.decode(self._vq.encode(pixels))).cpu()
+            decoded = self._vq.decode(self._vq.encode(pixels))
+            yield to_uint8(decoded, middle_level=self._vq.config.middle_level).cpu()
 
     def source(self) -> dict[str, Any]:
         """What changes when the pictures or the tokenizer do."""

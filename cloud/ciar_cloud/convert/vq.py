@@ -7,6 +7,8 @@ Chameleon's decoder counts its levels from the highest resolution, ours from the
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -40,7 +42,7 @@ def is_chameleon(names: Tensors) -> bool:
 
 def llamagen_entries(tensors: Tensors) -> tuple[VQConfig, dict[str, Entry]]:
     """VQ-16, or a tokenizer with other numbers of channels. Raises `CheckpointError`."""
-    return entries(used(tensors), is_l2_normalized=True)
+    return entries(used(tensors), {"is_l2_normalized": True})
 
 
 def chameleon_entries(tensors: Tensors) -> tuple[VQConfig, dict[str, Entry]]:
@@ -52,7 +54,7 @@ def chameleon_entries(tensors: Tensors) -> tuple[VQConfig, dict[str, Entry]]:
             "the VQ decoder is missing, as in every stock conversion of Chameleon: take Anole's "
             "own VQ model (Anole-7b-v0.1-vqvae-hf, or vqgan.ckpt)"
         )
-    return entries(renamed(own), is_l2_normalized=False)
+    return entries(renamed(own), {"is_l2_normalized": False, "middle_level": 127.5})
 
 
 def used(tensors: Tensors) -> dict[str, LazyTensor]:
@@ -75,10 +77,10 @@ def renamed(tensors: Tensors) -> dict[str, LazyTensor]:
 
 
 def entries(
-    tensors: Mapping[str, LazyTensor], *, is_l2_normalized: bool
+    tensors: Mapping[str, LazyTensor], flags: Mapping[str, Any]
 ) -> tuple[VQConfig, dict[str, Entry]]:
-    """In float32, as VQ decoders are run. Raises `CheckpointError`."""
-    config = config_of(tensors, is_l2_normalized=is_l2_normalized)
+    """In float32, as VQ decoders are run. flags: what no shape tells. Raises `CheckpointError`."""
+    config = replace(config_of(tensors), **flags)
     try:
         with torch.device("meta"):
             model = VQModel(config)
@@ -87,7 +89,7 @@ def entries(
     return config, entries_of(model, tensors, torch.float32)
 
 
-def config_of(tensors: Tensors, *, is_l2_normalized: bool) -> VQConfig:
+def config_of(tensors: Tensors) -> VQConfig:
     """Sizes as the shapes tell. Raises `CheckpointError`."""
     levels = {int(m[1]) for n in tensors if (m := re.match(r"encoder\.conv_blocks\.(\d+)\.", n))}
     blocks = {n for n in tensors if re.match(r"encoder\.conv_blocks\.0\.res\.\d+\.conv1\.w", n)}
@@ -109,5 +111,4 @@ def config_of(tensors: Tensors, *, is_l2_normalized: bool) -> VQConfig:
         num_res_blocks=len(blocks),
         z_channels=z_channels,
         has_lowest_attention=f"encoder.conv_blocks.{max(levels)}.attn.0.q.weight" in tensors,
-        is_l2_normalized=is_l2_normalized,
     )

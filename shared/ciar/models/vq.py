@@ -32,6 +32,7 @@ class VQConfig:
     has_lowest_attention: bool = True  # at the lowest level too, not only in the middle
     is_l2_normalized: bool = True  # compare and look up codes on the unit sphere
     has_local_encoder: bool = False  # ours: a code depends on its own pixels alone
+    middle_level: float = 128.0  # where 0.0 lies among 0..255; Chameleon: 127.5
 
     @property
     def downsample(self) -> int:
@@ -275,6 +276,6 @@ class VQModel(nn.Module):
         return self.decode_latents(self.quantize.lookup(ids))
 
 
-def to_uint8(pixels: Tensor) -> Tensor:
-    """[-1, 1] -> 0..255 as LlamaGen writes its pictures: `127.5 x + 128`, clamped and truncated."""
-    return (127.5 * pixels + 128).clamp(0, 255).to(torch.uint8)
+def to_uint8(pixels: Tensor, *, middle_level: float = VQConfig.middle_level) -> Tensor:
+    """[-1, 1] -> 0..255, clamped and truncated, as the family writes its pictures."""
+    return (127.5 * pixels + middle_level).clamp(0, 255).to(torch.uint8)
