@@ -101,7 +101,7 @@ def test_without_transformers_the_extra_is_named(
 
 def test_an_unknown_kind_lists_the_known(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"kind": "clip"}')
-    with pytest.raises(CheckpointError, match="text-encoder, t5, cached-features"):
+    with pytest.raises(CheckpointError, match="text-encoder, t5, token-prompt, cached-features"):
         load_text(tmp_path)
 
 

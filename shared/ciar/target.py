@@ -23,10 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ciar.checkpoint import from_dict, load_into, read_config, read_weights, to_device
-from ciar.errors import CheckpointError
+from ciar.checkpoint import load_into, read_config, read_weights, to_device
+from ciar.families import make_transformer, read_sizes
 from ciar.models.kv_cache import KVCache, Segment
-from ciar.models.transformer import Transformer, TransformerConfig
+from ciar.models.transformer import TransformerConfig
 from ciar.sampling import guide
 
 
@@ -35,7 +35,7 @@ class TargetModel(nn.Module):
 
     def __init__(self, config: TransformerConfig, *, feature_dim: int) -> None:
         super().__init__()
-        self.transformer = Transformer(config)
+        self.transformer = make_transformer(config)
         self.injection = nn.Linear(feature_dim, config.dim, bias=False)
         nn.init.zeros_(self.injection.weight)
 
@@ -53,9 +53,7 @@ class TargetModel(nn.Module):
     ) -> "TargetModel":
         """Load `NAME/cloud`; raises `CheckpointError`."""
         config = read_config(folder)
-        if config.get("family") != "llamagen":
-            raise CheckpointError(f"{folder}: family {config.get('family')!r}, expected 'llamagen'")
-        sizes = from_dict(TransformerConfig, config["transformer"], where=f"{folder}: transformer")
+        sizes = read_sizes(config, where=folder)
         with torch.device("meta"):
             model = cls(sizes, feature_dim=int(config["feature_dim"]))
         load_into(model, read_weights(folder, dtype=dtype), where=folder)
@@ -192,8 +190,7 @@ class Target:
 
     def condition_rows(self, condition: Tensor) -> Tensor:
         """Text features [L, condition_dim] -> projected rows [L, D] the edge layer starts from."""
-        rows: Tensor = self.model.transformer.cls_embedding(condition)
-        return rows
+        return self.model.transformer.condition_rows(condition)
 
     def _known(self, feed: Feed) -> tuple[Tensor, int]:
         """Token ids, and where among them the fed ones begin."""
@@ -204,7 +201,7 @@ class Target:
         return tokens.to(transformer.rope.device), first
 
     def _image_rows(self, feed: Feed) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Inputs [k, D] of the fed tokens, their followers [k, J] and rotary rows [k, d/2, 2]."""
+        """Inputs [k, D] of the fed tokens, followers [k, J], rotary rows [2 or 1, k, d/2, 2]."""
         transformer = self.model.transformer
         if feed.scatter is not None:
             assert feed.condition is None, "a prefill is a sequence"
@@ -212,10 +209,10 @@ class Target:
             grids = feed.scatter.grids.to(positions.device)
             return (
                 *transformer.scattered_inputs(grids, positions),
-                transformer.rope[positions + 1],
+                transformer.scattered_rope(feed.num_condition, positions),
             )
         tokens, first = self._known(feed)
-        rope = transformer.image_rope(feed.position, len(feed.tokens))
+        rope = transformer.fed_rope(feed.num_condition, feed.position, len(feed.tokens))
         return *transformer.inputs(tokens, first), rope
 
     def _pack(self, feed: Feed) -> tuple[Tensor, Tensor, Segment, Tensor | None]:
@@ -231,13 +228,19 @@ class Target:
         start = rows + feed.position
         if feed.condition is not None:
             assert feed.position == 0, "a prefill starts at the first token"
-            embed = transformer.cls_embedding
-            prompt = torch.stack([feed.condition.to(x), embed.uncond(rows)])
-            both = torch.cat([embed(prompt), both], dim=1)  # [2, L + k, D]
-            rope = torch.cat([transformer.condition_rope(rows), rope])
+            prompt = transformer.prompt_rows(feed.condition.to(x))
+            both = torch.cat([prompt, both], dim=1)  # [2, L + k, D]
+            rope = torch.cat([transformer.prompt_rope(rows), rope], dim=1)
             if followers is not None:
                 followers = F.pad(followers, (0, 0, rows, 0), value=self.config.vocab_size)
             start = 0
         sees = F.pad(feed.scatter.sees, (rows, 0), value=True) if feed.scatter else None
-        segment = Segment(slot=feed.slot, start=start, count=feed.num_new_rows, sees=sees)
-        return both.flatten(0, 1), rope.repeat(self.ROWS, 1, 1), segment, followers
+        segment = Segment(
+            slot=feed.slot,
+            start=start,
+            count=feed.num_new_rows,
+            sees=sees,
+            num_hidden=transformer.num_hidden(rows),
+        )
+        rope = rope.expand(self.ROWS, -1, -1, -1).flatten(0, 1)
+        return both.flatten(0, 1), rope, segment, followers

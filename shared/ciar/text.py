@@ -2,7 +2,8 @@
 
 text-encoder      the small BERT of ciar-mini (`models.text_encoder`)
 t5                LlamaGen's (`models.t5_encoder`), extra `t5`
-cached-features   features computed before, for prompts that are known (`models.cached_features`)
+token-prompt      a tokenizer and an embedding, as for Anole (`models.token_prompt`)
+cached-features   those of known prompts, computed before (`models.cached_features`)
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from ciar.errors import CheckpointError
 from ciar.models.cached_features import CachedFeatures
 from ciar.models.t5_encoder import T5Encoder
 from ciar.models.text_encoder import TextEncoder
+from ciar.models.token_prompt import TokenPrompt
 
 
 class TextFeatures(Protocol):
@@ -45,6 +47,7 @@ def load_text(folder: Path) -> TextFeatures:
     loaders: dict[str, Callable[[Path], TextFeatures]] = {
         "text-encoder": TextEncoder.load,
         "t5": T5Encoder.load,
+        "token-prompt": TokenPrompt.load,
         "cached-features": CachedFeatures.load,
     }
     kind = read_config(folder).get("kind")

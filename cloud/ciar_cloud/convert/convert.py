@@ -10,7 +10,8 @@ import torch
 
 from ciar.checkpoint import CONFIG_FILE, fingerprint, read_config
 from ciar.errors import CheckpointError, InvalidInput
-from ciar_cloud.convert import llamagen, t5, vq
+from ciar.models.chameleon import ChameleonConfig
+from ciar_cloud.convert import anole, llamagen, t5, vq
 from ciar_cloud.convert.reader import Tensors, files_of, read_files, sha256_of
 from ciar_cloud.convert.writer import MAX_SHARD_BYTES, write_folder
 
@@ -110,7 +111,7 @@ def convert_one(source: Source, out: Path, settings: Settings, on_tensor: OnTens
     names = ", ".join(sorted(source.tensors)[:3])
     raise CheckpointError(
         f"{source.path}: none of the checkpoints that are known (it begins with {names}); known "
-        "are LlamaGen's text-to-image transformer, T5, and the VQ tokenizers of LlamaGen and "
+        "are the transformers of LlamaGen and Anole, T5, and the VQ tokenizers of LlamaGen and "
         "Chameleon"
     )
 
@@ -176,6 +177,34 @@ def check_accepted(settings: Settings, path: Path) -> None:
         )
 
 
+def convert_anole(source: Source, out: Path, settings: Settings, on_tensor: OnTensor) -> Part:
+    """Target and prompts; the tokenizer of pictures too where its decoder is in the files."""
+    check_accepted(settings, source.path)
+    folder = source.path if source.path.is_dir() else source.path.parent
+    vocabulary = anole.read_vocabulary(source.configuration, folder)
+    config = anole.sizes(
+        source.tensors,
+        vocabulary,
+        grid_size=settings.grid_size or ChameleonConfig.grid_size,
+        num_heads=settings.num_heads,
+    )
+    entries = anole.target_entries(source.tensors, config, vocabulary, DTYPES[settings.dtype])
+    anole.write_prompts(
+        source.tensors, config, vocabulary, folder, out / "text", on_tensor=on_tensor
+    )
+    write_folder(
+        out / "cloud",
+        anole.target_configuration(config),
+        entries,
+        max_bytes=settings.max_bytes,
+        on_tensor=on_tensor,
+    )
+    if f"{vq.PREFIX}{vq.DECODER_MARK}" in source.tensors:
+        convert_tokenizer(source, out, settings, on_tensor)
+    what = f"Chameleon transformer (Anole), {config.grid_size} x {config.grid_size} tokens"
+    return Part(folder=out / "cloud", source=source, what=what, licence=CHAMELEON_LICENCE)
+
+
 def convert_text(source: Source, out: Path, settings: Settings, on_tensor: OnTensor) -> Part:
     if source.configuration is None:
         raise CheckpointError(
@@ -196,6 +225,7 @@ def convert_text(source: Source, out: Path, settings: Settings, on_tensor: OnTen
 Convert = Callable[[Source, Path, Settings, OnTensor], Part]
 KINDS: tuple[tuple[Callable[[Tensors], bool], Convert], ...] = (
     (llamagen.is_transformer, convert_transformer),
+    (anole.is_transformer, convert_anole),
     (vq.is_llamagen, convert_tokenizer),
     (vq.is_chameleon, convert_tokenizer),
     (t5.is_encoder, convert_text),

@@ -27,12 +27,14 @@ class Segment:
     `count` new rows for each of its sequences, stored from row `start` on.
 
     sees: [count, start + count] bool, which rows each new one attends to; None: all up to itself.
+    num_hidden: rows, from the first, that all sequences but the first do not see.
     """
 
     slot: int
     start: int
     count: int
     sees: Tensor | None = None
+    num_hidden: int = 0
 
     @property
     def end(self) -> int:
@@ -77,7 +79,7 @@ class KVCache:
         """
         if len(segments) > 1 and self.is_padded:
             return partial(self._attend_padded, layout=PackedLayout(segments, self))
-        masks = [row_mask(s, self.data) for s in segments]
+        masks = [row_mask(s, self.num_rows, self.data) for s in segments]
         if len(segments) == 1:
             return partial(self._attend_one, segment=segments[0], mask=masks[0])
         return partial(self._attend_each, segments=segments, masks=masks)
@@ -178,14 +180,31 @@ class PackedLayout:
         for index, s in enumerate(segments):
             if s.sees is not None:
                 mask[index, : s.count, : s.end] = s.sees.to(device)
-        self.mask = mask.repeat_interleave(num_rows, dim=0)[:, None]
+        masks = mask.repeat_interleave(num_rows, dim=0)[:, None]
+        for index, s in enumerate(segments):
+            if s.num_hidden:
+                own = sequence_masks(s, num_rows).to(device)
+                masks[index * num_rows : (index + 1) * num_rows, :, : s.count, : s.end] = own
+        self.mask = masks
 
 
-def row_mask(segment: Segment, like: Tensor) -> Tensor | None:
+def row_mask(segment: Segment, num_rows: int, like: Tensor) -> Tensor | None:
     """What its new rows attend to, as attention takes it; None when nothing is hidden."""
+    if segment.num_hidden:
+        return sequence_masks(segment, num_rows).to(like.device)
     if segment.sees is not None:
         return segment.sees.to(like.device)
     return causal_mask(segment.count, segment.end, like)
+
+
+def sequence_masks(segment: Segment, num_rows: int) -> Tensor:
+    """[num_rows, 1, count, end] bool. A hidden row sees itself, lest it sees nothing at all."""
+    columns = torch.arange(segment.end)
+    own = segment.start + torch.arange(segment.count)[:, None]
+    mask = columns <= own if segment.sees is None else segment.sees.cpu()  # [count, end]
+    masks = mask.repeat(num_rows, 1, 1, 1)  # [num_rows, 1, count, end]
+    masks[1:] &= (columns >= segment.num_hidden) | (columns == own)
+    return masks
 
 
 def causal_mask(count: int, end: int, like: Tensor) -> Tensor | None:

@@ -19,6 +19,7 @@ Attention is handed in (`Attend`), so one forward serves training (whole) and se
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +46,7 @@ class TransformerConfig:
     norm_eps: float = 1e-5
     rope_base: float = 10000.0
     neighbours: NeighbourConfig = NeighbourConfig()  # none: the public model
+    family: ClassVar[str] = "llamagen"
 
     def __post_init__(self) -> None:
         if self.dim % (4 * self.num_heads):
@@ -95,9 +97,13 @@ class Attention(nn.Module):
         shape = x.shape[:-1]
         qkv = self.wqkv(x).view(*shape, 3 * self.num_heads, self.head_dim)
         qk, v = qkv.split((2 * self.num_heads, self.num_heads), dim=-2)
-        q, k = rotate(qk, rope).chunk(2, dim=-2)  # [..., n, H, d]
+        q, k = rotate(self.normed(qk), rope).chunk(2, dim=-2)  # [..., n, H, d]
         y: Tensor = self.wo(attend(self.layer, q, k, v).reshape(x.shape))
         return y
+
+    def normed(self, qk: Tensor) -> Tensor:
+        """Queries and keys [..., 2H, d] before they are rotated: as they are."""
+        return qk
 
 
 class FeedForward(nn.Module):
@@ -115,9 +121,11 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
+    attention_type = Attention
+
     def __init__(self, config: TransformerConfig, layer: int) -> None:
         super().__init__()
-        self.attention = Attention(config, layer)
+        self.attention = self.attention_type(config, layer)
         self.feed_forward = FeedForward(config)
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
@@ -132,6 +140,7 @@ class Trunk(nn.Module):
     """Token embedding, blocks and final norm: what target and draft have in common."""
 
     rope: Tensor
+    block_type = Block
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -145,16 +154,20 @@ class Trunk(nn.Module):
                 grid_size=config.grid_size,
                 dim=config.dim,
             )
-        self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
+        self.layers = nn.ModuleList(self.block_type(config, i) for i in range(config.num_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
-        self.register_buffer("rope", rope_table(config), persistent=False)
+        self.register_buffer("rope", self.rope_table(), persistent=False)
 
     def rebuild_tables(self, device: torch.device | str) -> None:
         """The rotary table is not in the weights, and stays float32 whatever the model's dtype."""
         with torch.device("cpu"):
-            self.rope = rope_table(self.config).to(device)
+            self.rope = self.rope_table().to(device)
         if self.neighbours is not None:
             self.neighbours.rebuild_tables(device)
+
+    def rope_table(self) -> Tensor:
+        """Rotary rows (cos, sin) [..., d/2, 2], float32: see `grid_rope`."""
+        return grid_rope(self.config)
 
     def inputs(self, tokens: Tensor, first: int = 0) -> tuple[Tensor, Tensor | None]:
         """Input rows [..., n - first, D] of the tokens from `first` on of tokens [..., n].
@@ -266,12 +279,45 @@ class CaptionEmbedder(nn.Module):
 
 
 class Transformer(Trunk):
-    """The target model: a trunk with a caption embedder and an output head."""
+    """The target model: a trunk with a caption embedder and an output head.
+
+    What a cache needs to know of a family is here: the rows of a prompt in both branches, which of
+    them the unconditional one does not see, and the rotary rows of whatever is fed.
+    """
+
+    prompt_type: Callable[..., CaptionEmbedder] = CaptionEmbedder
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
-        self.cls_embedding = CaptionEmbedder(config)
+        self.cls_embedding = self.prompt_type(config)
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+
+    def condition_rows(self, features: Tensor) -> Tensor:
+        """Features [L, condition_dim] to rows [L, D]: what a draft starts from."""
+        rows: Tensor = self.cls_embedding(features)
+        return rows
+
+    def prompt_rows(self, features: Tensor) -> Tensor:
+        """Features [L, condition_dim] to rows [2, L, D], conditional and unconditional."""
+        uncond = self.cls_embedding.uncond(len(features))
+        rows: Tensor = self.cls_embedding(torch.stack([features, uncond]))
+        return rows
+
+    def num_hidden(self, num_condition: int) -> int:
+        """How many rows of a prompt, from the first, the unconditional branch does not see."""
+        return 0
+
+    def prompt_rope(self, num_condition: int) -> Tensor:
+        """Rotary rows [2 or 1, L, d/2, 2] of a prompt."""
+        return self.condition_rope(num_condition)[None]
+
+    def fed_rope(self, num_condition: int, first: int, count: int) -> Tensor:
+        """Rotary rows [2 or 1, k, d/2, 2] of image tokens from `first` on."""
+        return self.image_rope(first, count)[None]
+
+    def scattered_rope(self, num_condition: int, positions: Tensor) -> Tensor:
+        """Rotary rows [2 or 1, k, d/2, 2] of image tokens at positions [k]."""
+        return self.rope[positions + 1][None]
 
     def forward(self, features: Tensor, mask: Tensor, tokens: Tensor) -> Tensor:
         """Teacher-forced logits, for training.
@@ -287,7 +333,7 @@ class Transformer(Trunk):
         return self.masked_hidden(self.cls_embedding(features), tokens, mask)
 
 
-def rope_table(config: TransformerConfig) -> Tensor:
+def grid_rope(config: TransformerConfig) -> Tensor:
     """[1 + T, d/2, 2] as (cos, sin).
 
     A zero row for every condition position, then one row per grid cell.
