@@ -1,8 +1,10 @@
 """Anole: converted from both layouts, it equals transformers' Chameleon; its prompts and errors."""
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,25 @@ from safetensors.torch import save_file
 from torch import Tensor
 from typer.testing import CliRunner
 
-from ciar.checkpoint import read_config
+from ciar.checkpoint import fingerprint, read_config
 from ciar.errors import CheckpointError, InvalidInput
 from ciar.models.chameleon import ChameleonConfig
+from ciar.models.inter_head import InterHeadConfig
 from ciar.target import Feed, Target, TargetModel
 from ciar.text import load_text
+from ciar.types import SamplingParams
+from ciar_bench.methods import make_method
+from ciar_bench.methods.bench_model import BenchModel
 from ciar_cloud.cli import app
 from ciar_cloud.convert import anole
 from ciar_cloud.convert.convert import Settings, convert
 from ciar_cloud.convert.reader import LazyTensor
+from ciar_edge.drafter import Drafter, PreparedDraft
+from ciar_train import teacher
+from ciar_train.codes import pad_left
+from ciar_train.draft import DraftShape, draft_from_target
+from ciar_train.export import export_draft, export_target
+from ciar_train.rollouts import BatchedDraft
 from tests.test_convert import chameleon_name, small_vq
 from tests.toy_anole import (
     FIRST,
@@ -188,6 +200,99 @@ def test_features_enter_at_their_own_token(bundle: Path) -> None:
     plain, moved = logits(None), logits(codes)
     torch.testing.assert_close(moved[:3], plain[:3])
     assert not torch.allclose(moved[3:], plain[3:], atol=1e-3)
+
+
+# The edge
+
+
+@pytest.fixture(scope="module")
+def pair(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> BenchModel:
+    """The bundle with an untrained draft: a layer of its own family."""
+    folder = tmp_path_factory.mktemp("pair") / "model"
+    shutil.copytree(bundle, folder)
+    target = TargetModel.load(folder / "cloud")
+    with torch.no_grad():
+        target.injection.weight.normal_(generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    draft = draft_from_target(target, InterHeadConfig(radius_width=8), DraftShape())
+    torch.nn.init.normal_(draft.inter_head.radius_up.weight, std=0.5)
+    export_target(target, folder / "cloud", name="toy", sampling=SamplingParams(cfg_scale=CFG))
+    export_draft(
+        draft,
+        folder / "edge",
+        name="toy",
+        target_fingerprint=fingerprint(folder / "cloud"),
+        calibration={},
+    )
+    return BenchModel.load(folder)
+
+
+@torch.inference_mode()
+def test_the_teacher_is_the_cached_target(
+    pair: BenchModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole sequences of prompts padded to one length, against one feed each."""
+    model = TargetModel.load(pair.folder / "cloud")
+    features = pair.text.encode(PROMPTS)
+    tokens = torch.randint(NUM_CODES, (2, 15), generator=torch.Generator().manual_seed(2))
+    monkeypatch.setattr(teacher, "mixed_precision", lambda _: nullcontext())
+    found = teacher.Teacher(model, CFG).logits(pad_left(features), tokens)
+    target = Target(model, num_slots=1)
+    for i, condition in enumerate(features):
+        feed = Feed(
+            slot=0,
+            num_condition=len(condition),
+            position=0,
+            tokens=tokens[i],
+            cfg_scale=CFG,
+            condition=condition,
+        )
+        torch.testing.assert_close(found[i], target.extend([feed])[0], atol=1e-4, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_drafting_token_by_token_is_the_model_at_once(pair: BenchModel) -> None:
+    draft = copy.deepcopy(pair.edge.draft)
+    for parameter in draft.parameters():
+        parameter.add_(torch.randn_like(parameter), alpha=0.01)  # no int8 rows: float32 products
+    features = pair.text.encode(PROMPTS)
+    batch = pad_left(features)
+    tokens = torch.randint(NUM_CODES, (2, 15), generator=torch.Generator().manual_seed(3))
+    whole = draft.masked_hidden(batch.features, tokens, batch.mask)  # [2, 16, D]
+    for i, condition in enumerate(features):
+        drafter = Drafter(PreparedDraft(draft), condition, SamplingParams(seed=i))
+        for position in range(16):
+            hidden = drafter.draft().hidden
+            torch.testing.assert_close(hidden, whole[i, position], atol=1e-4, rtol=1e-4)
+            if position < 15:
+                drafter.commit(int(tokens[i, position]))
+    steps = BatchedDraft(draft, features)
+    torch.testing.assert_close(steps.hidden, whole[:, 0], atol=1e-4, rtol=1e-4)
+    for position in range(1, 16):
+        steps.feed(tokens[:, :position])
+        torch.testing.assert_close(steps.hidden, whole[:, position], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("spec", ["exact", "always:prefix_rate=0", "random:budget=1"])
+def test_everything_verified_is_the_clouds_own_image(
+    spec: str, seed: int, pair: BenchModel
+) -> None:
+    sampling = SamplingParams(seed=seed, cfg_scale=CFG)
+    base = make_method("base").draw(pair, PROMPTS[1], sampling)
+    assert make_method(spec).draw(pair, PROMPTS[1], sampling).tokens == base.tokens
+
+
+@pytest.mark.parametrize("spec", ["interval", "interval:has_features=false", "code:share=0"])
+def test_the_edge_draws_with_the_cloud_and_alone(spec: str, pair: BenchModel) -> None:
+    image = make_method(spec).draw(pair, PROMPTS[0], SamplingParams(seed=4, cfg_scale=CFG))
+    assert len(image.tokens) == 16
+    assert all(0 <= token < NUM_CODES for token in image.tokens)
+    share = {"code:share=0": 0.0}.get(spec)
+    if share is not None:
+        assert image.cloud_calls == share
+    else:
+        assert 0 < image.cloud_calls < 1
 
 
 # Layouts

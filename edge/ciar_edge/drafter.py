@@ -14,7 +14,7 @@ holds the weights as `matrix` lays them out, side by side where they share an in
     V codebook   F feature width   R radius width
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -40,6 +40,7 @@ class PreparedLayer(NamedTuple):
 
     attention_norm: PackedNorm
     wqkv: Matrix  # D -> 3 D
+    normed: Callable[[Tensor], Tensor] | None  # queries and keys [n, 2 H, d]; None: as they are
     wo: Matrix
     ffn_norm: PackedNorm
     w13: Matrix  # D -> 2 ffn_dim
@@ -63,7 +64,6 @@ class PreparedDraft:
         self.norm = PackedNorm(model.norm)
         self.heads = PreparedHeads(model.inter_head)
         self.phi = matrix(model.phi.mix.weight, model.phi.mix.bias)  # D + 2 V -> F
-        self.turns = torch.view_as_complex(model.rope)[:, None, None]  # [1 + T, 1, 1, d/2]
 
     def inputs(self, tokens: Sequence[int], first: int) -> tuple[Tensor, list[int]]:
         """Rows [n - first, D] for the tokens from `first` on of n tokens, as `DraftModel.inputs`.
@@ -107,6 +107,9 @@ class PreparedDraft:
         count, end = len(x), start + len(x)
         qkv = layer.wqkv(layer.attention_norm(x)).float()
         qkv = qkv.view(count, 3, self.config.num_heads, -1)
+        if layer.normed is not None:
+            heads = 2 * self.config.num_heads
+            qkv[:, :2] = layer.normed(qkv[:, :2].flatten(1, 2)).view(count, 2, heads // 2, -1)
         pairs = torch.unflatten(qkv[:, :2], -1, (-1, 2))  # [n, 2, H, d/2, 2], of qkv's memory
         torch.view_as_complex(pairs).mul_(turns)
         rows[:, :, start:end] = qkv[:, 1:].permute(1, 2, 0, 3)
@@ -118,6 +121,10 @@ class PreparedDraft:
     def features(self, rows: Tensor) -> Tensor:
         """concat(h, p^l, p^u) [n, D + 2 V] -> codes [n, F]."""
         return F.gelu(self.phi(rows))
+
+    def turns(self, num_condition: int) -> Tensor:
+        """Complex rotations [L + T, 1, 1, d/2] of a whole sequence."""
+        return torch.view_as_complex(self.model.sequence_rope(num_condition))[:, None, None]
 
     def memory(self) -> Tensor:
         """Keys and values of one image: [num_layers, 2, H, max_rows, d]."""
@@ -132,6 +139,7 @@ def _prepare_layer(block: Block) -> PreparedLayer:
     return PreparedLayer(
         attention_norm=PackedNorm(block.attention_norm),
         wqkv=matrix(block.attention.wqkv.weight),
+        normed=block.attention.normed if block.attention.has_head_norms else None,
         wo=matrix(block.attention.wo.weight),
         ffn_norm=PackedNorm(block.ffn_norm),
         w13=matrix(torch.cat([ffn.w1.weight, ffn.w3.weight])),
@@ -171,6 +179,7 @@ class Drafter:
         self._condition = condition.to(model.embedding)
         self._sampling = sampling
         self._noise = noise or Noise(sampling.seed, vocab_size=model.config.vocab_size)
+        self._turns = model.turns(len(condition))
         self._memory = model.memory()
         self._tokens: list[int] = []
         self._num_cached = NOT_PREFILLED
@@ -250,11 +259,10 @@ class Drafter:
         start = min(self._num_cached, position - 1)
         first = max(start, 0)
         x, followers = model.inputs(self._tokens, first)
-        turns = model.turns[first + 1 : position + 1]
-        row = len(self._condition) + first
+        row, end = len(self._condition) + first, len(self._condition) + position
         if start == NOT_PREFILLED:
             row = 0
             x = torch.cat([self._condition, x])
-            turns = torch.cat([model.turns[:1].expand(len(self._condition), -1, -1, -1), turns])
         self._num_cached = position
-        return model.recall(model.hidden(x, turns, self._memory, row), followers)
+        hidden = model.hidden(x, self._turns[row:end], self._memory, row)
+        return model.recall(hidden, followers)

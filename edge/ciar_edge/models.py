@@ -11,8 +11,8 @@ import torch
 
 from ciar.checkpoint import from_dict, load_into, read_config, read_weights, to_device
 from ciar.errors import CheckpointError, InvalidInput
+from ciar.families import make_draft, read_sizes
 from ciar.models.inter_head import DraftModel, InterHeadConfig
-from ciar.models.transformer import TransformerConfig
 from ciar.router import DEFAULT_ROUTER, ROUTERS
 from ciar.threshold import check_quantiles
 from ciar_edge.drafter import PreparedDraft
@@ -46,10 +46,10 @@ def load_draft_model(folder: Path) -> EdgeModel:
     """Load `NAME/edge` for the CPU in float32, strictly; raises `CheckpointError`."""
     config = read_config(folder)
     _check_config(config, folder)
-    sizes = from_dict(TransformerConfig, config["transformer"], where=f"{folder}: transformer")
+    sizes = read_sizes(config, where=folder)
     head = from_dict(InterHeadConfig, config["head"], where=f"{folder}: head")
     with torch.device("meta"):
-        model = DraftModel(sizes, head)
+        model = make_draft(sizes, head)
     load_into(model, read_weights(folder), where=folder)
     model.rebuild_tables("cpu")  # not in the weights: still on the meta device
     to_device(model, device="cpu", dtype=torch.float32)
@@ -67,9 +67,8 @@ def _check_config(config: Mapping[str, object], folder: Path) -> None:
     wrong += [f"unknown {key}" for key in sorted(config.keys() - _KNOWN)]
     if wrong:
         raise CheckpointError(f"{folder}: config.json: {', '.join(wrong)}")
-    for key, expected in (("kind", "draft"), ("family", "llamagen")):
-        if config[key] != expected:
-            raise CheckpointError(f"{folder}: {key} {config[key]!r}, expected {expected!r}")
+    if config["kind"] != "draft":
+        raise CheckpointError(f"{folder}: kind {config['kind']!r}, expected 'draft'")
     router = config.get("router", DEFAULT_ROUTER)
     if router not in ROUTERS:
         raise CheckpointError(f"{folder}: router {router!r}, expected one of {', '.join(ROUTERS)}")

@@ -1,4 +1,4 @@
-"""Families of target models by the name in their configuration."""
+"""Families of models by the name in their configuration."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,26 +7,28 @@ from typing import Any
 
 from ciar.checkpoint import from_dict
 from ciar.errors import CheckpointError
-from ciar.models.chameleon import Chameleon, ChameleonConfig
+from ciar.models.chameleon import Chameleon, ChameleonConfig, ChameleonDraft
+from ciar.models.inter_head import DraftModel, InterHeadConfig
 from ciar.models.transformer import Transformer, TransformerConfig
 
 
 @dataclass(frozen=True)
 class Family:
-    """Sizes, and the transformer that has them."""
+    """Sizes, and the models that have them: target, and draft with its head."""
 
     config: type[TransformerConfig]
     transformer: Callable[[Any], Transformer]
+    draft: Callable[[Any, InterHeadConfig], DraftModel]
 
 
 FAMILIES: Mapping[str, Family] = {
-    TransformerConfig.family: Family(TransformerConfig, Transformer),
-    ChameleonConfig.family: Family(ChameleonConfig, Chameleon),
+    TransformerConfig.family: Family(TransformerConfig, Transformer, DraftModel),
+    ChameleonConfig.family: Family(ChameleonConfig, Chameleon, ChameleonDraft),
 }
 
 
 def read_sizes(config: Mapping[str, Any], *, where: Path) -> TransformerConfig:
-    """Of a target's `config.json`, as its family has them. Raises `CheckpointError`."""
+    """Of a target's or draft's `config.json`, as its family has them. Raises `CheckpointError`."""
     name = str(config.get("family"))
     if name not in FAMILIES:
         raise CheckpointError(f"{where}: family {name!r}, expected one of {', '.join(FAMILIES)}")
@@ -36,3 +38,8 @@ def read_sizes(config: Mapping[str, Any], *, where: Path) -> TransformerConfig:
 def make_transformer(config: TransformerConfig) -> Transformer:
     """With random weights."""
     return FAMILIES[config.family].transformer(config)
+
+
+def make_draft(config: TransformerConfig, head: InterHeadConfig) -> DraftModel:
+    """With random weights."""
+    return FAMILIES[config.family].draft(config, head)

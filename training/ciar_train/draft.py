@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ciar.families import make_draft
 from ciar.head_output import HeadOutput
 from ciar.interval import interfuse
 from ciar.models.inter_head import DraftModel, InterHeadConfig
@@ -110,7 +111,7 @@ class DraftPlan:
 
 def new_draft(config: TransformerConfig, head: InterHeadConfig, shape: DraftShape) -> DraftModel:
     """A draft model for targets of this configuration, with random weights."""
-    draft = DraftModel(shape.layer(config), head)
+    draft = make_draft(shape.layer(config), head)
     init_weights(draft.layers, num_layers=shape.num_layers)
     return draft
 
@@ -138,7 +139,7 @@ def draft_from_target(
         ("layers.0", source.layers[0]),
         ("norm", source.norm),
         ("inter_head.centre", source.output),
-        ("cap_proj", source.cls_embedding.cap_proj),
+        ("cap_proj", source.projection),
         *around,
     ]
     kept = ("tok_embeddings.", "neighbours.", "layers.", "norm.", "inter_head.centre.")

@@ -36,7 +36,7 @@ def export_target(target: TargetModel, folder: Path, *, name: str, sampling: Sam
     defaults = {k: v for k, v in asdict(sampling).items() if k != "seed"}
     config = {
         "kind": "target",
-        "family": "llamagen",
+        "family": target.config.family,
         "name": name,
         "transformer": asdict(target.config),
         "feature_dim": target.feature_dim,
@@ -56,7 +56,7 @@ def export_draft(
 ) -> None:
     config: dict[str, Any] = {
         "kind": "draft",
-        "family": "llamagen",
+        "family": draft.config.family,
         "name": name,
         "transformer": asdict(draft.config),
         "head": asdict(draft.head_config),

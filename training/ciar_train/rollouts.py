@@ -65,7 +65,8 @@ class BatchedDraft:
             dtype=weight.dtype,
             is_padded=True,
         )
-        rope = torch.cat([model.condition_rope(n) for n in self.lengths])
+        self.ropes = [model.sequence_rope(n) for n in self.lengths]  # [L + T, d/2, 2] each
+        rope = torch.cat([r[:n] for r, n in zip(self.ropes, self.lengths, strict=True)])
         segments = [Segment(slot, 0, n) for slot, n in enumerate(self.lengths)]
         hidden = model.hidden(torch.cat(conditions), rope, self.cache.attend(segments))
         ends = torch.tensor(self.lengths, device=weight.device).cumsum(0) - 1
@@ -74,7 +75,8 @@ class BatchedDraft:
     def feed(self, tokens: Tensor) -> None:
         """The last of the known tokens [B, n]."""
         position = tokens.shape[1] - 1
-        rope = self.model.image_rope(position, 1).expand(len(tokens), -1, -1)
+        pairs = zip(self.ropes, self.lengths, strict=True)
+        rope = torch.stack([rope[n + position] for rope, n in pairs])
         segments = [Segment(slot, n + position, 1) for slot, n in enumerate(self.lengths)]
         x, followers = self.model.inputs(tokens, position)
         hidden = self.model.hidden(x[:, 0], rope, self.cache.attend(segments))
@@ -103,7 +105,7 @@ def roll_out(
     tokens, drafted, drawn = (torch.zeros(count, total, dtype=torch.long) for _ in range(3))
     kept = torch.zeros(count, total, dtype=torch.bool)
     features = torch.zeros(count, total, target.feature_dim)
-    rows = [target.transformer.cls_embedding(c) for c in conditions]
+    rows = [target.transformer.condition_rows(c) for c in conditions]
     edge = BatchedDraft(draft, rows) if draft else None
 
     def draw(logits: Tensor, noise: Tensor) -> Tensor:

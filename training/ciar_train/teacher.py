@@ -20,8 +20,7 @@ class Teacher:
 
     def rows(self, conditions: Conditions) -> Tensor:
         """Projected condition [B, L, D]."""
-        rows: Tensor = self.target.transformer.cls_embedding(conditions.features)
-        return rows
+        return self.target.transformer.condition_rows(conditions.features)
 
     def logits(
         self, conditions: Conditions, tokens: Tensor, injected: Tensor | None = None
@@ -36,11 +35,13 @@ class Teacher:
         x, followers = model.inputs(tokens)
         if injected is not None:
             x = x + injected
-        count = conditions.features.shape[1]
-        uncond = model.cls_embedding(model.cls_embedding.uncond(count)) * conditions.mask[..., None]
+        branches = (
+            (self.rows(conditions), conditions.mask),
+            model.uncond_rows(conditions.mask),
+        )
         halves = []
-        for rows in (self.rows(conditions), uncond):
+        for rows, mask in branches:
             with mixed_precision(x.device):
-                halves.append(model.embedded_hidden(rows, x, followers, conditions.mask))
+                halves.append(model.embedded_hidden(rows, x, followers, mask))
         logits: Tensor = model.output(guide(halves[0], halves[1], self.cfg_scale))
         return logits

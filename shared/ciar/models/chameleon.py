@@ -1,4 +1,4 @@
-"""Chameleon's transformer, which Anole draws with, over image tokens alone.
+"""Chameleon's transformer, which Anole draws with, over image tokens alone: target and draft.
 
     L prompt rows   n image tokens fed   D width   H heads   d = D / H   V image codes
 
@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ciar.models.transformer import Attention, Block, Transformer, TransformerConfig
+from ciar.models.inter_head import DraftModel
+from ciar.models.transformer import Attention, Block, Transformer, TransformerConfig, Trunk
 
 NORM_EPS = 1e-5  # of queries and keys
 
@@ -48,6 +49,8 @@ class ChameleonConfig(TransformerConfig):
 
 
 class ChameleonAttention(Attention):
+    has_head_norms = True
+
     def __init__(self, config: TransformerConfig, layer: int) -> None:
         super().__init__(config, layer)
         self.q_norm = HeadNorm(self.num_heads, self.head_dim)
@@ -84,25 +87,47 @@ class EmbeddedPrompt(nn.Module):
         self.register_buffer("uncond_rows", torch.zeros(config.num_uncond, config.dim))
 
 
-class Chameleon(Transformer):
+class Positions(Trunk):
+    """Rotary rows by the position in the sequence, wherever on the grid a token stands."""
+
+    block_type = ChameleonBlock
+
+    def rope_table(self) -> Tensor:
+        """[max_rows + 1, d/2, 2] as (cos, sin), a row a position."""
+        return position_rope(self.config)
+
+    def sequence_rope(self, num_condition: int) -> Tensor:
+        return self.rope[: num_condition + self.config.num_tokens]
+
+    def batch_rope(self, num_rows: int, moved: Tensor) -> Tensor:
+        return self.rope[: moved.shape[1]].expand(len(moved), -1, -1, -1)
+
+
+class Chameleon(Positions, Transformer):
     """The target model."""
 
     config: ChameleonConfig
     cls_embedding: EmbeddedPrompt  # type: ignore[assignment]
-    block_type = ChameleonBlock
     prompt_type = EmbeddedPrompt  # type: ignore[assignment]
 
-    def rope_table(self) -> Tensor:
-        """[max_rows, d/2, 2] as (cos, sin), a row a position."""
-        return sequence_rope(self.config)
+    @property
+    def projection(self) -> nn.Module:
+        return NoProjection(self.config)
 
     def condition_rows(self, features: Tensor) -> Tensor:
         return features
 
+    def uncond_rows(self, mask: Tensor) -> tuple[Tensor, Tensor]:
+        own = torch.zeros_like(mask)
+        own[:, self.num_hidden(mask.shape[1]) :] = True
+        return self._padded_uncond(mask.shape[1]).expand(len(mask), -1, -1), own
+
     def prompt_rows(self, features: Tensor) -> Tensor:
-        rows = self.cls_embedding.uncond_rows.to(features)
-        padded = F.pad(rows, (0, 0, self.num_hidden(len(features)), 0))  # [L, D]
-        return torch.stack([features, padded])
+        return torch.stack([features, self._padded_uncond(len(features)).to(features)])
+
+    def _padded_uncond(self, num_rows: int) -> Tensor:
+        """[L, D], zero before the unconditional prompt."""
+        return F.pad(self.cls_embedding.uncond_rows, (0, 0, self.num_hidden(num_rows), 0))
 
     def num_hidden(self, num_condition: int) -> int:
         assert num_condition >= self.config.num_uncond, "a prompt has as many rows at least"
@@ -122,10 +147,23 @@ class Chameleon(Transformer):
         return torch.stack([self.rope[start + positions] for start in starts])
 
 
-def sequence_rope(config: TransformerConfig) -> Tensor:
-    """[max_rows, d/2, 2] as (cos, sin) of position times frequency."""
+class NoProjection(nn.Identity):
+    """Of prompts that are rows already."""
+
+    def __init__(self, _: TransformerConfig) -> None:
+        super().__init__()
+
+
+class ChameleonDraft(Positions, DraftModel):
+    """The edge model."""
+
+    projection_type = NoProjection
+
+
+def position_rope(config: TransformerConfig) -> Tensor:
+    """[max_rows + 1, d/2, 2] as (cos, sin) of position times frequency."""
     freqs = config.rope_base ** (
         -torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
     )
-    angles = torch.arange(config.max_rows, dtype=torch.float64)[:, None] * freqs  # [S, d/2]
+    angles = torch.arange(config.max_rows + 1, dtype=torch.float64)[:, None] * freqs
     return torch.stack([angles.cos(), angles.sin()], dim=-1).float()

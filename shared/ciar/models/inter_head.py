@@ -12,6 +12,7 @@ the prefix; a frozen copy of that projection serves when there is no cloud at al
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -81,10 +82,12 @@ class IntervalFeatures(nn.Module):
 class DraftModel(Trunk):
     """The edge model."""
 
+    projection_type: Callable[..., nn.Module] = CaptionMLP
+
     def __init__(self, config: TransformerConfig, head: InterHeadConfig) -> None:
         super().__init__(config)
         self.head_config = head
-        self.cap_proj = CaptionMLP(config)  # the target's, for drawing offline
+        self.cap_proj = self.projection_type(config)  # the target's, for drawing offline
         self.inter_head = InterHead(config.dim, config.vocab_size, head)
         self.phi = IntervalFeatures(config.dim, config.vocab_size, head)
 

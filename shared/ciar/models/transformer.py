@@ -85,6 +85,8 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
+    has_head_norms = False
+
     def __init__(self, config: TransformerConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
@@ -213,6 +215,21 @@ class Trunk(nn.Module):
         """Rotary rows [count, d/2, 2] of condition rows: all zero."""
         return self.rope[:1].expand(count, -1, -1)
 
+    def sequence_rope(self, num_condition: int) -> Tensor:
+        """Rotary rows [L + T, d/2, 2] of a whole sequence: condition, then every image token."""
+        image = self.image_rope(0, self.config.num_tokens)
+        return torch.cat([self.condition_rope(num_condition), image])
+
+    def batch_rope(self, num_rows: int, moved: Tensor) -> Tensor:
+        """Rotary rows [B, S, d/2, 2] of sequences without their padding.
+
+        num_rows: L, padding included.  moved: [B, S], which of the padded rows stands where.
+        """
+        rope = torch.cat(
+            [self.condition_rope(num_rows), self.image_rope(0, moved.shape[1] - num_rows)]
+        )
+        return rope[moved]
+
     def masked_hidden(self, rows: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """One causal pass over whole sequences, for training.
 
@@ -241,8 +258,7 @@ class Trunk(nn.Module):
         batch = torch.arange(len(x), device=x.device)[:, None]
         padding = num_rows - mask.sum(1, keepdim=True)  # [B, 1]
         moved = (order + padding) % x.shape[1]  # [B, S]
-        rope = torch.cat([self.condition_rope(num_rows), self.image_rope(0, x.shape[1] - num_rows)])
-        hidden = self.hidden(x[batch, moved], rope[moved], attend_causally)
+        hidden = self.hidden(x[batch, moved], self.batch_rope(num_rows, moved), attend_causally)
         return hidden[batch, order[num_rows - 1 :] - padding]
 
 
@@ -292,10 +308,22 @@ class Transformer(Trunk):
         self.cls_embedding = self.prompt_type(config)
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
 
+    @property
+    def projection(self) -> nn.Module:
+        """Features to rows, for a draft that draws without the cloud."""
+        return self.cls_embedding.cap_proj
+
     def condition_rows(self, features: Tensor) -> Tensor:
         """Features [L, condition_dim] to rows [L, D]: what a draft starts from."""
         rows: Tensor = self.cls_embedding(features)
         return rows
+
+    def uncond_rows(self, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows [B, L, D] of the unconditional branch beside left-padded prompts, mask [B, L] of
+        which are valid, and which of its own rows are.
+        """
+        rows: Tensor = self.cls_embedding(self.cls_embedding.uncond(mask.shape[1]))
+        return rows * mask[..., None], mask
 
     def prompt_rows(self, features: Tensor) -> Tensor:
         """Features [L, condition_dim] to rows [2, L, D], conditional and unconditional."""
