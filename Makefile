@@ -14,6 +14,7 @@ ARGS   ?=
 RUN    ?= runs/tables
 SIZE   ?= mini-cpu
 SCENES ?=
+EXTRACTOR ?= efficientnet,inception
 export PROMPT OUT
 
 # The first Python on the path that is new enough; PYTHON=... chooses another.
@@ -38,7 +39,7 @@ bench-latency: $(call stamp,bench)  ## Measure latency: base, blocking and exact
 
 # The drafter of EAGLE and the variants of the draft are no part of a bundle, so they are trained first.
 TABLE = $(BIN)/ciar-bench table --scenes "$(RUN)/scenes/held_out" --scorer mini-cpu \
-        --extractor efficientnet,inception
+        --extractor "$(EXTRACTOR)"
 tables: $(call stamp,bench)  ## Every table of docs/tables.md into RUN/tables (hours; goes on where it stopped)
 	@$(BIN)/ciar-bench fetch-features
 	@$(BIN)/ciar-train adopt --frozen --size "$(SIZE)" --run "$(RUN)" ciar-mini

@@ -104,6 +104,11 @@ class DraftPlan:
     shape: DraftShape = DraftShape()
     weights: InterDroWeights = InterDroWeights()
 
+    @property
+    def has_radius_stage(self) -> bool:
+        """Inter-DRO trains the radius with all the rest."""
+        return self.loss != "inter-dro"
+
     def __post_init__(self) -> None:
         if self.loss not in ("interval-score", "inter-dro"):
             raise ValueError(f"loss: {self.loss!r}: give 'interval-score' or 'inter-dro'")
@@ -284,10 +289,7 @@ class DraftTrainer:
         """The logarithm of the interval score, on a frozen trunk and centre.
 
         Without the logarithm few tokens have nearly all of the loss, and the router compares all.
-        Nothing to do for Inter-DRO, which trains all at once.
         """
-        if self.plan.loss == "inter-dro":
-            return
         plan = self.plan.radius
 
         def step(number: int) -> tuple[Tensor, Metrics]:

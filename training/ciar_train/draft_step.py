@@ -24,7 +24,7 @@ from ciar_train.run_folder import MODEL_NAME, RunFolder
 from ciar_train.steps import encode_scenes
 
 TARGET_FILE = "target.json"
-CLOUD_IMAGES = "cloud_images.pt"
+CLOUD_IMAGES, PROTOCOL_IMAGES = "cloud_images.pt", "protocol_images.pt"
 NUM_CALIBRATION = 64
 NUM_HELD_OUT = 64
 ROLLOUT_SHARE = 1 / 3
@@ -53,7 +53,8 @@ def run_draft(run: RunFolder, *, folder_name: str = "draft") -> None:
     )
     trainer.train_tokens(train_on, held_out, folder)
     trainer.train_centre(train_on, held_out, folder)
-    trainer.train_radius(protocol_contexts(run, trainer, train_on, folder), held_out, folder)
+    if plan.has_radius_stage:
+        trainer.train_radius(protocol_contexts(run, trainer, train_on, folder), held_out, folder)
     trainer.train_phi(train_on, folder)
     if run.world.is_main:
         finish(run, trainer, codes["held_out"], folder, trained_for=trained_for)
@@ -175,7 +176,7 @@ def protocol_contexts(
             progress=run.progress,
         )
 
-    tokens = drawn_once(run, folder / "protocol_images.pt", draw)
+    tokens = drawn_once(run, folder / PROTOCOL_IMAGES, draw)
     rest = Contexts(tokens=others.tokens[:count], conditions=prompts)
     return joined(Contexts(tokens=tokens, conditions=prompts), rest)
 

@@ -9,12 +9,13 @@ variant is a run folder of its own, RUN/variants/NAME, with a bundle of its own.
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from ciar.checkpoint import CONFIG_FILE
 from ciar.errors import InvalidInput
 from ciar.models.neighbours import NeighbourConfig
 from ciar_train.draft import DraftPlan
-from ciar_train.draft_step import CLOUD_IMAGES, run_draft
+from ciar_train.draft_step import CLOUD_IMAGES, PROTOCOL_IMAGES, run_draft
 from ciar_train.plan import TrainingPlan
 from ciar_train.run_folder import BUNDLE, RunFolder
 from ciar_train.steps import adopt
@@ -26,7 +27,7 @@ def published(plan: DraftPlan, *, kl: float, dro: float) -> DraftPlan:
 
 
 PLAIN = "plain"
-SHARE = 1 / 3
+SHARE = 1 / 4
 
 # What each changes of the plan of `plain`; that one comes first, because the others start from it.
 VARIANTS: Mapping[str, Callable[[DraftPlan], DraftPlan]] = {
@@ -40,10 +41,11 @@ VARIANTS: Mapping[str, Callable[[DraftPlan], DraftPlan]] = {
 
 
 def shorter(plan: DraftPlan) -> DraftPlan:
-    """For what has been trained before: nothing without the cloud, and SHARE of the rest."""
+    """For what has been trained before: nothing without the cloud, and SHARE of all the rest."""
 
     def cut(stage: TrainingPlan) -> TrainingPlan:
-        return replace(stage, steps=max(1, round(stage.steps * SHARE)))
+        steps, warmup = (round(SHARE * n) for n in (stage.steps, stage.warmup_steps))
+        return replace(stage, steps=max(1, steps), warmup_steps=warmup)
 
     return replace(
         plan, tokens=None, centre=cut(plan.centre), radius=cut(plan.radius), phi=cut(plan.phi)
@@ -64,7 +66,7 @@ def run_variant(run: RunFolder, name: str) -> RunFolder:
         raise InvalidInput("run", str(run.root), f"first run {before}")
     variant = replace(run, root=run.variant(name), size=replace(run.size, draft=plan))
     if run.world.is_main and not variant.bundle.exists():
-        share_contexts(run, variant)
+        share_contexts(run, variant, images_of=run.root if name == PLAIN else run.variant(PLAIN))
         adopt(variant, start)
         for part in ("cloud", "eagle"):
             if (run.bundle / part).exists():
@@ -74,13 +76,14 @@ def run_variant(run: RunFolder, name: str) -> RunFolder:
     return variant
 
 
-def share_contexts(run: RunFolder, variant: RunFolder) -> None:
-    """The same pictures, and the images that the cloud has drawn already."""
+def share_contexts(run: RunFolder, variant: RunFolder, *, images_of: Path) -> None:
+    """The same pictures, and the images that the models have drawn already in another run."""
     variant.root.mkdir(parents=True, exist_ok=True)
     scenes = variant.root / "scenes"
     if not scenes.exists():
         scenes.symlink_to((run.root / "scenes").resolve(), target_is_directory=True)
-    drawn = run.root / "draft" / CLOUD_IMAGES
-    if drawn.exists():
-        (variant.root / "draft").mkdir(exist_ok=True)
-        shutil.copy(drawn, variant.root / "draft" / CLOUD_IMAGES)
+    (variant.root / "draft").mkdir(exist_ok=True)
+    names = (CLOUD_IMAGES,) if images_of == run.root else (CLOUD_IMAGES, PROTOCOL_IMAGES)
+    for name in names:  # the run's own draft is another, so its images of the protocol are too
+        if (images_of / "draft" / name).exists():
+            shutil.copy(images_of / "draft" / name, variant.root / "draft" / name)
