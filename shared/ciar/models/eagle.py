@@ -35,7 +35,7 @@ class EagleModel(Trunk):
     def fused(self, x: Tensor, features: Tensor) -> Tensor:
         """Input rows [..., D] and the hidden states [..., D] that predicted them -> [..., D]."""
         y: Tensor = self.fuse(torch.cat([x, features], dim=-1))
-        return y
+        return y.to(self.fuse.weight.dtype)  # a residual stream, whatever products are made in
 
     def fused_condition(self, rows: Tensor) -> Tensor:
         """Condition rows [..., D] -> [..., D]."""
