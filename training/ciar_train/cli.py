@@ -24,7 +24,10 @@ from ciar import __version__
 from ciar.checkpoint import find_model
 from ciar.errors import CiarError
 from ciar_train import steps
+from ciar_train.captioned import list_items
 from ciar_train.draft_step import run_draft, run_eagle
+from ciar_train.extract import Extractor
+from ciar_train.extract import extract as extract_codes
 from ciar_train.loop import World
 from ciar_train.run_folder import RunFolder
 from ciar_train.sizes import load_size, size_names
@@ -106,6 +109,28 @@ def scenes(
     steps.draw_scenes(
         open_run(size, run, "cpu", 1), artwork=artwork, num_workers=workers or num_cores()
     )
+
+
+@app.command()
+def extract(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(help="Folders of captioned pictures, or WebDataset archives (.tar)."),
+    ],
+    target: Annotated[
+        str, typer.Option(help="The model folder whose tokenizer and text encoder to take.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the codes; an interrupted run goes on.")],
+    device: DeviceOption = "",
+    threads: ThreadsOption = 0,
+) -> None:
+    """Turn captioned pictures into token grids and text features, for a draft to learn from."""
+    if threads:
+        torch.set_num_threads(threads)
+    items = list_items(sources)
+    extractor = Extractor.load(find_model(target), device=World.start(device).device)
+    left_out = extract_codes(items, extractor, out, progress=ProgressBars())
+    print(f"{out}: {len(items) - left_out} pictures, {left_out} could not be read")
 
 
 @app.command()
