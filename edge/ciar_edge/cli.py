@@ -123,7 +123,7 @@ def generate(
             env="ROUTER",
             help="The score: interval, interval-draw, interval-u, interval-u-scaled, entropy, "
             "softmax-corr, softmax-corr-window, discrete-100, discrete-300, nucleus-100, "
-            "nucleus-300, random, always or never. Default: the model's.",
+            "nucleus-300, random, spaced, always or never. Default: the model's.",
         ),
     ] = None,
     exact: Annotated[
