@@ -58,7 +58,7 @@ results:  ## Copy the tables and figures of RUN/tables that the documents show t
 	@cp "$(RUN)"/tables/main*.* "$(RUN)/tables/routing.md" $(RESULTS)/$(SIZE)
 	@cp "$(RUN)/tables/head-scale.md" $(RESULTS)
 	@cp "$(RUN)"/tables/plain/*.md "$(RUN)"/tables/plain/*.csv $(RESULTS)/plain
-	@cp "$(RUN)"/tables/plain/main*.png "$(RUN)/tables/plain/main-wall.jpg" "$(RUN)/tables/plain/risk.png" $(RESULTS)/plain
+	@cp "$(RUN)"/tables/plain/main*.png "$(RUN)/tables/plain/main-wall.jpg" "$(RUN)/tables/plain/losses-wall.jpg" "$(RUN)/tables/plain/risk.png" $(RESULTS)/plain
 	@ls -s $(RESULTS)/$(SIZE) $(RESULTS)/plain
 
 test: $(DEV)  ## Run the tests (ARGS: options of pytest)

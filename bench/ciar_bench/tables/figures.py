@@ -24,6 +24,7 @@ REFERENCES = {CEILING: "-.", RANDOM: ":"}  # line styles, in grey
 DPI = 150
 JPEG_QUALITY = 88
 TILE, LABEL, GAP = 96, 190, 6  # pixels of the wall
+LABEL_CHARACTERS = 26  # a line
 WALL_COLUMNS = 8
 SHEET_ROWS, SHEET_COLUMNS, SHEET_TILE, SHEET_TEXT = 4, 6, 128, 42  # pictures, pixels, pixels
 MAPS = 4
@@ -80,7 +81,8 @@ def draw_wall(path: Path, folders: dict[str, Path]) -> None:
     pen = ImageDraw.Draw(sheet)
     for row, (label, folder) in enumerate(folders.items()):
         top = row * (TILE + GAP)
-        pen.text((4, top + TILE // 2), label, fill="black", font=font(), anchor="lm")
+        lines = "\n".join(textwrap.wrap(label, LABEL_CHARACTERS))
+        pen.multiline_text((4, top + TILE // 3), lines, fill="black", font=font(), spacing=2)
         for column in range(WALL_COLUMNS):
             with Image.open(folder / f"{column:05d}.png") as image:
                 tile = image.convert("RGB").resize((TILE, TILE), Image.Resampling.LANCZOS)
