@@ -59,6 +59,7 @@ results:  ## Copy the tables and figures of RUN/tables that the documents show t
 	@cp "$(RUN)/tables/head-scale.md" $(RESULTS)
 	@cp "$(RUN)"/tables/plain/*.md "$(RUN)"/tables/plain/*.csv $(RESULTS)/plain
 	@cp "$(RUN)"/tables/plain/main*.png "$(RUN)/tables/plain/main-wall.jpg" "$(RUN)/tables/plain/losses-wall.jpg" "$(RUN)/tables/plain/risk.png" $(RESULTS)/plain
+	@rm -f $(RESULTS)/*/main-map-ciar-u.png   # as that of the width to the eye
 	@ls -s $(RESULTS)/$(SIZE) $(RESULTS)/plain
 
 test: $(DEV)  ## Run the tests (ARGS: options of pytest)
