@@ -46,6 +46,7 @@ tables: $(call stamp,bench)  ## Every table of docs/tables.md into RUN/tables (h
 	@$(BIN)/ciar-train scenes --size "$(SIZE)" --run "$(RUN)" $(SCENES)
 	@$(BIN)/ciar-train draft --kind eagle --size "$(SIZE)" --run "$(RUN)"
 	@$(BIN)/ciar-train variant all --size "$(SIZE)" --run "$(RUN)"
+	@$(TABLE) card --model "$(RUN)/bundle" --out "$(RUN)/tables" $(ARGS)
 	@$(TABLE) main --model "$(RUN)/bundle" --out "$(RUN)/tables" $(ARGS)
 	@$(TABLE) all --model "$(RUN)/variants/plain/bundle" --variants "$(RUN)/variants" --out "$(RUN)/tables/plain" $(ARGS)
 	@test -f "$(RUN)/tables/routing.md" || $(BIN)/ciar-bench routing --model "$(RUN)/bundle" --size "$(SIZE)" --out "$(RUN)/tables/routing.md"
@@ -55,11 +56,11 @@ tables: $(call stamp,bench)  ## Every table of docs/tables.md into RUN/tables (h
 RESULTS := docs/results
 results:  ## Copy the tables and figures of RUN/tables that the documents show to docs/results
 	@mkdir -p $(RESULTS)/$(SIZE) $(RESULTS)/plain
-	@cp "$(RUN)"/tables/main*.* "$(RUN)/tables/routing.md" $(RESULTS)/$(SIZE)
+	@cp "$(RUN)"/tables/card*.* "$(RUN)"/tables/main*.* "$(RUN)/tables/routing.md" $(RESULTS)/$(SIZE)
 	@cp "$(RUN)/tables/head-scale.md" $(RESULTS)
 	@cp "$(RUN)"/tables/plain/*.md "$(RUN)"/tables/plain/*.csv $(RESULTS)/plain
 	@cp "$(RUN)"/tables/plain/main*.png "$(RUN)/tables/plain/main-wall.jpg" "$(RUN)/tables/plain/losses-wall.jpg" "$(RUN)/tables/plain/risk.png" $(RESULTS)/plain
-	@rm -f $(RESULTS)/*/main-map-ciar-u.png   # as that of the width to the eye
+	@rm -f $(RESULTS)/*/main-map-*.png $(RESULTS)/$(SIZE)/main-sheet-*.jpg $(RESULTS)/plain/card*   # the card has them
 	@ls -s $(RESULTS)/$(SIZE) $(RESULTS)/plain
 
 test: $(DEV)  ## Run the tests (ARGS: options of pytest)

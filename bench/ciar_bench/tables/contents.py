@@ -108,6 +108,13 @@ def main_table(_: EdgeModel) -> Contents:
     )
 
 
+def card_table(_: EdgeModel) -> Contents:
+    """What a model's card shows: the base and the default way to draw."""
+    rows = (Row("Base AR", "base"), Row("CIAR, width (ours)", "interval"))
+    labels = tuple(row.label for row in rows)
+    return Contents(title="The base, and CIAR by default", rows=rows, costs=COSTS, sheets=labels)
+
+
 def uncertainty_table(edge: EdgeModel) -> Contents:
     """Each score at one fixed threshold, and at the same shares of calls; and where the cloud does
     not choose its tokens at all.
@@ -187,6 +194,7 @@ def losses_table(_: EdgeModel) -> Contents:
 
 
 TABLES: Mapping[str, Callable[[EdgeModel], Contents]] = {
+    "card": card_table,
     "main": main_table,
     "uncertainty": uncertainty_table,
     "discrete": discrete_table,
