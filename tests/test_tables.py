@@ -123,7 +123,7 @@ def test_a_table_is_built_and_kept(plan: TablePlan) -> None:
     assert f"| {FLOOR} |" in quality and f"| {FLOOR} |" not in costs
     assert f"{COUNT} captions of toy scenes" in text
     assert is_picture(plan.out / "small-wall.jpg")
-    assert is_picture(plan.out / "small-map-ciar-u.png")
+    assert is_picture(plan.out / "small-map-ciar-u.jpg")
     assert is_picture(plan.out / "small-fd-toy-base.png")
     assert is_picture(plan.out / "small-sheet-code.jpg")
 

@@ -168,7 +168,7 @@ def draw_figures(table: BuiltTable, plan: TablePlan) -> None:
     painter = Painter.load(plan.model / "vq")
     for label in MAPPED:
         if label in table.folders:
-            path = plan.out / f"{table.name}-map-{stem_of(label)}.png"
+            path = plan.out / f"{table.name}-map-{stem_of(label)}.jpg"
             draw_maps(path, table.folders[label], painter)
     for label in table.contents.sheets:
         draw_sheet(plan.out / f"{table.name}-sheet-{stem_of(label)}.jpg", table.folders[label])

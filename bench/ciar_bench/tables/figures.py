@@ -1,4 +1,4 @@
-"""Figures of the tables: diagrams and maps as PNG, pictures as JPEG. Colours are those of Okabe and
+"""Figures of the tables: diagrams as PNG, pictures and maps as JPEG. Colours are those of Okabe and
 Ito.
 """
 
@@ -123,7 +123,7 @@ def draw_maps(path: Path, folder: Path, painter: Painter) -> None:
     for panel_image in half:
         sheet.paste(panel_image, (0, top))
         top += panel_image.height
-    sheet.save(path)
+    sheet.save(path, quality=JPEG_QUALITY)
 
 
 def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
