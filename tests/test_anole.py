@@ -28,6 +28,7 @@ from ciar_cloud.cli import app
 from ciar_cloud.convert import anole
 from ciar_cloud.convert.convert import Settings, convert
 from ciar_cloud.convert.reader import LazyTensor
+from ciar_cloud.convert.target import target_entries
 from ciar_edge.drafter import Drafter, PreparedDraft
 from ciar_train import teacher
 from ciar_train.codes import pad_left
@@ -385,7 +386,7 @@ def test_the_public_sizes_are_all_there() -> None:
     words = anole.Vocabulary(names, Path("config.json"))
     config = anole.sizes(tensors, words, grid_size=32, num_heads=None)
     assert config == sizes
-    entries = anole.target_entries(tensors, config, words, None)
+    entries = target_entries(anole.renamed(tensors, config, words), config, None)
     count = sum(torch.Size(e.shape).numel() for e in entries.values())
     left_out = 2 * (vocab - 8192) * dim  # rows of text
     added = 2 * dim + 64 * dim  # the unconditional prompt, and the cloud's half of phi

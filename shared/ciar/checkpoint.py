@@ -96,11 +96,17 @@ def weights_files(folder: Path) -> list[Path]:
     index = folder / INDEX_FILE
     if not index.exists():
         return [folder / WEIGHTS_FILE]
+    return [folder / name for name in shard_names(index)]
+
+
+def shard_names(index: Path) -> list[str]:
+    """The files that an index names, as the Hugging Face libraries write it, each once."""
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index}: damaged ({error!r}); export it again") from error
-    return [folder / name for name in names]
+        raise CheckpointError(
+            f"{index}: damaged ({error!r}); download or export it again"
+        ) from error
 
 
 def read_weights(folder: Path, *, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:

@@ -11,23 +11,19 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ciar.checkpoint import CONFIG_FILE
 from ciar.errors import CheckpointError
 from ciar.models.chameleon import ChameleonConfig
-from ciar.models.inter_head import InterHeadConfig
 from ciar.models.token_prompt import EMBEDDING, KIND, TOKENIZER_FILE
-from ciar.target import TargetModel
 from ciar.types import SamplingParams
 from ciar_cloud.convert.llamagen import ffn_step
-from ciar_cloud.convert.reader import LazyTensor, Tensors
-from ciar_cloud.convert.writer import Entry, entries_of, write_folder
+from ciar_cloud.convert.reader import LazyTensor, Tensors, stacked
+from ciar_cloud.convert.writer import Entry, write_folder
 
 SAMPLING = SamplingParams(temperature=0.7, top_k=0, top_p=0.9, cfg_scale=3.0)  # GAIR's text2image
 HEAD_DIM = 128
@@ -163,12 +159,6 @@ def image_rows(source: LazyTensor, vocabulary: Vocabulary) -> LazyTensor:
     return mapped(source, (count, *source.shape[1:]), lambda t: t[first : first + count])
 
 
-def stacked(*parts: LazyTensor) -> LazyTensor:
-    rows = sum(part.shape[0] for part in parts)
-    shape = (rows, *parts[0].shape[1:])
-    return LazyTensor(shape, parts[0].dtype, lambda: torch.cat([part.read() for part in parts]))
-
-
 def adjacent_rows(num_heads: int) -> Callable[[Tensor], Tensor]:
     """[D, D] with halves of each head, to adjacent rotary pairs."""
 
@@ -211,31 +201,6 @@ def sizes(
         ffn_multiple_of=ffn_step(dim, ffn_dim),
         condition_dim=dim,
     )
-
-
-def target_entries(
-    tensors: Tensors, config: ChameleonConfig, vocabulary: Vocabulary, dtype: torch.dtype | None
-) -> dict[str, Entry]:
-    """What `TargetModel` loads. Raises `CheckpointError`."""
-    feature_dim = InterHeadConfig().feature_dim
-    with torch.device("meta"):
-        model = TargetModel(config, feature_dim=feature_dim)
-    found = {f"transformer.{n}": t for n, t in renamed(tensors, config, vocabulary).items()}
-    shape = (config.dim, feature_dim)
-    found["injection.weight"] = LazyTensor(shape, torch.float32, lambda: torch.zeros(shape))
-    return entries_of(model, found, dtype)
-
-
-def target_configuration(config: ChameleonConfig) -> dict[str, Any]:
-    """`config.json` of the target."""
-    return {
-        "kind": "target",
-        "family": config.family,
-        "name": "anole",
-        "transformer": asdict(config),
-        "feature_dim": InterHeadConfig().feature_dim,
-        "sampling": {k: v for k, v in asdict(SAMPLING).items() if k != "seed"},
-    }
 
 
 def write_prompts(

@@ -13,6 +13,7 @@ from ciar.errors import CheckpointError, InvalidInput
 from ciar.models.chameleon import ChameleonConfig
 from ciar_cloud.convert import anole, llamagen, t5, vq
 from ciar_cloud.convert.reader import Tensors, files_of, read_files, sha256_of
+from ciar_cloud.convert.target import target_configuration, target_entries
 from ciar_cloud.convert.writer import MAX_SHARD_BYTES, write_folder
 
 DTYPES = {
@@ -131,8 +132,8 @@ def convert_transformer(source: Source, out: Path, settings: Settings, on_tensor
     config = llamagen.transformer_config(tensors, grid_size=grid_size, num_heads=settings.num_heads)
     write_folder(
         out / "cloud",
-        llamagen.target_configuration(config, name=name),
-        llamagen.target_entries(tensors, config, DTYPES[settings.dtype]),
+        target_configuration(config, name=name, sampling=llamagen.SAMPLING),
+        target_entries(tensors, config, DTYPES[settings.dtype]),
         max_bytes=settings.max_bytes,
         on_tensor=on_tensor,
     )
@@ -142,18 +143,12 @@ def convert_transformer(source: Source, out: Path, settings: Settings, on_tensor
 
 def convert_tokenizer(source: Source, out: Path, settings: Settings, on_tensor: OnTensor) -> Part:
     if vq.is_llamagen(source.tensors):
-        (config, entries), name, licence = (
-            vq.llamagen_entries(source.tensors),
-            "LlamaGen",
-            llamagen.LICENCE,
-        )
+        name, licence = "LlamaGen", llamagen.LICENCE
+        config, entries = vq.llamagen_entries(source.tensors)
     else:
         check_accepted(settings, source.path)
-        (config, entries), name, licence = (
-            vq.chameleon_entries(source.tensors),
-            "Chameleon",
-            CHAMELEON_LICENCE,
-        )
+        name, licence = "Chameleon", CHAMELEON_LICENCE
+        config, entries = vq.chameleon_entries(source.tensors)
     write_folder(
         out / "vq",
         {"kind": "vq", "vq": asdict(config)},
@@ -188,13 +183,14 @@ def convert_anole(source: Source, out: Path, settings: Settings, on_tensor: OnTe
         grid_size=settings.grid_size or ChameleonConfig.grid_size,
         num_heads=settings.num_heads,
     )
-    entries = anole.target_entries(source.tensors, config, vocabulary, DTYPES[settings.dtype])
+    renamed = anole.renamed(source.tensors, config, vocabulary)
+    entries = target_entries(renamed, config, DTYPES[settings.dtype])
     anole.write_prompts(
         source.tensors, config, vocabulary, folder, out / "text", on_tensor=on_tensor
     )
     write_folder(
         out / "cloud",
-        anole.target_configuration(config),
+        target_configuration(config, name="anole", sampling=anole.SAMPLING),
         entries,
         max_bytes=settings.max_bytes,
         on_tensor=on_tensor,

@@ -8,18 +8,13 @@ Condition rows of the unconditional branch are stored as features, before the pr
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from ciar.errors import CheckpointError, InvalidInput
-from ciar.models.inter_head import InterHeadConfig
 from ciar.models.transformer import TransformerConfig
-from ciar.target import TargetModel
 from ciar.types import SamplingParams
-from ciar_cloud.convert.reader import LazyTensor, Tensors
-from ciar_cloud.convert.writer import Entry, entries_of
+from ciar_cloud.convert.reader import LazyTensor, Tensors, stacked
 
 GRIDS = {1: 16, 2: 32}  # by stage
 HEAD_DIM = 64
@@ -73,21 +68,17 @@ def from_hf(tensors: Tensors) -> dict[str, LazyTensor]:
         if match := re.fullmatch(r"model\.(layers\.\d+)\.self_attn\.([qkv])_proj\.weight", name):
             if match[2] == "q":
                 parts = [tensors.get(name.replace("q_proj", f"{p}_proj")) for p in "qkv"]
-                found[f"{match[1]}.attention.wqkv.weight"] = stacked(parts, name)
+                present = [part for part in parts if part is not None]
+                if len(present) < len(parts):
+                    raise CheckpointError(
+                        f"{name}: its key or value matrix is missing; download it again"
+                    )
+                found[f"{match[1]}.attention.wqkv.weight"] = stacked(*present)
             continue
         for pattern, ours in HF_NAMES:
             name = re.sub(pattern, ours, name)
         found[name] = tensor
     return found
-
-
-def stacked(parts: list[LazyTensor | None], name: str) -> LazyTensor:
-    present = [part for part in parts if part is not None]
-    if len(present) < len(parts):
-        raise CheckpointError(f"{name}: its key or value matrix is missing; download it again")
-    rows = sum(part.shape[0] for part in present)
-    shape = (rows, *present[0].shape[1:])
-    return LazyTensor(shape, present[0].dtype, lambda: torch.cat([p.read() for p in present]))
 
 
 def transformer_config(
@@ -119,34 +110,6 @@ def ffn_step(dim: int, ffn_dim: int) -> int:
         if TransformerConfig(dim=dim, num_heads=1, ffn_multiple_of=step).ffn_dim == ffn_dim:
             return step
     raise CheckpointError(f"feed-forward width {ffn_dim}: no multiple for a width of {dim}")
-
-
-def target_entries(
-    tensors: Tensors, config: TransformerConfig, dtype: torch.dtype | None
-) -> dict[str, Entry]:
-    """What `TargetModel` loads; interval features change nothing until a draft is trained.
-
-    dtype: None keeps that of each tensor. Raises `CheckpointError`.
-    """
-    feature_dim = InterHeadConfig().feature_dim
-    with torch.device("meta"):
-        model = TargetModel(config, feature_dim=feature_dim)
-    shape = (config.dim, feature_dim)
-    ours = {f"transformer.{name}": tensor for name, tensor in tensors.items()}
-    ours["injection.weight"] = LazyTensor(shape, torch.float32, lambda: torch.zeros(shape))
-    return entries_of(model, ours, dtype)
-
-
-def target_configuration(config: TransformerConfig, *, name: str) -> dict[str, Any]:
-    """`config.json` of the target."""
-    return {
-        "kind": "target",
-        "family": "llamagen",
-        "name": name,
-        "transformer": asdict(config),
-        "feature_dim": InterHeadConfig().feature_dim,
-        "sampling": {k: v for k, v in asdict(SAMPLING).items() if k != "seed"},
-    }
 
 
 def stage_of(

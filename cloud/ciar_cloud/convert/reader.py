@@ -7,7 +7,6 @@ the rest.
 
 import argparse
 import hashlib
-import json
 import pickle
 import warnings
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ciar.checkpoint import shard_names
 from ciar.errors import CheckpointError, InvalidInput
 from ciar.mapped import mapped_tensors
 
@@ -30,7 +30,6 @@ LAYOUTS = (
     "ema",
 )  # top-level names of weights, first that is there
 PREFIXES = ("_orig_mod.", "module.")  # of torch.compile and of DDP
-CHUNK = 1 << 22
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +123,12 @@ def is_zip(path: Path) -> bool:
         return file.read(4) == b"PK\x03\x04"
 
 
+def stacked(*parts: LazyTensor) -> LazyTensor:
+    rows = sum(part.shape[0] for part in parts)
+    shape = (rows, *parts[0].shape[1:])
+    return LazyTensor(shape, parts[0].dtype, lambda: torch.cat([part.read() for part in parts]))
+
+
 def files_of(source: Path) -> list[Path]:
     """A file, or the weights of a folder: those its index names, else all safetensors, else
     `pytorch_model.bin`.
@@ -133,10 +138,7 @@ def files_of(source: Path) -> list[Path]:
     if not source.is_dir():
         return [source]
     for index in sorted(source.glob("*.index.json")):
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise CheckpointError(f"{index}: damaged ({error!r}); download it again") from error
+        names = shard_names(index)
         missing = [name for name in names if not (source / name).is_file()]
         if missing:
             raise CheckpointError(
@@ -152,8 +154,5 @@ def files_of(source: Path) -> list[Path]:
 
 def sha256_of(path: Path) -> str:
     """64 hex digits."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,12 +11,11 @@ from itertools import accumulate
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ciar.checkpoint import WEIGHTS_FILE, read_config, save_folder
 from ciar.errors import CheckpointError, InvalidInput
+from ciar.mapped import mapped_tensors
 
 KIND = "cached-features"
 PROMPTS_FILE = "prompts.json"
@@ -38,10 +37,10 @@ class CachedFeatures:
         config = read_config(folder)
         try:
             prompts = json.loads((folder / PROMPTS_FILE).read_text())
-            tensors = load_file(folder / WEIGHTS_FILE)
+            tensors = mapped_tensors(folder / WEIGHTS_FILE)
             features, starts = tensors["features"], tensors["starts"].tolist()
             max_tokens, dim = int(config["max_tokens"]), int(config["dim"])
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{folder}: no cached features: {error!r}") from error
         is_whole = len(starts) == len(prompts) + 1 and starts[-1] == len(features)
         if not is_whole or features.ndim != 2 or features.shape[1] != dim:
