@@ -1,7 +1,7 @@
 """What the files are, and which parts of a bundle they become."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,13 @@ import torch
 from ciar.checkpoint import CONFIG_FILE, fingerprint, read_config
 from ciar.errors import CheckpointError, InvalidInput
 from ciar.models.chameleon import ChameleonConfig
+from ciar_cloud.bundle import DTYPES as SERVED_DTYPES
 from ciar_cloud.convert import anole, llamagen, t5, vq
 from ciar_cloud.convert.reader import Tensors, files_of, read_files, sha256_of
 from ciar_cloud.convert.target import target_configuration, target_entries
 from ciar_cloud.convert.writer import MAX_SHARD_BYTES, write_folder
 
-DTYPES = {
-    "keep": None,
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+DTYPES: Mapping[str, torch.dtype | None] = {"keep": None, **SERVED_DTYPES}
 CARD = "README.md"
 CHAMELEON, CHAMELEON_LICENCE = "chameleon", "Chameleon Research License (Meta)"
 
