@@ -54,8 +54,13 @@ class CodeFolder:
     def condition_batch(self, indices: Tensor, captions: Tensor) -> Conditions:
         """Features of caption `captions[i]` of picture `indices[i]`."""
         entries = self.captions[indices.numpy(), captions.numpy()]
-        rows = (self.features[self.starts[e] : self.starts[e + 1]] for e in entries)
-        return pad_left([torch.from_numpy(r.astype(np.float32)) for r in rows])
+        ends = self.starts[entries + 1][:, None]
+        lengths = ends[:, 0] - self.starts[entries]
+        offsets = np.arange(-lengths.max(), 0)  # [L], from each caption's end
+        is_real = offsets >= -lengths[:, None]  # [B, L]
+        rows = self.features[np.where(is_real, ends + offsets, 0)]  # [B, L, C] float16
+        mask = torch.from_numpy(is_real)
+        return Conditions(torch.from_numpy(rows).float() * mask[..., None], mask)
 
 
 def pad_left(rows: list[Tensor]) -> Conditions:
@@ -121,8 +126,8 @@ def picture_tokens(
     out = []
     for first in range(0, len(scenes), batch_size):
         indices = torch.arange(first, min(first + batch_size, len(scenes)))
-        pixels = scenes.images(indices).to(device, memory_format=torch.channels_last)
-        out.append(vq.encode(pixels).flatten(1).cpu().numpy().astype(np.uint16))
+        ids = vq.encode(scenes.images(indices, device))
+        out.append(ids.flatten(1).cpu().numpy().astype(np.uint16))
         progress(int(indices[-1]) + 1, len(scenes), "tokens")
     return np.concatenate(out)
 

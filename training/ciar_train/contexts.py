@@ -10,6 +10,7 @@ from ciar.models.inter_head import DraftModel
 from ciar.target import TargetModel
 from ciar.types import SamplingParams
 from ciar_train.codes import CodeFolder, Conditions, pad_left
+from ciar_train.gpu import moved
 from ciar_train.progress import Progress, say_nothing
 from ciar_train.rollouts import Choice, roll_out
 
@@ -26,8 +27,8 @@ class Contexts:
     def batch(self, indices: Tensor, device: torch.device) -> tuple[Conditions, Tensor]:
         padded = pad_left([self.conditions[i].float() for i in indices.tolist()])
         return (
-            Conditions(padded.features.to(device), padded.mask.to(device)),
-            self.tokens[indices].long().to(device),
+            Conditions(moved(padded.features, device), moved(padded.mask, device)),
+            moved(self.tokens[indices].long(), device),
         )
 
 

@@ -271,13 +271,13 @@ class DraftTrainer:
                 log_mid = interval.log_mid
                 loss, share = inter_dro_loss(p, interval, self.plan.weights)
                 extra = {
-                    "effective_share": float(share),
-                    "mean_width": float(interval.width.detach().sum(-1).mean()),
+                    "effective_share": share,
+                    "mean_width": interval.width.detach().sum(-1).mean(),
                 }
             else:
                 log_mid = self.draft.inter_head.centre(hidden).log_softmax(-1)
                 loss, extra = centre_loss(p, log_mid, self.plan.weights), {}
-            tv = float(total_variation(p, log_mid.detach().exp()).mean())
+            tv = total_variation(p, log_mid.detach().exp()).mean()
             return loss, {"tv": tv} | extra
 
         self._thaw_centre()
@@ -300,7 +300,7 @@ class DraftTrainer:
             interval = interfuse(*self.draft.inter_head(hidden))
             score = interval_score(p, interval, miss_rate=self.plan.miss_rate)  # [B, T]
             loss = (score + SURE).log().mean()
-            return loss, {"mean_width": float(interval.width.detach().sum(-1).mean())}
+            return loss, {"mean_width": interval.width.detach().sum(-1).mean()}
 
         self.draft.requires_grad_(False)
         for layer in self.draft.inter_head.radius_layers:
@@ -324,7 +324,7 @@ class DraftTrainer:
             injected = self.target.injection(codes)[:, :-1]
             found = self.teacher.logits(conditions, mixed[:, :-1], injected).log_softmax(-1)
             loss, without = (mean_kl(wanted, log_q) for log_q in (found, plain))
-            return loss, {"kl_without": float(without)}
+            return loss, {"kl_without": without}
 
         self.draft.requires_grad_(False)
         halves.requires_grad_(True)

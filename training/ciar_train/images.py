@@ -8,12 +8,16 @@ import torch
 from torch import Tensor
 
 from ciar.errors import InvalidInput
+from ciar_train.gpu import moved
+
+CPU = torch.device("cpu")
 
 
 class SceneFolder:
     """All shards of a folder, read through memory maps.
 
-    Images come out as float32 [B, 3, H, W] in [-1, 1], captions as lists of alternatives.
+    Images come out as float32 [B, 3, H, W] in [-1, 1], channels last in memory, captions as lists
+    of alternatives.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -27,13 +31,13 @@ class SceneFolder:
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def images(self, indices: Tensor) -> Tensor:
+    def images(self, indices: Tensor, device: torch.device = CPU) -> Tensor:
         shard_of = np.searchsorted(self.starts, indices.numpy(), side="right") - 1
         picks = [
             self.shards[shard][index - self.starts[shard]]
             for shard, index in zip(shard_of, indices.tolist(), strict=True)
         ]
-        pixels = torch.from_numpy(np.stack(picks))  # [B, H, W, 3] uint8
+        pixels = moved(torch.from_numpy(np.stack(picks)), device)  # [B, H, W, 3] uint8
         return pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
     def captions(self) -> list[list[str]]:

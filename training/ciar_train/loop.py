@@ -8,9 +8,9 @@ a resumed run continues as if never stopped.
 import json
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from ciar_train.export import round_as_stored
 from ciar_train.optimizer import optimizer_for
 from ciar_train.plan import TrainingPlan
 
-Metrics = dict[str, float]
+Metrics = Mapping[str, float | Tensor]  # read when logged: reading one waits for the GPU
 Step = Callable[[int], tuple[Tensor, Metrics]]
 
 
@@ -45,6 +45,7 @@ class World:
         kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
         if kind == "cuda":
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            torch.backends.cudnn.benchmark = True  # shapes hardly change
         if size > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if kind == "cuda" else "gloo")
         return cls(rank, size, torch.device(kind))
@@ -75,10 +76,13 @@ def batch_indices(step: int, *, count: int, batch_size: int, world: World, seed:
     epochs = wanted.div(count, rounding_mode="floor")
     for epoch in sorted(set(epochs.tolist())):
         here = epochs == epoch
-        generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
-        order = torch.randperm(count, generator=generator)
-        out[here] = order[wanted[here] % count]
+        out[here] = epoch_order(count, seed * 100_003 + epoch)[wanted[here] % count]
     return out
+
+
+@lru_cache(maxsize=2)
+def epoch_order(count: int, seed: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
 
 class Run:
@@ -113,10 +117,11 @@ class Run:
         if not self.world.is_main:
             return
         row = {"step": step, "kind": kind, "time": round(time.time(), 1)}
-        row |= {name: round(value, 6) for name, value in metrics.items()}
+        values = {name: float(value) for name, value in metrics.items()}
+        row |= {name: round(value, 6) for name, value in values.items()}
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
-        words = " ".join(f"{name}={value:.4g}" for name, value in metrics.items())
+        words = " ".join(f"{name}={value:.4g}" for name, value in values.items())
         self.show(f"{self.folder.name} {kind} {step}/{steps} {words}")
 
 
@@ -131,9 +136,8 @@ class Ema:
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         weight = 1 - min(self.decay, (step + 1) / (step + 10))
-        for name, parameter in model.named_parameters():
-            if name in self.shadow:
-                self.shadow[name].lerp_(parameter, weight)
+        live = {n: p for n, p in model.named_parameters() if n in self.shadow}
+        torch._foreach_lerp_([self.shadow[n] for n in live], list(live.values()), weight)
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:
@@ -191,15 +195,14 @@ def train(
             ema.update(model, step)
         done, seen = step + 1, seen + plan.batch_size
         if done % plan.log_every == 0 or done == plan.steps:
-            rate = seen / (time.monotonic() - started)
-            extra = {"loss": float(loss.detach()), "grad_norm": float(norm)}
-            extra["examples_per_second"] = rate
-            run.log(done, extra | metrics, steps=plan.steps)
+            found = {"loss": float(loss.detach()), "grad_norm": float(norm)}  # the GPU is done now
+            found["examples_per_second"] = seen / (time.monotonic() - started)
+            run.log(done, {**found, **metrics}, steps=plan.steps)
         if evaluate and (done % plan.eval_every == 0 or done == plan.steps):
             run.log(done, evaluate_averaged(model, ema, evaluate), steps=plan.steps, kind="eval")
             if done == plan.steps:
-                found = evaluate_averaged(model, ema, partial(evaluate_rounded, model, evaluate))
-                run.log(done, found, steps=plan.steps, kind="stored")
+                stored = evaluate_averaged(model, ema, partial(evaluate_rounded, model, evaluate))
+                run.log(done, stored, steps=plan.steps, kind="stored")
         if done % plan.save_every == 0 or done == plan.steps:
             run.save(snapshot(done, model, optimizer, ema))
     if ema:

@@ -5,7 +5,7 @@ they took three quarters of a training step.
 """
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -24,42 +24,47 @@ class Muon(torch.optim.Muon):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
+            alike: dict[torch.Size, list[Tensor]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._step_one(parameter, group)
+                    alike.setdefault(parameter.shape, []).append(parameter)
+            for parameters in alike.values():
+                self._step_alike(parameters, group)
 
-    def _step_one(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        gradient, state = parameter.grad, self.state[parameter]
-        assert gradient is not None
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(gradient)
-        average = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
-        update = gradient.lerp(average, group["momentum"]) if group["nesterov"] else average
-        update = orthogonal(
-            update,
+    def _step_alike(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """Matrices of one shape together: a GPU would wait for the launches of one by one."""
+        gradients = torch.stack([cast(Tensor, p.grad) for p in parameters])  # [n, rows, columns]
+        for parameter in parameters:
+            if "momentum_buffer" not in self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        buffers = [self.state[p]["momentum_buffer"] for p in parameters]
+        torch._foreach_lerp_(buffers, list(gradients), 1 - group["momentum"])
+        averages = torch.stack(buffers)
+        updates = orthogonal(
+            gradients.lerp(averages, group["momentum"]) if group["nesterov"] else averages,
             coefficients=group["ns_coefficients"],
             steps=group["ns_steps"],
             eps=group["eps"],
         )
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        scale = LARGEST_STEP * math.sqrt(max(parameter.shape))
-        parameter.add_(update.to(parameter.dtype), alpha=-group["lr"] * scale)
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        scale = LARGEST_STEP * math.sqrt(max(parameters[0].shape))
+        torch._foreach_add_(parameters, list(updates.float()), alpha=-group["lr"] * scale)
 
 
 def orthogonal(
-    matrix: Tensor, *, coefficients: tuple[float, float, float], steps: int, eps: float
+    matrices: Tensor, *, coefficients: tuple[float, float, float], steps: int, eps: float
 ) -> Tensor:
-    """Roughly U V^T of matrix = U S V^T, [m, n]: an odd polynomial, repeated, brings S near 1.
+    """Roughly U V^T of each U S V^T, [n, rows, columns]: a repeated polynomial brings S near 1.
 
     Newton-Schulz iteration of the fifth degree: X <- a X + (b A + c A^2) X with A = X X^T.
     """
     a, b, c = coefficients
-    dtype = torch.bfloat16 if has_fast_bfloat16(matrix.device.type) else torch.float32
-    is_tall = matrix.shape[0] > matrix.shape[1]
-    x = (matrix.mT if is_tall else matrix).to(dtype)  # the smaller of the two products X X^T, X^T X
-    x = x / x.norm().clamp(min=eps)
+    dtype = torch.bfloat16 if has_fast_bfloat16(matrices.device.type) else torch.float32
+    is_tall = matrices.shape[1] > matrices.shape[2]
+    x = (matrices.mT if is_tall else matrices).to(dtype)  # the smaller of X X^T and X^T X
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
     for _ in range(steps):
         gram = x @ x.mT
-        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.addmm(x, polynomial, x, beta=a)
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
     return x.mT if is_tall else x

@@ -18,6 +18,7 @@ from ciar_train.tokenizer import channels_last, train_tokenizer
 
 HELD_OUT_START = 10_000_000
 COUNTED_START = 20_000_000
+ENCODED_AT_ONCE = {"cpu": 64, "cuda": 512}  # pictures, or captions
 
 
 def draw_scenes(run: RunFolder, *, artwork: Path | None, num_workers: int) -> None:
@@ -92,14 +93,18 @@ def encode_scenes(run: RunFolder) -> dict[str, CodeFolder]:
         text = TextEncoder.load(text_folder(run))
         text.to(run.world.device)
         vq = channels_last(load_vq(run.bundle / "vq"), run.world.device)
+        at_once = ENCODED_AT_ONCE[run.world.device.type]
         for part in ("train", "held_out"):
             scenes = SceneFolder(run.scenes(part))
-            write_codes(scenes, vq, text, run.codes(part), progress=run.progress)
+            write_codes(
+                scenes, vq, text, run.codes(part), batch_size=at_once, progress=run.progress
+            )
         if run.size.data.counted:
             write_tokens(
                 SceneFolder(run.scenes("counted")),
                 vq,
                 run.codes("counted"),
+                batch_size=at_once,
                 progress=run.progress,
             )
     run.world.wait()

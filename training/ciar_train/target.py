@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ciar.models.transformer import Transformer, TransformerConfig
 from ciar_train.codes import CodeFolder, Conditions
+from ciar_train.gpu import compile_layers, moved
 from ciar_train.loop import Metrics, Run, World, batch_indices, train
 from ciar_train.ngrams import RECALLED, count_ngrams, recall_as
 from ciar_train.plan import TrainingPlan
@@ -53,11 +54,16 @@ class ForesightedTransformer(Transformer):
 
 
 def foresight_loss(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Cross-entropy to the bag of tokens n .. T-1: logits [B, T, V] at n, tokens [B, T]."""
-    hot = F.one_hot(tokens, logits.shape[-1]).to(logits.dtype)
-    to_come = hot.flip(1).cumsum(1).flip(1)  # [B, T, V] counts
-    bag = to_come / to_come.sum(-1, keepdim=True)
-    return -(bag * logits.log_softmax(-1)).sum(-1).mean()
+    """Cross-entropy to the bag of tokens n .. T-1: logits [B, T, V] at n, tokens [B, T].
+
+    It is logsumexp minus the mean logit of the tokens to come; no bag [B, T, V] is ever made.
+    """
+    total = tokens.shape[1]
+    columns = tokens[:, None, :].expand(-1, total, -1)
+    of_tokens = logits.gather(-1, columns)  # [B, T, T], at n the logit of token m
+    is_to_come = torch.ones(total, total, device=tokens.device).triu()
+    shares = is_to_come / is_to_come.sum(-1, keepdim=True)
+    return logits.logsumexp(-1).mean() - (of_tokens * shares).sum(-1).mean()
 
 
 def init_weights(model: nn.Module, *, num_layers: int) -> None:
@@ -100,8 +106,8 @@ def misread(tokens: Tensor, most: float, generator: torch.Generator) -> Tensor:
     columns = torch.where(
         is_in_place, torch.arange(shape[1]), torch.randint(shape[1], shape, generator=generator)
     )
-    wrong = tokens.roll(1, 0).gather(1, columns.to(tokens.device))
-    return torch.where(picked.to(tokens.device), wrong, tokens)
+    wrong = tokens.roll(1, 0).gather(1, moved(columns, tokens.device))
+    return torch.where(moved(picked, tokens.device), wrong, tokens)
 
 
 def train_target(
@@ -131,14 +137,15 @@ def train_target(
             recall_as(model.neighbours, model.output)
     model.foresight.requires_grad_(plan.foresight > 0)
     model.to(world.device)
+    compile_layers(model, world.device)
 
     def batch(
         folder: CodeFolder, indices: Tensor, generator: torch.Generator
     ) -> tuple[Conditions, Tensor]:
         picks = torch.randint(folder.num_captions, (len(indices),), generator=generator)
         rows = folder.condition_batch(indices, picks)
-        conditions = Conditions(rows.features.to(world.device), rows.mask.to(world.device))
-        return conditions, folder.token_batch(indices).to(world.device)
+        conditions = Conditions(moved(rows.features, world.device), moved(rows.mask, world.device))
+        return conditions, moved(folder.token_batch(indices), world.device)
 
     def step(number: int) -> tuple[Tensor, Metrics]:
         seed = plan.seed * 1_000_003 + number * world.size + world.rank
@@ -158,7 +165,7 @@ def train_target(
         if to_come is None:
             return loss, {}
         ahead = foresight_loss(to_come.float(), tokens)
-        parts = {"next": float(loss.detach()), "foresight": float(ahead.detach())}
+        parts = {"next": loss.detach(), "foresight": ahead.detach()}
         return loss + plan.foresight * ahead, parts
 
     def evaluate() -> Metrics:

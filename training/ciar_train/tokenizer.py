@@ -91,9 +91,10 @@ class CodeTracker(nn.Module):
         self.counts.lerp_(hot, 1 - self.loss.code_decay)
         self.sums.lerp_(sums, 1 - self.loss.code_decay)
         if can_move:
-            dead = (self.counts < self.loss.dead_below).nonzero().flatten()
-            picks = flat[torch.randint(len(flat), (len(dead),), device=z.device)]
-            self.sums[dead], self.counts[dead] = picks, 1.0
+            is_dead = self.counts < self.loss.dead_below
+            picks = flat[torch.randint(len(flat), self.counts.shape, device=z.device)]
+            self.sums.copy_(torch.where(is_dead[:, None], picks, self.sums))
+            self.counts.masked_fill_(is_dead, 1.0)
         self.codebook.embedding.weight.copy_(self.sums / self.counts[:, None].clamp(min=1e-3))
 
 
@@ -124,16 +125,17 @@ class Critic:
         if weight:
             unreal = adversarial_loss(self.model, y)
             total = total + weight * balanced(unreal, distance, self._last_layer)
-        return total, {"critic": float(critic.detach())}
+        return total, {"critic": critic.detach()}
 
 
-def psnr(x: Tensor, y: Tensor) -> float:
+def psnr(x: Tensor, y: Tensor) -> Tensor:
     """dB, for pixels in [-1, 1]."""
-    return float(10 * torch.log10(4 / F.mse_loss(x, y.clamp(-1, 1))))
+    return 10 * torch.log10(4 / F.mse_loss(x, y.clamp(-1, 1)))
 
 
-def num_distinct(ids: Tensor) -> int:
-    return len(torch.unique(ids))
+def num_distinct(ids: Tensor, codebook_size: int) -> Tensor:
+    """How many codes occur."""
+    return ids.new_zeros(codebook_size).index_fill_(0, ids.flatten(), 1).sum()
 
 
 @torch.inference_mode()
@@ -186,12 +188,12 @@ def train_tokenizer(
             part.requires_grad_(False)
 
     def load(folder: SceneFolder, indices: Tensor) -> Tensor:
-        return folder.images(indices).to(world.device, memory_format=torch.channels_last)
+        return folder.images(indices, world.device)
 
     def distance(x: Tensor, y: Tensor, number: int) -> tuple[Tensor, Metrics]:
         found = reconstruction_loss(x, y, edge=loss.edge)
         total, metrics = critic.added_to(found, x, y, number) if critic else (found, {})
-        return total, {"psnr": psnr(x, y.detach())} | metrics
+        return total, {"psnr": psnr(x, y.detach()), **metrics}
 
     def step(number: int) -> tuple[Tensor, Metrics]:
         indices = batch_indices(
@@ -210,7 +212,10 @@ def train_tokenizer(
         commitment = F.mse_loss(z, codes.detach()) * z.shape[1]
         total, metrics = distance(x, y, number)
         tracker.update(z, ids, can_move=number < plan.steps * (1 - plan.cooldown))
-        return total + loss.commitment * commitment, metrics | {"codes": float(num_distinct(ids))}
+        return total + loss.commitment * commitment, {
+            **metrics,
+            "codes": num_distinct(ids, config.codebook_size),
+        }
 
     def evaluate() -> Metrics:
         x = load(held_out, torch.arange(min(256, len(held_out))))
@@ -218,7 +223,7 @@ def train_tokenizer(
             ids = vq.encode(x)
             return {
                 "psnr": psnr(x, vq.decode(ids)),
-                "codes": float(num_distinct(ids)),
+                "codes": num_distinct(ids, config.codebook_size),
                 "steady": steady_share(vq, x, ids),
             }
 

@@ -377,9 +377,18 @@ def grid_rope(config: TransformerConfig) -> Tensor:
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
     """Rotary embedding on adjacent pairs, in float32: x [..., n, H, d], rope [(...,) n, d/2, 2]."""
+    if torch.compiler.is_compiling():  # compilers do not fuse complex numbers
+        return _rotate_real(x, rope)
     pairs = torch.view_as_complex(torch.unflatten(x.float(), -1, (-1, 2)))  # [..., n, H, d/2]
     turned = pairs * torch.view_as_complex(rope)[..., None, :]
     return torch.view_as_real(turned).flatten(-2).type_as(x)
+
+
+def _rotate_real(x: Tensor, rope: Tensor) -> Tensor:
+    """`rotate` without complex numbers, which takes more calls."""
+    a, b = torch.unflatten(x.float(), -1, (-1, 2)).unbind(-1)  # [..., n, H, d/2]
+    cos, sin = rope[..., None, :, :].unbind(-1)
+    return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2).type_as(x)
 
 
 def attend_causally(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
