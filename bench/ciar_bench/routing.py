@@ -29,7 +29,7 @@ from ciar.types import SamplingParams
 from ciar.uncertainty import TENSOR_SCORES
 from ciar_edge.models import load_draft_model
 from ciar_train.calibrate import score_rows
-from ciar_train.contexts import BATCH, batches
+from ciar_train.contexts import at_once, batches
 from ciar_train.draft import describe
 from ciar_train.losses import auroc
 from ciar_train.progress import Progress, say_nothing
@@ -139,7 +139,7 @@ def watch_routing(
     names = [n for n in TENSOR_SCORES if has_discrete or not n.startswith("discrete")]
     threshold = calibration[router][round(100 * (1 - share))]
     watcher = Watcher(router, threshold, names)
-    for span in batches(len(conditions), BATCH):
+    for span in batches(len(conditions), at_once(target)):
         watcher.first = span.start
         roll_out(
             target,

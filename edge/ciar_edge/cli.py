@@ -6,34 +6,30 @@ torch is imported late, so that help and usage errors come at once and an embedd
 at the same time as the edge.
 """
 
-import asyncio
 import json
 import re
 import secrets
-import signal
-import sys
 import unicodedata
-from collections.abc import Coroutine, Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from ciar import __version__
 from ciar.errors import CiarError, InvalidInput, shorten
-from ciar.event_loop import fast_loop
 from ciar.prefix import DEFAULT_PREFIX_RATE
 from ciar_edge.config import DecodeConfig, Mode
 from ciar_edge.embedded import EmbeddedCloud
+from ciar_edge.ending import Ending
 
 if TYPE_CHECKING:
     from ciar_edge.draw import DrawOptions
     from ciar_edge.image import Drawing
 
-T = TypeVar("T")
-EXIT_INTERRUPTED, EXIT_TERMINATED = 130, 143
+EXIT_INTERRUPTED = 130
 MAX_NAME_CHARS = 60
 THRESHOLDS = ("budget", "threshold")
 CONSTANT_ROUTERS = ("always", "never")
@@ -164,8 +160,8 @@ def generate(
     console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     sources = {name: context.get_parameter_source(name) for name in context.params}
     flags = {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
-    with _exit_codes(console):
-        _generate(settle(context.params, flags), console)
+    with _exit_codes(console) as ending:
+        _generate(settle(context.params, flags), console, ending)
 
 
 def settle(params: Mapping[str, Any], flags: Set[str]) -> dict[str, Any]:
@@ -199,7 +195,7 @@ def settle(params: Mapping[str, Any], flags: Set[str]) -> dict[str, Any]:
     return params
 
 
-def _generate(params: Mapping[str, Any], console: Console) -> None:
+def _generate(params: Mapping[str, Any], console: Console, ending: Ending) -> None:
     """Draw, write, report. Everything the parameters can be wrong in is looked at first."""
     seed = secrets.randbits(32) if params["seed"] is None else params["seed"]
     output = params["output"] or Path(default_name(params["prompt"], seed))
@@ -214,7 +210,7 @@ def _generate(params: Mapping[str, Any], console: Console) -> None:
         options = _draw_options(params, seed=seed)
         _check_paths(output, params["map_file"])
         display = stack.enter_context(make_display(console, is_quiet=params["is_quiet"]))
-        drawing = run(draw(options, embedded=embedded, observer=display))
+        drawing = ending.run(draw(options, embedded=embedded, observer=display))
     drawing.save(output)
     if params["map_file"]:
         drawing.save_map(params["map_file"])
@@ -281,44 +277,18 @@ def default_name(prompt: str, seed: int) -> str:
     return f"{words or 'picture'}-{seed}.png"
 
 
-def run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """To its end on a loop of its own; Ctrl-C and SIGTERM cancel it, and it ends in good order."""
-    with asyncio.Runner(loop_factory=fast_loop()) as runner:
-        return runner.run(_until_terminated(coroutine))
-
-
-async def _until_terminated(coroutine: Coroutine[Any, Any, T]) -> T:
-    task = asyncio.ensure_future(coroutine)
-    is_terminated = False
-
-    def terminate() -> None:
-        nonlocal is_terminated
-        is_terminated = True
-        task.cancel()
-
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
-    try:
-        return await task
-    except asyncio.CancelledError:
-        if is_terminated:
-            raise SystemExit(EXIT_TERMINATED) from None
-        raise
-
-
 @contextmanager
-def _exit_codes(console: Console) -> Iterator[None]:
-    """Errors in words, and every end a tidy one: SIGTERM unwinds like an exception."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))
-    try:
-        yield
-    except CiarError as error:
-        console.print(f"ciar-edge: error: {error}")
-        raise typer.Exit(error.exit_code) from None
-    except KeyboardInterrupt:
-        console.print("ciar-edge: cancelled")
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _exit_codes(console: Console) -> Iterator[Ending]:
+    """Errors in words, and every end a tidy one."""
+    with Ending() as ending:
+        try:
+            yield ending
+        except CiarError as error:
+            console.print(f"ciar-edge: error: {error}")
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            console.print("ciar-edge: cancelled")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 if __name__ == "__main__":

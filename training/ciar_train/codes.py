@@ -143,10 +143,13 @@ def caption_features(
     unique = sorted({c for row in captions for c in row}, key=lambda c: (len(c.split()), c))
     number = {caption: index for index, caption in enumerate(unique)}
     encoded: list[np.ndarray] = []
+    lengths: list[int] = []
     for first in range(0, len(unique), batch_size):
         batch = unique[first : first + batch_size]
-        encoded += [rows.cpu().numpy().astype(np.float16) for rows in text.encode(batch)]
+        rows = text.encode(batch)
+        encoded.append(torch.cat(rows).half().cpu().numpy())
+        lengths += [len(r) for r in rows]
         progress(first + len(batch), len(unique), "captions")
-    starts = np.cumsum([0] + [len(rows) for rows in encoded])
+    starts = np.cumsum([0, *lengths])
     indices = np.array([[number[c] for c in row] for row in captions])
     return np.concatenate(encoded), starts, indices

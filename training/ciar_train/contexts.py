@@ -14,7 +14,7 @@ from ciar_train.gpu import moved
 from ciar_train.progress import Progress, say_nothing
 from ciar_train.rollouts import Choice, roll_out
 
-BATCH = 32
+AT_ONCE = {"cpu": 32, "cuda": 256}  # images drawn in lock step
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,9 +47,13 @@ def joined(*parts: Contexts) -> Contexts:
     )
 
 
-def batches(count: int, size: int = BATCH) -> Iterator[range]:
+def batches(count: int, size: int) -> Iterator[range]:
     for first in range(0, count, size):
         yield range(first, min(first + size, count))
+
+
+def at_once(target: TargetModel) -> int:
+    return AT_ONCE[target.injection.weight.device.type]
 
 
 def cloud_images(
@@ -65,7 +69,7 @@ def cloud_images(
     They are contexts with guidance in them, which drawn pictures lack.
     """
     grids = []
-    for span in batches(len(conditions)):
+    for span in batches(len(conditions), at_once(target)):
         picked = [conditions[i].float() for i in span]
         seeds = [first_seed + i for i in span]
         grids.append(roll_out(target, None, picked, seeds=seeds, sampling=sampling).tokens)
@@ -94,7 +98,7 @@ def protocol_images(
     def keep(choice: Choice) -> Tensor:
         return torch.rand(len(choice.centre), generator=generator) < kept_share
 
-    for span in batches(len(conditions)):
+    for span in batches(len(conditions), at_once(target)):
         rollout = roll_out(
             target,
             draft,

@@ -178,7 +178,7 @@ def train_tokenizer(
     """
     torch.manual_seed(plan.seed)
     vq = channels_last(start or VQModel(config), world.device).requires_grad_(True)
-    tracker = CodeTracker(vq, loss)
+    tracker = CodeTracker(vq, loss).to(world.device)
     model = nn.ModuleDict({"vq": vq, "tracker": tracker})
     critic = Critic(vq, loss, steps=plan.steps) if loss.adversarial else None
     if critic:
