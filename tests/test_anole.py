@@ -60,8 +60,11 @@ def reference() -> Any:
 
 @pytest.fixture(scope="module")
 def bundle(reference: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return convert_anole(tmp_path_factory.mktemp("anole"), reference)
+
+
+def convert_anole(root: Path, reference: Any) -> Path:
     """Transformer and prompts from Hugging Face's layout, the VQ model beside them."""
-    root = tmp_path_factory.mktemp("anole")
     vq = small_vq(is_l2_normalized=False, has_lowest_attention=False)
     save_file(
         {chameleon_name(n, 1): t.contiguous() for n, t in vq.state_dict().items()},

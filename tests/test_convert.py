@@ -43,6 +43,10 @@ TINY = Settings(grid_size=4, num_heads=4)
 
 @pytest.fixture(scope="module")
 def weights() -> dict[str, Tensor]:
+    return golden_weights()
+
+
+def golden_weights() -> dict[str, Tensor]:
     """Of the golden transformer, under the names of the public file."""
     with safe_open(test_transformer.GOLDEN, "pt") as file:
         names = [n for n in file.keys() if n.startswith("weights.")]  # noqa: SIM118
@@ -500,8 +504,11 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def bundle(weights: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return convert_llamagen(tmp_path_factory.mktemp("bundle"), weights)
+
+
+def convert_llamagen(root: Path, weights: dict[str, Tensor]) -> Path:
     """The golden transformer with a random tokenizer and T5, converted in one go."""
-    root = tmp_path_factory.mktemp("bundle")
     torch.manual_seed(0)
     sizes = VQConfig(codebook_size=96, channels=32, channel_multipliers=(1, 1), z_channels=32)
     sources = [

@@ -379,6 +379,25 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert torch.equal(weights("through", [10]), weights("stopped", [4, 10]))
 
 
+def test_batches_in_parts_take_the_same_steps(tmp_path: Path) -> None:
+    x = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
+    ends = []
+    for accumulate in (1, 3):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 1)
+        plan = TrainingPlan(steps=4, batch_size=6, accumulate=accumulate, lr=0.1, warmup_steps=1)
+
+        def step(
+            number: int, model: torch.nn.Linear = model, plan: TrainingPlan = plan
+        ) -> tuple[Tensor, Metrics]:
+            picked = batch_indices(number, count=12, batch_size=plan.part_size, world=CPU, seed=0)
+            return model(x[picked]).square().mean(), {}
+
+        train(model, step, plan=plan, run=Run(tmp_path / str(accumulate), world=CPU))
+        ends.append(model.weight.detach())
+    torch.testing.assert_close(*ends)
+
+
 def test_batches_are_permutations_shared_by_processes() -> None:
     worlds = [World(rank, 2, torch.device("cpu")) for rank in range(2)]
     seen = [

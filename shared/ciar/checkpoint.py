@@ -2,7 +2,8 @@
 
 A bundle of four makes a model:
 
-    NAME/cloud/  target transformer, and `injection.weight` [D, F], the cloud's half of phi
+    NAME/cloud/  target transformer, and `injection.weight` [D, F], the cloud's half of phi, which
+                 may be in a file of its own
     NAME/edge/   draft model, the fingerprint of the cloud it was trained for, the calibration of
                  its scores
     NAME/vq/     tokenizer
@@ -39,6 +40,7 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"  # of the shards of large weights: which is in which
 DEFAULT_MODEL = "ciar-mini"
 Shapes = Mapping[str, tuple[int, ...]]
+PHI_FILE = "phi.safetensors"  # the cloud's half of phi, where it came after the target's weights
 WEIGHTS_IN = "weights_in"  # of a configuration: a folder inside that has them, of another library
 PARTS = ("cloud", "edge", "vq", "text")
 
@@ -91,12 +93,16 @@ def read_sampling(folder: Path) -> SamplingParams:
 
 
 def weights_files(folder: Path) -> list[Path]:
-    """Of a model folder, all shards. Raises `CheckpointError` for a damaged index."""
+    """Of a model folder: all shards, and what replaces tensors in them last.
+
+    Raises `CheckpointError` for a damaged index.
+    """
+    last = [folder / PHI_FILE] if (folder / PHI_FILE).exists() else []
     folder = folder / read_config(folder).get(WEIGHTS_IN, "")
     index = folder / INDEX_FILE
     if not index.exists():
-        return [folder / WEIGHTS_FILE]
-    return [folder / name for name in shard_names(index)]
+        return [folder / WEIGHTS_FILE, *last]
+    return [folder / name for name in shard_names(index)] + last
 
 
 def shard_names(index: Path) -> list[str]:

@@ -14,6 +14,7 @@ A token the edge kept enters as `E(x) + W f`, with the code f of its interval (z
     L condition rows of this prompt   k tokens fed   D width   V codebook size   F feature width
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,12 @@ class TargetModel(nn.Module):
     @property
     def feature_dim(self) -> int:
         return self.injection.in_features
+
+    def with_own_injection(self) -> "TargetModel":
+        """The same transformer beside a copy of the injection, in float32, to be trained."""
+        found = copy.copy(self)
+        found._modules = {**self._modules, "injection": copy.deepcopy(self.injection).float()}
+        return found
 
     @classmethod
     def load(
@@ -223,7 +230,8 @@ class Target:
         transformer, rows = self.model.transformer, feed.num_condition
         x, followers, rope = self._image_rows(feed)
         if feed.features is not None:
-            x = x + self.model.injection(feed.features.to(x))
+            codes = feed.features.to(self.model.injection.weight)
+            x = x + self.model.injection(codes).to(x)
         both = x.expand(self.ROWS, -1, -1)
         start = rows + feed.position
         if feed.condition is not None:

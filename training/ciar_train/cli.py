@@ -22,15 +22,17 @@ from rich.progress import (
 
 from ciar import __version__
 from ciar.checkpoint import find_model
-from ciar.errors import CiarError
+from ciar.errors import CiarError, InvalidInput
 from ciar_train import steps
 from ciar_train.captioned import list_items
 from ciar_train.draft_step import run_draft, run_eagle
 from ciar_train.extract import Extractor
 from ciar_train.extract import extract as extract_codes
 from ciar_train.loop import World
+from ciar_train.plans import default_plan, load_plan, plan_names
 from ciar_train.run_folder import RunFolder
 from ciar_train.sizes import load_size, size_names
+from ciar_train.target_draft import TargetDraft
 from ciar_train.variants import VARIANTS, run_variant
 
 app = typer.Typer(
@@ -55,6 +57,7 @@ ArtworkOption = Annotated[
 WorkersOption = Annotated[int, typer.Option(help="Processes that draw scenes; 0: all cores.")]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder of the model bundle.")]
 
+DtypeName = Literal["float32", "bfloat16", "float16"]
 DEFAULT_SIZE = "mini-cpu"
 DEFAULT_RUN = Path("runs/mini-cpu")
 
@@ -178,8 +181,47 @@ def draft(
         Literal["inter-head", "eagle"],
         typer.Option(help="The edge model, or the drafter of EAGLE for comparisons."),
     ] = "inter-head",
+    target: Annotated[
+        str | None, typer.Option(help="A model folder with another target, in place of the run's.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="With --target: what `extract` made with that target.")
+    ] = None,
+    plan: Annotated[
+        str | None,
+        typer.Option(
+            help=f"With --target: {', '.join(plan_names())}, or a TOML file; default: its family's."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="With --target: folder of the pair; default: that of the target."),
+    ] = None,
+    dtype: Annotated[
+        DtypeName, typer.Option(help="With --target: of the target's weights.")
+    ] = "float32",
 ) -> None:
-    """Train the edge model for the run's target, both halves of phi, and calibrate its scores."""
+    """Train the edge model for a target, both halves of phi, and calibrate its scores."""
+    if target is not None:
+        if kind == "eagle":
+            raise InvalidInput("kind", kind, "leave it out: with --target there is no such drafter")
+        if data is None:
+            raise InvalidInput("data", None, "give the folder that `ciar-train extract` made")
+        if threads:
+            torch.set_num_threads(threads)
+        model = find_model(target)
+        TargetDraft(
+            model=model,
+            data=data,
+            plan=load_plan(plan or default_plan(model)),
+            run=Path("runs") / f"draft-{model.name}" if run == DEFAULT_RUN else run,
+            out=out or model,
+            world=World.start(device),
+            progress=ProgressBars(),
+            dtype=getattr(torch, dtype),
+        ).train()
+        print(out or model)
+        return
     folder = open_run(size, run, device, threads)
     if kind == "eagle":
         run_eagle(folder)

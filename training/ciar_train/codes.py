@@ -9,6 +9,7 @@ They are read through memory maps. A picture is 512 bytes at T = 256, so a milli
 thousands of pixel images would.
 """
 
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,9 @@ class Conditions:
 class CodeFolder:
     """Reads what `write_codes` wrote."""
 
+    tokens: np.ndarray
+    captions: np.ndarray
+
     def __init__(self, folder: Path) -> None:
         self.tokens = read_tokens(folder)
         self.features = np.load(folder / "features.npy", mmap_mode="r")
@@ -46,6 +50,19 @@ class CodeFolder:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def part(self, pictures: slice) -> "CodeFolder":
+        """Some of its pictures; they share the features."""
+        found = copy(self)
+        found.tokens, found.captions = self.tokens[pictures], self.captions[pictures]
+        return found
+
+    def first_caption(self, index: int) -> Tensor:
+        """Text features [L, C] float16 of a picture."""
+        entry = self.captions[index, 0]
+        return torch.from_numpy(
+            np.array(self.features[self.starts[entry] : self.starts[entry + 1]])
+        )
 
     def token_batch(self, indices: Tensor) -> Tensor:
         """[B, T] int64."""

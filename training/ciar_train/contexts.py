@@ -1,7 +1,10 @@
 """Token grids a draft learns and is judged on: drawn pictures, and images that the models drew."""
 
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -22,7 +25,7 @@ class Contexts:
     """Token grids with the text features of their prompts."""
 
     tokens: Tensor  # [N, T]
-    conditions: list[Tensor]  # one [L, C] an image
+    conditions: Sequence[Tensor]  # one [L, C] an image
 
     def batch(self, indices: Tensor, device: torch.device) -> tuple[Conditions, Tensor]:
         padded = pad_left([self.conditions[i].float() for i in indices.tolist()])
@@ -32,18 +35,65 @@ class Contexts:
         )
 
 
+class Lazy(Sequence[Tensor]):
+    """Tensors that are read when they are asked for; a slice reads all of it."""
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Tensor]: ...
+    def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
+        if isinstance(index, slice):
+            return [self.read(i) for i in range(len(self))[index]]
+        return self.read(range(len(self))[index])
+
+    def read(self, index: int) -> Tensor:
+        raise NotImplementedError
+
+
+class FirstCaptions(Lazy):
+    """Text features [L, C] float16 of the first caption of pictures.
+
+    They stay in the folder: a million pictures' features of a large encoder fit no memory.
+    """
+
+    def __init__(self, folder: CodeFolder, indices: range) -> None:
+        self._folder, self._indices = folder, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def read(self, index: int) -> Tensor:
+        return self._folder.first_caption(self._indices[index])
+
+
+class Chain(Lazy):
+    """Several sequences, one after another."""
+
+    def __init__(self, *parts: Sequence[Tensor]) -> None:
+        self._parts = parts
+        self._starts = list(accumulate(map(len, parts), initial=0))
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def read(self, index: int) -> Tensor:
+        part = bisect_right(self._starts, index) - 1
+        return self._parts[part][index - self._starts[part]]
+
+
 def drawn(folder: CodeFolder, indices: range) -> Contexts:
     """Drawn pictures with their first caption."""
-    picks = torch.tensor(list(indices))
-    rows = folder.condition_batch(picks, torch.zeros_like(picks))
-    conditions = [f[m].half() for f, m in zip(rows.features, rows.mask, strict=True)]
-    return Contexts(tokens=folder.token_batch(picks), conditions=conditions)
+    return Contexts(
+        tokens=folder.token_batch(torch.tensor(list(indices))),
+        conditions=FirstCaptions(folder, indices),
+    )
 
 
 def joined(*parts: Contexts) -> Contexts:
     return Contexts(
         tokens=torch.cat([p.tokens for p in parts]),
-        conditions=[c for p in parts for c in p.conditions],
+        conditions=Chain(*(p.conditions for p in parts)),
     )
 
 
@@ -58,7 +108,7 @@ def at_once(target: TargetModel) -> int:
 
 def cloud_images(
     target: TargetModel,
-    conditions: list[Tensor],
+    conditions: Sequence[Tensor],
     *,
     sampling: SamplingParams,
     first_seed: int,
@@ -80,7 +130,7 @@ def cloud_images(
 def protocol_images(
     target: TargetModel,
     draft: DraftModel,
-    conditions: list[Tensor],
+    conditions: Sequence[Tensor],
     *,
     sampling: SamplingParams,
     kept_share: float,

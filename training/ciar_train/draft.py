@@ -16,7 +16,6 @@ protocol, most of whose tokens the edge drew itself (see `rollouts`), and on the
     B images   n positions   V codebook size   D width
 """
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 from ciar.families import make_draft
 from ciar.head_output import HeadOutput
 from ciar.interval import interfuse
+from ciar.models.embedding import LowRankEmbedding
 from ciar.models.inter_head import DraftModel, InterHeadConfig
 from ciar.models.neighbours import NeighbourConfig
 from ciar.models.transformer import TransformerConfig
@@ -72,6 +72,7 @@ class DraftShape:
     num_layers: int = 1
     num_heads: int = 0  # 0: as many as the target
     ffn_multiple_of: int = 0  # 0: the target's
+    embedding_rank: int = 0  # of the tokens' embedding; 0: a full table
     neighbours: NeighbourConfig = NeighbourConfig()
 
     def layer(self, target: TransformerConfig) -> TransformerConfig:
@@ -80,6 +81,7 @@ class DraftShape:
             num_layers=self.num_layers,
             num_heads=self.num_heads or target.num_heads,
             ffn_multiple_of=self.ffn_multiple_of or target.ffn_multiple_of,
+            embedding_rank=self.embedding_rank,
             neighbours=self.neighbours,
         )
 
@@ -156,6 +158,8 @@ def draft_from_target(
     for state in sources:
         fitting = {n: w for n, w in state.items() if n in own and own[n].shape == w.shape}
         draft.load_state_dict(fitting, strict=False)
+    if isinstance(draft.tok_embeddings, LowRankEmbedding) and not start:
+        draft.tok_embeddings.approximate(source.tok_embeddings.weight)
     draft.cap_proj.requires_grad_(False)
     return draft
 
@@ -175,7 +179,7 @@ class DraftTrainer:
         counted: np.ndarray | None = None,
     ) -> None:
         torch.manual_seed(0)
-        self.target = copy.deepcopy(target).to(world.device).requires_grad_(False)
+        self.target = target.with_own_injection().to(world.device).requires_grad_(False)
         self.teacher = Teacher(self.target, sampling.cfg_scale)
         self.sampling = sampling
         self.draft = draft_from_target(target, head, plan.shape, start).to(world.device)
@@ -186,7 +190,7 @@ class DraftTrainer:
 
     def hidden(self, conditions: Conditions, tokens: Tensor) -> Tensor:
         """The edge's hidden states [B, T, D] for every position of tokens [B, T]."""
-        rows = self.teacher.rows(conditions)
+        rows = self.teacher.rows(conditions).float()
         with mixed_precision(self.world.device):
             hidden = self.draft.masked_hidden(rows, tokens[:, :-1], conditions.mask)
         return hidden.float()
@@ -233,7 +237,7 @@ class DraftTrainer:
         indices = batch_indices(
             number,
             count=len(contexts.tokens),
-            batch_size=plan.batch_size,
+            batch_size=plan.part_size,
             world=self.world,
             seed=plan.seed,
         )

@@ -93,7 +93,7 @@ def train_eagle(
         indices = batch_indices(
             number,
             count=len(contexts.tokens),
-            batch_size=plan.batch_size,
+            batch_size=plan.part_size,
             world=world,
             seed=plan.seed,
         )

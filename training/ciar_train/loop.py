@@ -1,8 +1,8 @@
 """One training loop for every step: resumable, logged, distributed when torchrun started it.
 
-The loop owns time (schedule, checkpoints, log); the step owns the mathematics: it gets the step
-number and returns a loss and what to log. Data order must depend on the step number alone, so that
-a resumed run continues as if never stopped.
+The loop owns time (schedule, checkpoints, log); the step owns the mathematics: it gets the number
+of a batch, or of a part of one where gradients are accumulated, and returns a loss and what to log.
+Data order must depend on that number alone, so that a resumed run continues as if never stopped.
 """
 
 import json
@@ -183,9 +183,12 @@ def train(
     for step in range(first, plan.steps):
         for group in optimizer.param_groups:
             group["lr"] = plan.lr_at(step) * group.get("lr_scale", 1.0)
-        loss, metrics = step_fn(step)
         optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
+        losses = []
+        for part in range(plan.accumulate):
+            loss, metrics = step_fn(step * plan.accumulate + part)
+            torch.autograd.backward(loss / plan.accumulate)
+            losses.append(loss.detach())
         average_gradients(parameters, world)
         norm = torch.nn.utils.clip_grad_norm_(parameters, plan.grad_clip)
         optimizer.step()
@@ -195,7 +198,8 @@ def train(
             ema.update(model, step)
         done, seen = step + 1, seen + plan.batch_size
         if done % plan.log_every == 0 or done == plan.steps:
-            found = {"loss": float(loss.detach()), "grad_norm": float(norm)}  # the GPU is done now
+            loss = torch.stack(losses).mean()
+            found = {"loss": float(loss), "grad_norm": float(norm)}  # the GPU is done now
             found["examples_per_second"] = seen / (time.monotonic() - started)
             run.log(done, {**found, **metrics}, steps=plan.steps)
         if evaluate and (done % plan.eval_every == 0 or done == plan.steps):

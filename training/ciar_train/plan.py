@@ -12,6 +12,7 @@ class TrainingPlan:
 
     steps: int
     batch_size: int  # over all processes
+    accumulate: int = 1  # parts of a batch that go through the models one after another
     lr: float
     muon_lr: float = 0.0  # learning rate of Muon for the layers' matrices; 0: AdamW everywhere
     warmup_steps: int = 100
@@ -26,9 +27,24 @@ class TrainingPlan:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "eval_every", "save_every"):
+        counts = ("steps", "batch_size", "accumulate", "log_every", "eval_every", "save_every")
+        for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)}: give a positive count")
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"accumulate: {self.accumulate}: batch_size ({self.batch_size}) must be a multiple"
+            )
+
+    @property
+    def part_size(self) -> int:
+        """Examples that go through the models at once, over all processes."""
+        return self.batch_size // self.accumulate
+
+    @property
+    def num_parts(self) -> int:
+        """Parts of batches in all steps: what step functions count."""
+        return self.steps * self.accumulate
 
     def lr_at(self, step: int) -> float:
         warm = min(1.0, (step + 1) / max(1, self.warmup_steps))

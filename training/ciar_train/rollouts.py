@@ -68,7 +68,8 @@ class BatchedDraft:
         self.ropes = [model.sequence_rope(n) for n in self.lengths]  # [L + T, d/2, 2] each
         rope = torch.cat([r[:n] for r, n in zip(self.ropes, self.lengths, strict=True)])
         segments = [Segment(slot, 0, n) for slot, n in enumerate(self.lengths)]
-        hidden = model.hidden(torch.cat(conditions), rope, self.cache.attend(segments))
+        rows = torch.cat(conditions).to(weight)
+        hidden = model.hidden(rows, rope, self.cache.attend(segments))
         ends = torch.tensor(self.lengths, device=weight.device).cumsum(0) - 1
         self.hidden = hidden[ends]  # [B, D]
 
@@ -105,7 +106,8 @@ def roll_out(
     tokens, drafted, drawn = (torch.zeros(count, total, dtype=torch.long) for _ in range(3))
     kept = torch.zeros(count, total, dtype=torch.bool)
     features = torch.zeros(count, total, target.feature_dim)
-    rows = [target.transformer.condition_rows(c) for c in conditions]
+    dtype = target.transformer.output.weight.dtype
+    rows = [target.transformer.condition_rows(c.to(dtype)) for c in conditions]
     edge = BatchedDraft(draft, rows) if draft else None
 
     def draw(logits: Tensor, noise: Tensor) -> Tensor:

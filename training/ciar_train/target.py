@@ -151,7 +151,7 @@ def train_target(
         seed = plan.seed * 1_000_003 + number * world.size + world.rank
         generator = torch.Generator().manual_seed(seed)
         indices = batch_indices(
-            number, count=len(data), batch_size=plan.batch_size, world=world, seed=plan.seed
+            number, count=len(data), batch_size=plan.part_size, world=world, seed=plan.seed
         )
         conditions, tokens = batch(data, indices, generator)
         dropped = torch.rand(len(indices), generator=generator) < plan.drop_caption

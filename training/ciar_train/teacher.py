@@ -3,6 +3,7 @@
 B images   L condition rows   n tokens   D width   V codebook size
 """
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from ciar.sampling import guide
@@ -20,12 +21,13 @@ class Teacher:
 
     def rows(self, conditions: Conditions) -> Tensor:
         """Projected condition [B, L, D]."""
-        return self.target.transformer.condition_rows(conditions.features)
+        model = self.target.transformer
+        return model.condition_rows(conditions.features.to(model.output.weight.dtype))
 
     def logits(
         self, conditions: Conditions, tokens: Tensor, injected: Tensor | None = None
     ) -> Tensor:
-        """Guided logits [B, n + 1, V] for tokens [B, n].
+        """Guided logits [B, n + 1, V] for tokens [B, n], float32 whatever the target's dtype.
 
         injected: [B, n, D], added to their inputs.
 
@@ -34,7 +36,7 @@ class Teacher:
         model = self.target.transformer
         x, followers = model.inputs(tokens)
         if injected is not None:
-            x = x + injected
+            x = x + injected.to(x.dtype)
         branches = (
             (self.rows(conditions), conditions.mask),
             model.uncond_rows(conditions.mask),
@@ -43,5 +45,5 @@ class Teacher:
         for rows, mask in branches:
             with mixed_precision(x.device):
                 halves.append(model.embedded_hidden(rows, x, followers, mask))
-        logits: Tensor = model.output(guide(halves[0], halves[1], self.cfg_scale))
-        return logits
+        guided = guide(halves[0], halves[1], self.cfg_scale)
+        return F.linear(guided, model.output.weight.float())

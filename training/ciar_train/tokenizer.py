@@ -180,7 +180,7 @@ def train_tokenizer(
     vq = channels_last(start or VQModel(config), world.device).requires_grad_(True)
     tracker = CodeTracker(vq, loss).to(world.device)
     model = nn.ModuleDict({"vq": vq, "tracker": tracker})
-    critic = Critic(vq, loss, steps=plan.steps) if loss.adversarial else None
+    critic = Critic(vq, loss, steps=plan.num_parts) if loss.adversarial else None
     if critic:
         model["critic"] = channels_last(critic.model, world.device)
     if start:
@@ -197,7 +197,7 @@ def train_tokenizer(
 
     def step(number: int) -> tuple[Tensor, Metrics]:
         indices = batch_indices(
-            number, count=len(data), batch_size=plan.batch_size, world=world, seed=plan.seed
+            number, count=len(data), batch_size=plan.part_size, world=world, seed=plan.seed
         )
         x = load(data, indices)
         if start:
@@ -211,7 +211,7 @@ def train_tokenizer(
         y = vq.decode_latents(z + (codes - z).detach())  # straight through
         commitment = F.mse_loss(z, codes.detach()) * z.shape[1]
         total, metrics = distance(x, y, number)
-        tracker.update(z, ids, can_move=number < plan.steps * (1 - plan.cooldown))
+        tracker.update(z, ids, can_move=number < plan.num_parts * (1 - plan.cooldown))
         return total + loss.commitment * commitment, {
             **metrics,
             "codes": num_distinct(ids, config.codebook_size),

@@ -15,7 +15,8 @@ from ciar.checkpoint import CONFIG_FILE
 from ciar.errors import InvalidInput
 from ciar.models.neighbours import NeighbourConfig
 from ciar_train.draft import DraftPlan
-from ciar_train.draft_step import CLOUD_IMAGES, PROTOCOL_IMAGES, run_draft
+from ciar_train.draft_job import CLOUD_IMAGES, PROTOCOL_IMAGES
+from ciar_train.draft_step import run_draft
 from ciar_train.plan import TrainingPlan
 from ciar_train.run_folder import BUNDLE, RunFolder
 from ciar_train.steps import adopt

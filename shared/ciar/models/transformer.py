@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ciar.models.embedding import LowRankEmbedding
 from ciar.models.neighbours import NeighbourConfig, NeighbourEmbedding
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -46,6 +47,7 @@ class TransformerConfig:
     norm_eps: float = 1e-5
     rope_base: float = 10000.0
     neighbours: NeighbourConfig = NeighbourConfig()  # none: the public model
+    embedding_rank: int = 0  # of the tokens' embedding; 0: a full table, as all targets have
     family: ClassVar[str] = "llamagen"
 
     def __post_init__(self) -> None:
@@ -53,6 +55,11 @@ class TransformerConfig:
             raise ValueError(
                 f"dim: {self.dim}: give a multiple of 4 x num_heads ({self.num_heads}), "
                 "as the 2-D rotary embedding needs"
+            )
+        if not 0 <= self.embedding_rank < self.dim:
+            raise ValueError(
+                f"embedding_rank: {self.embedding_rank}: give a rank below dim ({self.dim}), or 0 "
+                "for a full table"
             )
 
     @property
@@ -138,6 +145,12 @@ class Block(nn.Module):
         return x + y
 
 
+def token_embedding(config: TransformerConfig) -> nn.Embedding | LowRankEmbedding:
+    if config.embedding_rank:
+        return LowRankEmbedding(config.vocab_size, config.dim, config.embedding_rank)
+    return nn.Embedding(config.vocab_size, config.dim)
+
+
 class Trunk(nn.Module):
     """Token embedding, blocks and final norm: what target and draft have in common."""
 
@@ -147,7 +160,7 @@ class Trunk(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
-        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        self.tok_embeddings = token_embedding(config)
         self.neighbours = None
         if not config.neighbours.is_empty:
             self.neighbours = NeighbourEmbedding(

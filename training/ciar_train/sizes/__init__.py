@@ -1,13 +1,9 @@
 """Sizes of ciar-mini as data files: one TOML file holds all that a training run needs to know."""
 
-import tomllib
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ciar.checkpoint import from_dict
-from ciar.errors import InvalidInput
 from ciar.models.inter_head import InterHeadConfig
 from ciar.models.transformer import TransformerConfig
 from ciar.models.vq import VQConfig
@@ -16,6 +12,7 @@ from ciar_train.draft import DraftPlan
 from ciar_train.eagle import EaglePlan
 from ciar_train.plan import TrainingPlan
 from ciar_train.scenes import Recipe
+from ciar_train.settings import names_in, read_settings
 from ciar_train.target import TargetPlan
 from ciar_train.tokenizer import TokenizerLoss
 
@@ -69,19 +66,9 @@ class Size:
 
 
 def size_names() -> list[str]:
-    names = (path.name for path in files(__name__).iterdir())
-    return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
+    return names_in(__name__)
 
 
 def load_size(name: str | Path) -> Size:
     """A size by name among those that come with the package, or by the path of a TOML file."""
-    path = Path(name)
-    known = size_names()
-    text = path.read_text() if path.suffix == ".toml" and path.exists() else None
-    if text is None:
-        if str(name) not in known:
-            raise InvalidInput(
-                "size", str(name), f"give one of {', '.join(known)} or the path of a TOML file"
-            )
-        text = (files(__name__) / f"{name}.toml").read_text()
-    return from_dict(Size, tomllib.loads(text), where=str(name))
+    return read_settings(Size, __name__, name, field="size")

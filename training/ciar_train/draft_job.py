@@ -1,0 +1,149 @@
+"""A draft to train: for which target, on what, how, and where. The stages on it, one by one.
+
+Where the target comes from is another's business: it is that of a run of ours (`draft_step`), or
+any model folder (`target_draft`).
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ciar.models.inter_head import InterHeadConfig
+from ciar.prefix import DEFAULT_PREFIX_RATE, prefix_length
+from ciar.router import DEFAULT_BUDGET
+from ciar.target import TargetModel
+from ciar.types import SamplingParams
+from ciar_train.calibrate import calibrate
+from ciar_train.codes import CodeFolder
+from ciar_train.contexts import Chain, Contexts, cloud_images, drawn, joined, protocol_images
+from ciar_train.draft import DraftPlan, DraftTrainer
+from ciar_train.export import round_as_stored
+from ciar_train.loop import World
+from ciar_train.progress import Progress
+
+CLOUD_IMAGES, PROTOCOL_IMAGES = "cloud_images.pt", "protocol_images.pt"
+NUM_CALIBRATION = 64
+NUM_HELD_OUT = 64
+ROLLOUT_SHARE = 1 / 3
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DraftJob:
+    """folder: keeps the state of every stage, and the images that the models drew.
+
+    start: weights of an earlier draft to begin from.  counted: tokens [N, T] of other pictures, for
+    n-gram tables.
+    """
+
+    target: TargetModel
+    train: CodeFolder
+    held_out: CodeFolder
+    plan: DraftPlan
+    head: InterHeadConfig
+    sampling: SamplingParams
+    folder: Path
+    world: World
+    progress: Progress
+    start: Mapping[str, Tensor] | None = None
+    counted: np.ndarray | None = None
+
+    @property
+    def num_prefix(self) -> int:
+        return prefix_length(DEFAULT_PREFIX_RATE, self.target.config.num_tokens)
+
+    def run(self) -> DraftTrainer:
+        """All stages, or what is left of them."""
+        contexts, held_out = self.contexts()
+        trainer = DraftTrainer(
+            self.target,
+            self.head,
+            self.plan,
+            sampling=self.sampling,
+            world=self.world,
+            start=self.start,
+            counted=self.counted,
+        )
+        trainer.train_tokens(contexts, held_out, self.folder)
+        trainer.train_centre(contexts, held_out, self.folder)
+        if self.plan.has_radius_stage:
+            trainer.train_radius(self.protocol_contexts(trainer, contexts), held_out, self.folder)
+        trainer.train_phi(contexts, self.folder)
+        return trainer
+
+    def contexts(self) -> tuple[Contexts, Contexts]:
+        """Drawn pictures and images the cloud drew, these repeated to be at least ROLLOUT_SHARE.
+
+        The held-out ones are the cloud's alone.
+        """
+        total = len(self.train)
+        count = min(self.plan.num_rollouts, total // 2)
+        num_drawn = min(self.plan.num_drawn, total - count)
+        prompts = drawn(self.train, range(count)).conditions
+        test_prompts = drawn(self.held_out, range(min(NUM_HELD_OUT, len(self.held_out)))).conditions
+
+        def draw() -> Contexts:
+            return cloud_images(
+                self.target,
+                Chain(prompts, test_prompts),
+                sampling=self.sampling,
+                first_seed=7_000_000,
+                progress=self.progress,
+            )
+
+        tokens = self._drawn_once(CLOUD_IMAGES, draw)
+        own = Contexts(tokens=tokens[:count], conditions=prompts)
+        real = drawn(self.train, range(count, count + num_drawn))
+        repeats = math.ceil(ROLLOUT_SHARE / (1 - ROLLOUT_SHARE) * num_drawn / count)
+        test = Contexts(tokens=tokens[count:], conditions=test_prompts)
+        return joined(*[own] * repeats, real), test
+
+    def protocol_contexts(self, trainer: DraftTrainer, others: Contexts) -> Contexts:
+        """Images of the real protocol with the trained centre, beside as many of the cloud's."""
+        count = max(1, min(self.plan.num_rollouts, len(others.tokens)) // 2)
+        prompts = others.conditions[:count]
+
+        def draw() -> Contexts:
+            return protocol_images(
+                self.target,
+                trainer.draft,
+                prompts,
+                sampling=self.sampling,
+                kept_share=1 - DEFAULT_BUDGET,
+                num_prefix=self.num_prefix,
+                first_seed=8_000_000,
+                progress=self.progress,
+            )
+
+        tokens = self._drawn_once(PROTOCOL_IMAGES, draw)
+        rest = Contexts(tokens=others.tokens[:count], conditions=prompts)
+        return joined(Contexts(tokens=tokens, conditions=prompts), rest)
+
+    def calibration(self, trainer: DraftTrainer) -> dict[str, list[float]]:
+        """Quantiles of the scores, of the draft as it is stored: its weights are rounded here."""
+        round_as_stored(trainer.draft)
+        picked = drawn(self.held_out, range(min(NUM_CALIBRATION, len(self.held_out))))
+        found, _ = calibrate(
+            trainer.target,
+            trainer.draft,
+            [c.float() for c in picked.conditions],
+            sampling=self.sampling,
+            budget=DEFAULT_BUDGET,
+            num_prefix=self.num_prefix,
+            progress=self.progress,
+        )
+        return found
+
+    def _drawn_once(self, name: str, draw: Callable[[], Contexts]) -> Tensor:
+        """Tokens [N, T] of images that the models drew: by the main process, if not done before."""
+        path = self.folder / name
+        if not path.exists() and self.world.is_main:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save({"tokens": draw().tokens}, path)
+        self.world.wait()
+        tokens: Tensor = torch.load(path, weights_only=True)["tokens"]
+        return tokens

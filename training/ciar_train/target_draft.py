@@ -1,0 +1,165 @@
+"""`ciar-train draft --target MODEL`: an edge model for a target that was made elsewhere.
+
+The target's weights stay as they are, however large: the cloud's half of phi is a file of its own.
+
+    OUT/cloud    the target, with phi.safetensors
+    OUT/edge     the draft
+    OUT/vq, OUT/text
+
+OUT is MODEL itself, or a folder of links to it.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from ciar.checkpoint import (
+    CONFIG_FILE,
+    PHI_FILE,
+    fingerprint,
+    read_config,
+    read_sampling,
+)
+from ciar.errors import InvalidInput
+from ciar.int8 import pack_state_dict, unpack_state_dict
+from ciar.target import TargetModel
+from ciar_train.codes import CodeFolder
+from ciar_train.draft import DraftTrainer
+from ciar_train.draft_job import DraftJob
+from ciar_train.export import export_draft, is_matrix
+from ciar_train.loop import World
+from ciar_train.plans import EdgePlan
+from ciar_train.progress import Progress
+
+STAMP = "target.json"
+LINKED = ("vq", "text")
+INJECTION = "injection.weight"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetDraft:
+    """model: bundle with the target.  data: what `ciar-train extract` made with it.
+
+    run: keeps the state; an interrupted training goes on.  dtype: of the target's weights.
+    """
+
+    model: Path
+    data: Path
+    plan: EdgePlan
+    run: Path
+    out: Path
+    world: World
+    progress: Progress
+    dtype: torch.dtype = torch.float32
+
+    def train(self) -> None:
+        """Raises `InvalidInput` and `CheckpointError` before any work if something does not fit."""
+        codes = self._codes()
+        self._check_out()
+        self._claim()
+        target = TargetModel.load(
+            self.model / "cloud", device=str(self.world.device), dtype=self.dtype
+        )
+        count = min(self.plan.held_out, len(codes) // 2)
+        job = DraftJob(
+            target=target,
+            train=codes.part(slice(None, -count)),
+            held_out=codes.part(slice(-count, None)),
+            plan=self.plan.draft,
+            head=self.plan.head,
+            sampling=read_sampling(self.model / "cloud"),
+            folder=self.run,
+            world=self.world,
+            progress=self.progress,
+        )
+        trainer = job.run()
+        if self.world.is_main:
+            self._write(job, trainer)
+
+    def _codes(self) -> CodeFolder:
+        if not (self.data / "captions.npy").exists():
+            raise InvalidInput("data", str(self.data), "make it first: ciar-train extract")
+        codes = CodeFolder(self.data)
+        sizes = read_config(self.model / "cloud")
+        shape = sizes["transformer"]
+        found = {
+            "tokens a picture": (codes.tokens.shape[1], int(shape["grid_size"]) ** 2),
+            "width of text features": (codes.features.shape[1], int(shape["condition_dim"])),
+        }
+        for what, (have, wanted) in found.items():
+            if have != wanted:
+                remedy = f"{what}: {have}, the target has {wanted}: extract with this target"
+                raise InvalidInput("data", str(self.data), remedy)
+        if self.plan.head.feature_dim != sizes["feature_dim"]:
+            raise InvalidInput(
+                "feature_dim",
+                self.plan.head.feature_dim,
+                f"the target has {sizes['feature_dim']}: give the plan the same",
+            )
+        if len(codes) < 4:
+            raise InvalidInput("data", str(self.data), f"{len(codes)} pictures: give four or more")
+        return codes
+
+    @property
+    def _is_in_place(self) -> bool:
+        return self.out.resolve() == self.model.resolve()
+
+    def _check_out(self) -> None:
+        there = self.out / "cloud" / CONFIG_FILE
+        if self._is_in_place or not there.exists():
+            return
+        if there.resolve() != (self.model / "cloud" / CONFIG_FILE).resolve():
+            raise InvalidInput("out", str(self.out), "holds another model: give another folder")
+
+    def _claim(self) -> None:
+        """The run folder is for one target, with its half of phi or without."""
+        current, stamp = fingerprint(self.model / "cloud"), self.run / STAMP
+        if stamp.exists() and current not in json.loads(stamp.read_text()):
+            raise InvalidInput(
+                "run", str(self.run), "holds a draft of another target: give another folder"
+            )
+        if self.world.is_main and not stamp.exists():
+            self.run.mkdir(parents=True, exist_ok=True)
+            stamp.write_text(json.dumps([current]))
+        self.world.wait()
+
+    def _write(self, job: DraftJob, trainer: DraftTrainer) -> None:
+        cloud = self.out / "cloud"
+        if not self._is_in_place:
+            link_files(self.model / "cloud", cloud)
+            for part in LINKED:
+                link(self.model / part, self.out / part)
+        packed = pack_state_dict({INJECTION: trainer.target.injection.weight}, quantize=is_matrix)
+        part_path = cloud / f"{PHI_FILE}.part"
+        save_file(packed, part_path)
+        part_path.chmod((cloud / CONFIG_FILE).stat().st_mode)
+        part_path.replace(cloud / PHI_FILE)
+        stored = unpack_state_dict(packed)[INJECTION]
+        trainer.target.injection.weight.data.copy_(stored)
+        target_print = fingerprint(cloud)
+        stamp = self.run / STAMP
+        stamp.write_text(json.dumps(sorted({*json.loads(stamp.read_text()), target_print})))
+        export_draft(
+            trainer.draft,
+            self.out / "edge",
+            name=str(read_config(cloud).get("name", self.model.name)),
+            target_fingerprint=target_print,
+            calibration=job.calibration(trainer),
+        )
+
+
+def link_files(source: Path, out: Path) -> None:
+    """Links to all files of a model folder but the half of phi of another draft."""
+    out.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():
+        if path.name != PHI_FILE:
+            link(path, out / path.name)
+
+
+def link(source: Path, out: Path) -> None:
+    if not out.exists() and source.exists():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.symlink_to(source.resolve(), target_is_directory=source.is_dir())
