@@ -19,7 +19,7 @@ from ciar.target import TargetModel
 from ciar.types import SamplingParams
 from ciar.uncertainty import TENSOR_SCORES
 from ciar_bench import cli
-from ciar_bench.cloud_process import cores, serving
+from ciar_bench.cloud_process import cloud_process, cores
 from ciar_bench.latency import LatencyPlan, LatencyReport, Round, measure_latency, summarize
 from ciar_bench.pair import write_random_pair
 from ciar_bench.routing import (
@@ -52,10 +52,10 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def latency(bundle: Path, run: Any) -> tuple[LatencyReport, list[str]]:
     """A report over a real socket, and what was said on the way."""
     lines: list[str] = []
-    with serving(bundle, core=None) as address:
+    with cloud_process(bundle, core=None) as cloud:
         edge = load_draft_model(bundle / "edge")
         plan = LatencyPlan(rounds=1, share=0.5)
-        report = run(measure_latency(address, edge, plan, progress=lines.append))
+        report = run(measure_latency(cloud.address, edge, plan, progress=lines.append))
     return report, lines
 
 
@@ -139,7 +139,7 @@ def test_a_cloud_that_does_not_start_says_why(tmp_path: Path) -> None:
     folder = tmp_path / "nowhere"
     with (
         pytest.raises(CloudUnavailable, match="no such model folder"),
-        serving(folder, core=None),
+        cloud_process(folder, core=None),
     ):
         pytest.fail("nothing serves there")
 

@@ -15,7 +15,8 @@ from rich.table import Table
 from ciar import __version__
 from ciar.checkpoint import DEFAULT_MODEL, find_model, read_config
 from ciar.errors import CiarError
-from ciar_bench.cloud_process import cores, serving
+from ciar_bench.cloud_process import cloud_process, cores
+from ciar_bench.full_size_cli import full_size
 from ciar_bench.head_scale_cli import head_scale
 from ciar_bench.latency import LatencyPlan, LatencyReport, run_latency
 from ciar_bench.machine import describe_machine
@@ -70,11 +71,11 @@ def latency(
     with tempfile.TemporaryDirectory(prefix="ciar-bench-") as scratch:
         folder = write_random_pair(load_size(size), Path(scratch)) if size else find_model(model)
         edge_core, cloud_core = pick_cores()
-        with serving(folder, core=cloud_core) as address:
+        with cloud_process(folder, core=cloud_core) as cloud:
             if edge_core is not None:
                 os.sched_setaffinity(0, {edge_core})
             edge = load_draft_model(folder / "edge")
-            report = run_latency(address, edge, plan, progress=console.print)
+            report = run_latency(cloud.address, edge, plan, progress=console.print)
     title = f"latency of {size or model}{' (random weights)' if size else ''}"
     if as_json:
         print(json.dumps({"title": title, "machine": describe_machine()} | asdict(report)))
@@ -124,6 +125,7 @@ def routing(
 add_commands(app)
 app.command()(table)
 app.command()(head_scale)
+app.command()(full_size)
 
 
 def routing_markdown(report: RoutingReport, name: str) -> str:

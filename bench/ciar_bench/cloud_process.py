@@ -5,13 +5,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from ciar.errors import CloudUnavailable
 
-READY_SECONDS = 120.0
+READY_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class CloudProcess:
+    """A cloud that serves: where, and as which process."""
+
+    address: str
+    pid: int
 
 
 def cores() -> list[int]:
@@ -20,13 +29,19 @@ def cores() -> list[int]:
 
 
 @contextmanager
-def serving(model: Path, *, core: int | None, threads: int = 1) -> Iterator[str]:
-    """Serve a bundle on a free loopback port; yields its address. core: None leaves it unpinned."""
+def cloud_process(
+    model: Path, *, core: int | None, threads: int = 1, options: Sequence[str] = ()
+) -> Iterator[CloudProcess]:
+    """Serve a bundle on a free loopback port. core: None leaves it unpinned.
+
+    options: more of those of `ciar-cloud serve`.
+    """
     with tempfile.TemporaryDirectory(prefix="ciar-bench-") as folder:
         ready, log = Path(folder, "ready"), Path(folder, "log")
         command = [sys.executable, "-m", "ciar_cloud.cli", "serve", "--model", str(model)]
         command += ["--port", "0", "--metrics-port", "0", "--threads", str(threads)]
         command += ["--ready-file", str(ready), "--drain-seconds", "0", "--exit-with-parent"]
+        command += options
         with log.open("wb") as output:
             process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT
@@ -39,7 +54,7 @@ def serving(model: Path, *, core: int | None, threads: int = 1) -> Iterator[str]
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise CloudUnavailable(f"the cloud did not start: {log.read_text()[-2000:]}")
                 time.sleep(0.02)
-            yield ready.read_text().strip()
+            yield CloudProcess(ready.read_text().strip(), process.pid)
         finally:
             assert process.stdin
             process.stdin.close()

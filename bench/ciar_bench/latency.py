@@ -168,11 +168,11 @@ async def run_base(
 
 
 async def chunk_seconds(
-    verifier: RemoteVerifier, sampling: SamplingParams, info: ModelInfo
+    verifier: RemoteVerifier, sampling: SamplingParams, info: ModelInfo, *, prompt: str = PROMPT
 ) -> dict[int, float]:
     """C(k): a batch of k - 1 uncertain tokens feeds the last known one and all of the batch."""
     position = info.num_tokens // 2
-    request = ImageRequest(prompt=PROMPT, sampling=sampling, num_prefix=position)
+    request = ImageRequest(prompt=prompt, sampling=sampling, num_prefix=position)
     seconds: dict[int, list[float]] = {k: [] for k in CHUNKS if position + k <= info.num_tokens}
     async with verifier.open(request) as session:
         for epoch, k in enumerate(list(seconds) * CHUNK_REPEATS):
