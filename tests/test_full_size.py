@@ -15,6 +15,7 @@ from ciar.types import SamplingParams
 from ciar_bench.cli import app
 from ciar_bench.random_model import PUBLISHED, PublishedSize, write_random_model
 
+SAMPLING = SamplingParams(cfg_scale=3.0)
 VQ = VQConfig(codebook_size=64, channels=32, channel_multipliers=(1, 1), z_channels=32)
 LLAMAGEN = TransformerConfig(
     vocab_size=64,
@@ -36,19 +37,17 @@ CHAMELEON = ChameleonConfig(
 )
 
 
+def write_plan(folder: Path) -> str:
+    path, stage = folder / "plan.toml", "{ steps = 1, batch_size = 1, lr = 1.0 }"
+    path.write_text(f"draft = {{ centre = {stage}, radius = {stage}, phi = {stage} }}")
+    return str(path)
+
+
 @pytest.mark.parametrize("sizes", [LLAMAGEN, CHAMELEON], ids=lambda s: s.family)
 def test_an_image_through_both_processes(
     sizes: TransformerConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = tmp_path / "plan.toml"
-    plan.write_text(
-        "draft = { centre = {S}, radius = {S}, phi = {S} }".replace(
-            "{S}", "{ steps = 1, batch_size = 1, lr = 1.0 }"
-        )
-    )
-    toy = PublishedSize(
-        transformer=sizes, vq=VQ, plan=str(plan), sampling=SamplingParams(cfg_scale=3.0)
-    )
+    toy = PublishedSize(transformer=sizes, vq=VQ, plan=write_plan(tmp_path), sampling=SAMPLING)
     monkeypatch.setitem(PUBLISHED, "toy", toy)
     kept = write_random_model(toy, tmp_path / "model", prompt="a cat", dtype=torch.float32)
     options = ["--size", "toy", "--dtype", "float32", "--share", "0.5", "--json"]

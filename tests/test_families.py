@@ -1,0 +1,139 @@
+"""What must hold for every family of targets: chunks, rollback, and what bfloat16 costs."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ciar.families import FAMILIES
+from ciar.models.chameleon import ChameleonConfig
+from ciar.models.transformer import Transformer, TransformerConfig
+from ciar.sampling import guide
+from ciar.target import Feed, Target, TargetModel
+from ciar_bench.random_model import PublishedSize, write_random_model
+from ciar_cloud.bundle import load_cloud_model
+from tests.test_full_size import SAMPLING, VQ, write_plan
+
+CFG, NUM_ROWS, GRID = 3.0, 7, 8
+NUM_TOKENS = GRID**2 - 1  # fed: the last is not
+LLAMAGEN = TransformerConfig(
+    vocab_size=64,
+    grid_size=GRID,
+    num_layers=3,
+    dim=64,
+    num_heads=4,
+    num_condition=12,
+    condition_dim=24,
+)
+CHAMELEON = ChameleonConfig(
+    vocab_size=64,
+    grid_size=GRID,
+    num_layers=3,
+    dim=64,
+    num_heads=4,
+    num_condition=12,
+    condition_dim=64,
+)
+
+
+@pytest.fixture(scope="module", params=[LLAMAGEN, CHAMELEON], ids=lambda sizes: sizes.family)
+def sizes(request: pytest.FixtureRequest) -> TransformerConfig:
+    found: TransformerConfig = request.param
+    return found
+
+
+@pytest.fixture(scope="module")
+def model(sizes: TransformerConfig) -> TargetModel:
+    torch.manual_seed(0)
+    model = TargetModel(sizes, feature_dim=4)
+    for parameter in model.transformer.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def condition(sizes: TransformerConfig) -> Tensor:
+    return torch.randn(NUM_ROWS, sizes.condition_dim, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def tokens(sizes: TransformerConfig) -> Tensor:
+    generator = torch.Generator().manual_seed(2)
+    return torch.randint(sizes.vocab_size, (NUM_TOKENS,), generator=generator)
+
+
+def feed(tokens: Tensor, position: int, condition: Tensor | None = None) -> Feed:
+    return Feed(
+        slot=0,
+        num_condition=NUM_ROWS,
+        position=position,
+        tokens=tokens,
+        cfg_scale=CFG,
+        condition=condition,
+    )
+
+
+def in_chunks(model: TargetModel, condition: Tensor, tokens: Tensor, size: int) -> Tensor:
+    """Guided logits [T, V], every chunk fed wrongly first and then again from where it began."""
+    target = Target(model, num_slots=1)
+    found = target.extend([feed(tokens[:0], 0, condition)])
+    for position in range(0, len(tokens), size):
+        chunk = tokens[position : position + size]
+        wrong = (chunk + 1) % model.config.vocab_size
+        target.extend([feed(wrong, position)])
+        found += target.extend([feed(chunk, position)])
+    return torch.cat(found)
+
+
+@pytest.fixture(scope="module")
+def one_by_one(model: TargetModel, condition: Tensor, tokens: Tensor) -> Tensor:
+    target = Target(model, num_slots=1)
+    found = target.extend([feed(tokens[:0], 0, condition)])
+    for position in range(len(tokens)):
+        found += target.extend([feed(tokens[position : position + 1], position)])
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("size", range(1, 33))
+def test_chunks_with_rollback_equal_one_by_one(
+    size: int, model: TargetModel, condition: Tensor, tokens: Tensor, one_by_one: Tensor
+) -> None:
+    found = in_chunks(model, condition, tokens, size)
+    torch.testing.assert_close(found, one_by_one, atol=1e-4, rtol=1e-4)
+
+
+@torch.inference_mode()
+def plain_guided(transformer: Transformer, condition: Tensor, tokens: Tensor) -> Tensor:
+    """Guided logits [T, V] of one pass over the whole sequence, all of it in the model's dtype."""
+    mask = torch.ones(1, len(condition), dtype=torch.bool)
+    rows = transformer.condition_rows(condition.to(transformer.output.weight.dtype))[None]
+    branches = ((rows, mask), transformer.uncond_rows(mask))
+    cond, uncond = (
+        transformer.output(transformer.masked_hidden(rows, tokens[None], mask))[0]
+        for rows, mask in branches
+    )
+    return guide(cond, uncond, CFG)
+
+
+def test_what_is_served_in_bfloat16_is_as_good_as_a_plain_forward_in_it(
+    sizes: TransformerConfig, tokens: Tensor, tmp_path: Path
+) -> None:
+    """Weights as they are stored in it, so that only the arithmetic differs."""
+    size = PublishedSize(transformer=sizes, vq=VQ, plan=write_plan(tmp_path), sampling=SAMPLING)
+    folder = write_random_model(size, tmp_path / "model", prompt="a cat", dtype=torch.bfloat16)
+    (condition,) = load_cloud_model(str(folder)).encoder.encode(["a cat"])
+    condition = condition[:NUM_ROWS]
+    exact = in_chunks(TargetModel.load(folder / "cloud"), condition, tokens, 5)
+    half = TargetModel.load(folder / "cloud", dtype=torch.bfloat16)
+    plain = plain_guided(half.transformer, condition, tokens)
+    served = in_chunks(load_cloud_model(str(folder), dtype="bfloat16").target, condition, tokens, 5)
+    errors = [(found - exact).norm() / exact.norm() for found in (served, plain)]
+    assert errors[0] < 2 * errors[1]
+    assert errors[1] < 0.05
+    assert (served.argmax(-1) == exact.argmax(-1)).float().mean() >= 0.95
+
+
+def test_every_family_is_here() -> None:
+    assert set(FAMILIES) == {LLAMAGEN.family, CHAMELEON.family}
