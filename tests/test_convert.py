@@ -32,7 +32,7 @@ from ciar.text import load_text
 from ciar_cloud.cli import app
 from ciar_cloud.convert import llamagen, vq
 from ciar_cloud.convert.convert import Settings, convert
-from ciar_cloud.convert.reader import of_tensor
+from ciar_cloud.convert.reader import forget, of_tensor, read_file
 from ciar_cloud.text_features import read_prompts
 from tests import test_transformer, test_vq
 from tests.tiny import vq_f4
@@ -584,3 +584,17 @@ def test_the_command(weights: dict[str, Tensor], tmp_path: Path) -> None:
     bad = CliRunner().invoke(app, ["convert", str(path), *options, "--dtype", "int4"])
     assert isinstance(bad.exception, InvalidInput)
     assert bad.exception.field == "dtype"
+
+
+def test_what_was_read_can_be_forgotten_and_read_again(tmp_path: Path) -> None:
+    """Whole pages of mapped files only: a file that is in memory as a whole keeps its numbers."""
+    state = {"a": torch.randn(300, 100), "b": torch.randn(7)}
+    torch.save(state, tmp_path / "new.pt")
+    torch.save(state, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    save_file(state, tmp_path / "c.safetensors")
+    for name in ("new.pt", "old.pt", "c.safetensors"):
+        tensors = read_file(tmp_path / name)
+        assert (tensors["a"].mapped is None) == (name == "old.pt")
+        for _ in range(2):
+            assert all(torch.equal(tensors[n].read(), state[n]) for n in state)
+            forget(tensors)

@@ -13,7 +13,7 @@ from ciar.errors import CheckpointError, InvalidInput
 from ciar.models.chameleon import ChameleonConfig
 from ciar_cloud.bundle import DTYPES as SERVED_DTYPES
 from ciar_cloud.convert import anole, llamagen, t5, vq
-from ciar_cloud.convert.reader import Tensors, files_of, read_files, sha256_of
+from ciar_cloud.convert.reader import Tensors, files_of, forget, read_files, sha256_of
 from ciar_cloud.convert.target import target_configuration, target_entries
 from ciar_cloud.convert.writer import MAX_SHARD_BYTES, write_folder
 
@@ -102,9 +102,13 @@ def convert(
 
 
 def convert_one(source: Source, out: Path, settings: Settings, on_tensor: OnTensor) -> Part:
+    def forgetting(name: str) -> None:
+        forget(source.tensors)
+        on_tensor(name)
+
     for is_kind, convert_kind in KINDS:
         if is_kind(source.tensors):
-            return convert_kind(source, out, settings, on_tensor)
+            return convert_kind(source, out, settings, forgetting)
     names = ", ".join(sorted(source.tensors)[:3])
     raise CheckpointError(
         f"{source.path}: none of the checkpoints that are known (it begins with {names}); known "

@@ -6,7 +6,9 @@ the rest.
 """
 
 import argparse
+import ctypes
 import hashlib
+import mmap
 import pickle
 import warnings
 from collections.abc import Callable, Mapping
@@ -30,15 +32,20 @@ LAYOUTS = (
     "ema",
 )  # top-level names of weights, first that is there
 PREFIXES = ("_orig_mod.", "module.")  # of torch.compile and of DDP
+LIBC = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True, eq=False)
 class LazyTensor:
-    """A tensor of a file. shape, dtype: known without reading it."""
+    """A tensor of a file. shape, dtype: known without reading it.
+
+    mapped: itself, if it is a part of a file in memory that nobody writes to.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     read: Callable[[], Tensor]
+    mapped: Tensor | None = None
 
 
 Tensors = Mapping[str, LazyTensor]
@@ -60,15 +67,37 @@ def read_file(path: Path) -> dict[str, LazyTensor]:
     if not path.is_file():
         raise InvalidInput("source", str(path), "give a checkpoint file, or a folder of them")
     if path.suffix == SAFETENSORS_SUFFIX:
-        return {name: of_tensor(tensor) for name, tensor in mapped_tensors(path).items()}
+        tensors = mapped_tensors(path)
+        return {name: of_tensor(tensor, is_mapped=True) for name, tensor in tensors.items()}
     if path.suffix in TORCH_SUFFIXES:
-        return {name: of_tensor(tensor) for name, tensor in read_torch(path).items()}
+        tensors = read_torch(path)
+        return {name: of_tensor(tensor, is_mapped=is_zip(path)) for name, tensor in tensors.items()}
     known = ", ".join((SAFETENSORS_SUFFIX, *TORCH_SUFFIXES))
     raise InvalidInput("source", str(path), f"give a file that ends in one of {known}")
 
 
-def of_tensor(tensor: Tensor) -> LazyTensor:
-    return LazyTensor(tuple(tensor.shape), tensor.dtype, lambda: tensor)
+def of_tensor(tensor: Tensor, *, is_mapped: bool = False) -> LazyTensor:
+    return LazyTensor(
+        tuple(tensor.shape), tensor.dtype, lambda: tensor, tensor if is_mapped else None
+    )
+
+
+def forget(tensors: Tensors) -> None:
+    """Give back the memory of what was read of mapped files; whoever reads it again reads the file.
+
+    Otherwise all that was read would stay for as long as one tensor of the file does.
+    """
+    if not hasattr(mmap, "MADV_DONTNEED"):  # not on this system
+        return
+    for tensor in tensors.values():
+        if tensor.mapped is not None:
+            start = tensor.mapped.data_ptr()
+            end = start + tensor.mapped.nbytes
+            first, last = -(-start // mmap.PAGESIZE), end // mmap.PAGESIZE  # whole pages of it
+            if first < last:
+                length = (last - first) * mmap.PAGESIZE
+                address = ctypes.c_void_p(first * mmap.PAGESIZE)
+                LIBC.madvise(address, ctypes.c_size_t(length), mmap.MADV_DONTNEED)
 
 
 def read_torch(path: Path) -> dict[str, Tensor]:
