@@ -27,7 +27,7 @@ from ciar_edge.loop import generate
 from ciar_edge.models import EdgeModel, load_draft_model
 from ciar_edge.result import ImageResult, Origin
 from ciar_train.calibrate import calibrate, score_rows
-from ciar_train.contexts import batches, cloud_images
+from ciar_train.model_images import batches, cloud_images
 from ciar_train.rollouts import Choice, Keep, Rollout, roll_out
 from tests.tiny import TEXT_DIM, write_bundle
 

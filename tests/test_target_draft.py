@@ -2,7 +2,10 @@
 families."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +34,12 @@ from tests.toy_anole import toy_anole
 
 PROMPT = "a dog on the beach"
 CAPTIONS = [PROMPT, "a cat in the snow", "the dog", "a cat on the beach"]
-NUM_PICTURES, SIDE, NUM_TOKENS = 14, 8, 16
+NUM_PICTURES, SIDE, NUM_TOKENS = 84, 8, 16
 PLAN = """
 held_out = 3
 [draft]
 num_drawn = 6
-num_rollouts = 4
+num_rollouts = 36
 shape = {{ embedding_rank = {rank} }}
 tokens = {{ steps = 2, batch_size = 4, lr = 1e-3 }}
 centre = {{ steps = {steps}, batch_size = 4, accumulate = 2, lr = 1e-3, warmup_steps = 1 }}
@@ -83,7 +86,8 @@ def train(model: Path, data: Path, *, out: Path, steps: int = 2, **options: Any)
     plan = model.parent / f"plan-{steps}.toml"
     plan.write_text(PLAN.format(rank=8 if "anole" in str(model) else 0, steps=steps))
     run = options.pop("run", model.parent / "run")
-    more = [str(x) for name, value in options.items() for x in (f"--{name}", value)]
+    flags = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
+    more = [x for name, value in flags.items() for x in (name, value) if x is not None]
     files = ("--target", model, "--data", data, "--plan", plan, "--run", run, "--out", out)
     return call("draft", *files, "--device", "cpu", *more)
 
@@ -149,6 +153,37 @@ def test_a_target_in_bfloat16_teaches_as_well(model: Path, data: Path, tmp_path:
     out.parent.mkdir()
     train(model, data, out=out, run=tmp_path / "run", dtype="bfloat16")
     assert read_config(out / "edge")["target"] == fingerprint(out / "cloud")
+
+
+def test_processes_share_a_target_and_its_images(
+    model: Path, data: Path, pair: Path, tmp_path: Path
+) -> None:
+    """Two processes, each with half of every layer, draw the images that one draws."""
+    out, run = tmp_path / "pair", tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m"]
+    files = ("--target", model, "--data", data, "--plan", model.parent / "plan-2.toml")
+    more = ("--run", run, "--out", out, "--device", "cpu", "--threads", "1", "--shard-target")
+    done = subprocess.run(
+        [*command, "--", "ciar_train.cli", "draft", *map(str, (*files, *more))],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    alone, both = (torch.load(r / "cloud_images.pt") for r in (model.parent / "run", run))
+    assert torch.equal(alone["tokens"], both["tokens"])
+    assert read_config(out / "edge")["target"] == fingerprint(out / "cloud")
+    name = "layers.0.attention.wo.weight"
+    ours, theirs = (read_weights(p / "edge")[name] for p in (out, pair))
+    assert (ours - theirs).norm() < 0.05 * theirs.norm()  # each replaced other tokens
+
+
+def test_a_single_process_cannot_share(model: Path, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="shard-target: .*torchrun"):
+        train(model, data, out=tmp_path / "out", run=tmp_path / "run", shard_target=None)
 
 
 def test_what_does_not_fit_is_named(model: Path, data: Path, pair: Path, tmp_path: Path) -> None:

@@ -29,9 +29,9 @@ from ciar.types import SamplingParams
 from ciar.uncertainty import TENSOR_SCORES
 from ciar_edge.models import load_draft_model
 from ciar_train.calibrate import score_rows
-from ciar_train.contexts import at_once, batches
 from ciar_train.draft import describe
 from ciar_train.losses import auroc
+from ciar_train.model_images import at_once, batches
 from ciar_train.progress import Progress, say_nothing
 from ciar_train.rollouts import Choice, roll_out
 

@@ -200,6 +200,12 @@ def draft(
     dtype: Annotated[
         DtypeName, typer.Option(help="With --target: of the target's weights.")
     ] = "float32",
+    shard_target: Annotated[
+        bool,
+        typer.Option(
+            "--shard-target", help="With --target, under torchrun: share its layers out (FSDP)."
+        ),
+    ] = False,
 ) -> None:
     """Train the edge model for a target, both halves of phi, and calibrate its scores."""
     if target is not None:
@@ -219,6 +225,7 @@ def draft(
             world=World.start(device),
             progress=ProgressBars(),
             dtype=getattr(torch, dtype),
+            is_sharded=shard_target,
         ).train()
         print(out or model)
         return
@@ -304,6 +311,8 @@ def main() -> None:
     except CiarError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    finally:
+        World.leave()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Token grids a draft learns and is judged on: drawn pictures, and images that the models drew."""
+"""Token grids that a draft learns and is judged on, beside the text features of their prompts."""
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import overload
@@ -9,15 +9,8 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from ciar.models.inter_head import DraftModel
-from ciar.target import TargetModel
-from ciar.types import SamplingParams
 from ciar_train.codes import CodeFolder, Conditions, pad_left
 from ciar_train.gpu import moved
-from ciar_train.progress import Progress, say_nothing
-from ciar_train.rollouts import Choice, roll_out
-
-AT_ONCE = {"cpu": 32, "cuda": 256}  # images drawn in lock step
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -95,69 +88,3 @@ def joined(*parts: Contexts) -> Contexts:
         tokens=torch.cat([p.tokens for p in parts]),
         conditions=Chain(*(p.conditions for p in parts)),
     )
-
-
-def batches(count: int, size: int) -> Iterator[range]:
-    for first in range(0, count, size):
-        yield range(first, min(first + size, count))
-
-
-def at_once(target: TargetModel) -> int:
-    return AT_ONCE[target.injection.weight.device.type]
-
-
-def cloud_images(
-    target: TargetModel,
-    conditions: Sequence[Tensor],
-    *,
-    sampling: SamplingParams,
-    first_seed: int,
-    progress: Progress = say_nothing,
-) -> Contexts:
-    """Images the cloud draws alone for these prompts.
-
-    They are contexts with guidance in them, which drawn pictures lack.
-    """
-    grids = []
-    for span in batches(len(conditions), at_once(target)):
-        picked = [conditions[i].float() for i in span]
-        seeds = [first_seed + i for i in span]
-        grids.append(roll_out(target, None, picked, seeds=seeds, sampling=sampling).tokens)
-        progress(span.stop, len(conditions), "cloud images")
-    return Contexts(tokens=torch.cat(grids), conditions=conditions)
-
-
-def protocol_images(
-    target: TargetModel,
-    draft: DraftModel,
-    conditions: Sequence[Tensor],
-    *,
-    sampling: SamplingParams,
-    kept_share: float,
-    num_prefix: int,
-    first_seed: int,
-    progress: Progress = say_nothing,
-) -> Contexts:
-    """Images both sides draw, a random `kept_share` of the routed tokens the edge's own.
-
-    Random, because the radius that would route is not trained yet; features are zero until phi is.
-    """
-    generator = torch.Generator().manual_seed(first_seed)
-    grids = []
-
-    def keep(choice: Choice) -> Tensor:
-        return torch.rand(len(choice.centre), generator=generator) < kept_share
-
-    for span in batches(len(conditions), at_once(target)):
-        rollout = roll_out(
-            target,
-            draft,
-            [conditions[i].float() for i in span],
-            seeds=[first_seed + i for i in span],
-            sampling=sampling,
-            num_prefix=num_prefix,
-            keep=keep,
-        )
-        grids.append(rollout.tokens)
-        progress(span.stop, len(conditions), "protocol images")
-    return Contexts(tokens=torch.cat(grids), conditions=conditions)

@@ -50,6 +50,7 @@ from ciar_train.losses import (
 from ciar_train.ngrams import count_ngrams, recall_as
 from ciar_train.plan import TrainingPlan
 from ciar_train.precision import mixed_precision
+from ciar_train.sharded import shard_layers
 from ciar_train.target import init_weights
 from ciar_train.teacher import Teacher
 
@@ -177,12 +178,16 @@ class DraftTrainer:
         world: World,
         start: Mapping[str, Tensor] | None = None,
         counted: np.ndarray | None = None,
+        is_sharded: bool = False,
     ) -> None:
         torch.manual_seed(0)
-        self.target = target.with_own_injection().to(world.device).requires_grad_(False)
+        self.draft = draft_from_target(target, head, plan.shape, start).to(world.device)
+        self.target = target.with_own_injection().requires_grad_(False)
+        if is_sharded:
+            shard_layers(self.target.transformer, world)
+        self.target.to(world.device)
         self.teacher = Teacher(self.target, sampling.cfg_scale)
         self.sampling = sampling
-        self.draft = draft_from_target(target, head, plan.shape, start).to(world.device)
         if self.draft.neighbours is not None and counted is not None:
             count_ngrams(self.draft.neighbours, counted)
         self.plan = plan

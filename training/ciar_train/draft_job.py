@@ -20,10 +20,11 @@ from ciar.target import TargetModel
 from ciar.types import SamplingParams
 from ciar_train.calibrate import calibrate
 from ciar_train.codes import CodeFolder
-from ciar_train.contexts import Chain, Contexts, cloud_images, drawn, joined, protocol_images
+from ciar_train.contexts import Chain, Contexts, drawn, joined
 from ciar_train.draft import DraftPlan, DraftTrainer
 from ciar_train.export import round_as_stored
 from ciar_train.loop import World
+from ciar_train.model_images import cloud_images, protocol_images
 from ciar_train.progress import Progress
 
 CLOUD_IMAGES, PROTOCOL_IMAGES = "cloud_images.pt", "protocol_images.pt"
@@ -37,7 +38,7 @@ class DraftJob:
     """folder: keeps the state of every stage, and the images that the models drew.
 
     start: weights of an earlier draft to begin from.  counted: tokens [N, T] of other pictures, for
-    n-gram tables.
+    n-gram tables.  is_sharded: share the target's layers out among the processes.
     """
 
     target: TargetModel
@@ -51,6 +52,7 @@ class DraftJob:
     progress: Progress
     start: Mapping[str, Tensor] | None = None
     counted: np.ndarray | None = None
+    is_sharded: bool = False
 
     @property
     def num_prefix(self) -> int:
@@ -58,8 +60,7 @@ class DraftJob:
 
     def run(self) -> DraftTrainer:
         """All stages, or what is left of them."""
-        contexts, held_out = self.contexts()
-        trainer = DraftTrainer(
+        trainer = DraftTrainer(  # before any image: it is what puts the target on its devices
             self.target,
             self.head,
             self.plan,
@@ -67,7 +68,9 @@ class DraftJob:
             world=self.world,
             start=self.start,
             counted=self.counted,
+            is_sharded=self.is_sharded,
         )
+        contexts, held_out = self.contexts()
         trainer.train_tokens(contexts, held_out, self.folder)
         trainer.train_centre(contexts, held_out, self.folder)
         if self.plan.has_radius_stage:
@@ -92,6 +95,7 @@ class DraftJob:
                 Chain(prompts, test_prompts),
                 sampling=self.sampling,
                 first_seed=7_000_000,
+                world=self.world,
                 progress=self.progress,
             )
 
@@ -116,6 +120,7 @@ class DraftJob:
                 kept_share=1 - DEFAULT_BUDGET,
                 num_prefix=self.num_prefix,
                 first_seed=8_000_000,
+                world=self.world,
                 progress=self.progress,
             )
 
@@ -124,7 +129,10 @@ class DraftJob:
         return joined(Contexts(tokens=tokens, conditions=prompts), rest)
 
     def calibration(self, trainer: DraftTrainer) -> dict[str, list[float]]:
-        """Quantiles of the scores, of the draft as it is stored: its weights are rounded here."""
+        """Quantiles of the scores, of the draft as it is stored: its weights are rounded here.
+
+        With a sharded target every process must ask for them.
+        """
         round_as_stored(trainer.draft)
         picked = drawn(self.held_out, range(min(NUM_CALIBRATION, len(self.held_out))))
         found, _ = calibrate(
@@ -139,11 +147,14 @@ class DraftJob:
         return found
 
     def _drawn_once(self, name: str, draw: Callable[[], Contexts]) -> Tensor:
-        """Tokens [N, T] of images that the models drew: by the main process, if not done before."""
+        """Tokens [N, T] of images that the models drew, unless they did before."""
         path = self.folder / name
-        if not path.exists() and self.world.is_main:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save({"tokens": draw().tokens}, path)
         self.world.wait()
-        tokens: Tensor = torch.load(path, weights_only=True)["tokens"]
-        return tokens
+        if not path.exists():
+            tokens = draw().tokens  # by all processes, so none is late to look for the file
+            if self.world.is_main:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                torch.save({"tokens": tokens}, path)
+        self.world.wait()
+        found: Tensor = torch.load(path, weights_only=True)["tokens"]
+        return found

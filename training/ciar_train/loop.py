@@ -50,6 +50,12 @@ class World:
             dist.init_process_group("nccl" if kind == "cuda" else "gloo")
         return cls(rank, size, torch.device(kind))
 
+    @staticmethod
+    def leave() -> None:
+        """Out of the process group, if there is one."""
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
+
     @property
     def is_main(self) -> bool:
         return self.rank == 0

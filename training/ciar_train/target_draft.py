@@ -10,11 +10,13 @@ OUT is MODEL itself, or a folder of links to it.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from ciar.checkpoint import (
     CONFIG_FILE,
@@ -25,9 +27,9 @@ from ciar.checkpoint import (
 )
 from ciar.errors import InvalidInput
 from ciar.int8 import pack_state_dict, unpack_state_dict
+from ciar.models.inter_head import DraftModel
 from ciar.target import TargetModel
 from ciar_train.codes import CodeFolder
-from ciar_train.draft import DraftTrainer
 from ciar_train.draft_job import DraftJob
 from ciar_train.export import export_draft, is_matrix
 from ciar_train.loop import World
@@ -44,6 +46,7 @@ class TargetDraft:
     """model: bundle with the target.  data: what `ciar-train extract` made with it.
 
     run: keeps the state; an interrupted training goes on.  dtype: of the target's weights.
+    is_sharded: share its layers out among the processes.
     """
 
     model: Path
@@ -54,15 +57,15 @@ class TargetDraft:
     world: World
     progress: Progress
     dtype: torch.dtype = torch.float32
+    is_sharded: bool = False
 
     def train(self) -> None:
         """Raises `InvalidInput` and `CheckpointError` before any work if something does not fit."""
         codes = self._codes()
         self._check_out()
         self._claim()
-        target = TargetModel.load(
-            self.model / "cloud", device=str(self.world.device), dtype=self.dtype
-        )
+        device = "cpu" if self.is_sharded else str(self.world.device)
+        target = TargetModel.load(self.model / "cloud", device=device, dtype=self.dtype)
         count = min(self.plan.held_out, len(codes) // 2)
         job = DraftJob(
             target=target,
@@ -74,10 +77,14 @@ class TargetDraft:
             folder=self.run,
             world=self.world,
             progress=self.progress,
+            is_sharded=self.is_sharded,
         )
         trainer = job.run()
+        packed = pack_state_dict({INJECTION: trainer.target.injection.weight}, quantize=is_matrix)
+        trainer.target.injection.weight.data.copy_(unpack_state_dict(packed)[INJECTION])
+        calibration = job.calibration(trainer)
         if self.world.is_main:
-            self._write(job, trainer)
+            self._write(trainer.draft, packed, calibration)
 
     def _codes(self) -> CodeFolder:
         if not (self.data / "captions.npy").exists():
@@ -126,28 +133,30 @@ class TargetDraft:
             stamp.write_text(json.dumps([current]))
         self.world.wait()
 
-    def _write(self, job: DraftJob, trainer: DraftTrainer) -> None:
+    def _write(
+        self,
+        draft: DraftModel,
+        injection: Mapping[str, Tensor],
+        calibration: Mapping[str, list[float]],
+    ) -> None:
         cloud = self.out / "cloud"
         if not self._is_in_place:
             link_files(self.model / "cloud", cloud)
             for part in LINKED:
                 link(self.model / part, self.out / part)
-        packed = pack_state_dict({INJECTION: trainer.target.injection.weight}, quantize=is_matrix)
         part_path = cloud / f"{PHI_FILE}.part"
-        save_file(packed, part_path)
+        save_file(dict(injection), part_path)
         part_path.chmod((cloud / CONFIG_FILE).stat().st_mode)
         part_path.replace(cloud / PHI_FILE)
-        stored = unpack_state_dict(packed)[INJECTION]
-        trainer.target.injection.weight.data.copy_(stored)
         target_print = fingerprint(cloud)
         stamp = self.run / STAMP
         stamp.write_text(json.dumps(sorted({*json.loads(stamp.read_text()), target_print})))
         export_draft(
-            trainer.draft,
+            draft,
             self.out / "edge",
             name=str(read_config(cloud).get("name", self.model.name)),
             target_fingerprint=target_print,
-            calibration=job.calibration(trainer),
+            calibration=calibration,
         )
 
 
