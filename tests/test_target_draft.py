@@ -20,6 +20,9 @@ from ciar.errors import InvalidInput
 from ciar.models.embedding import LowRankEmbedding
 from ciar.models.transformer import TransformerConfig
 from ciar.target import TargetModel
+from ciar.types import SamplingParams
+from ciar_bench.methods import make_method
+from ciar_bench.methods.bench_model import BenchModel
 from ciar_edge.models import load_draft_model
 from ciar_train.cli import app
 from ciar_train.codes import CodeFolder
@@ -45,6 +48,11 @@ tokens = {{ steps = 2, batch_size = 4, lr = 1e-3 }}
 centre = {{ steps = {steps}, batch_size = 4, accumulate = 2, lr = 1e-3, warmup_steps = 1 }}
 radius = {{ steps = 2, batch_size = 4, lr = 1e-2, warmup_steps = 1 }}
 phi = {{ steps = 2, batch_size = 4, accumulate = 2, lr = 1e-1, warmup_steps = 1 }}
+[eagle]
+steps = 3
+batch_size = 4
+accumulate = 2
+lr = 1e-3
 """
 
 
@@ -153,6 +161,21 @@ def test_a_target_in_bfloat16_teaches_as_well(model: Path, data: Path, tmp_path:
     out.parent.mkdir()
     train(model, data, out=out, run=tmp_path / "run", dtype="bfloat16")
     assert read_config(out / "edge")["target"] == fingerprint(out / "cloud")
+
+
+def test_every_baseline_draws_with_it(pair: Path, model: Path, data: Path, tmp_path: Path) -> None:
+    """EAGLE's drafter learns for the same target; what is lossless draws the base's own image."""
+    out = tmp_path / model.parent.name / "pair"
+    shutil.copytree(pair, out, symlinks=True)
+    train(model, data, out=out, kind="eagle")
+    bench = BenchModel.load(out)
+    sampling = SamplingParams(temperature=0.0, cfg_scale=2.0, seed=1)
+    base = make_method("base").draw(bench, PROMPT, sampling).tokens
+    for name in ("eagle-1", "eagle-2", "exact", "jacobi"):
+        drawn = make_method(name).draw(bench, PROMPT, sampling)
+        assert drawn.tokens == base, name
+    for name in ("lantern", "lantern++", "code", "wavefront"):
+        assert len(make_method(name).draw(bench, PROMPT, sampling).tokens) == NUM_TOKENS
 
 
 def test_processes_share_a_target_and_its_images(

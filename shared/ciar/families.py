@@ -7,23 +7,25 @@ from typing import Any
 
 from ciar.checkpoint import from_dict
 from ciar.errors import CheckpointError
-from ciar.models.chameleon import Chameleon, ChameleonConfig, ChameleonDraft
+from ciar.models.chameleon import Chameleon, ChameleonConfig, ChameleonDraft, ChameleonEagle
+from ciar.models.eagle import EagleModel
 from ciar.models.inter_head import DraftModel, InterHeadConfig
 from ciar.models.transformer import Transformer, TransformerConfig
 
 
 @dataclass(frozen=True)
 class Family:
-    """Sizes, and the models that have them: target, and draft with its head."""
+    """Sizes, and the models that have them: target, draft with its head, drafter of EAGLE."""
 
     config: type[TransformerConfig]
     transformer: Callable[[Any], Transformer]
     draft: Callable[[Any, InterHeadConfig], DraftModel]
+    eagle: Callable[[Any], EagleModel]
 
 
 FAMILIES: Mapping[str, Family] = {
-    TransformerConfig.family: Family(TransformerConfig, Transformer, DraftModel),
-    ChameleonConfig.family: Family(ChameleonConfig, Chameleon, ChameleonDraft),
+    TransformerConfig.family: Family(TransformerConfig, Transformer, DraftModel, EagleModel),
+    ChameleonConfig.family: Family(ChameleonConfig, Chameleon, ChameleonDraft, ChameleonEagle),
 }
 
 
@@ -43,3 +45,8 @@ def make_transformer(config: TransformerConfig) -> Transformer:
 def make_draft(config: TransformerConfig, head: InterHeadConfig) -> DraftModel:
     """With random weights."""
     return FAMILIES[config.family].draft(config, head)
+
+
+def make_eagle(config: TransformerConfig) -> EagleModel:
+    """With random weights."""
+    return FAMILIES[config.family].eagle(config)

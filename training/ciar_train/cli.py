@@ -209,14 +209,12 @@ def draft(
 ) -> None:
     """Train the edge model for a target, both halves of phi, and calibrate its scores."""
     if target is not None:
-        if kind == "eagle":
-            raise InvalidInput("kind", kind, "leave it out: with --target there is no such drafter")
         if data is None:
             raise InvalidInput("data", None, "give the folder that `ciar-train extract` made")
         if threads:
             torch.set_num_threads(threads)
         model = find_model(target)
-        TargetDraft(
+        job = TargetDraft(
             model=model,
             data=data,
             plan=load_plan(plan or default_plan(model)),
@@ -226,7 +224,8 @@ def draft(
             progress=ProgressBars(),
             dtype=getattr(torch, dtype),
             is_sharded=shard_target,
-        ).train()
+        )
+        job.train_eagle() if kind == "eagle" else job.train()
         print(out or model)
         return
     folder = open_run(size, run, device, threads)

@@ -7,17 +7,17 @@ SmoothL1 and a tenth of cross-entropy, a tenth of the captions dropped.
     B images   T tokens   D width
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ciar.checkpoint import from_dict, load_into, read_config, read_weights, save_folder, to_device
+from ciar.checkpoint import load_into, read_config, read_weights, save_folder, to_device
 from ciar.errors import CheckpointError
+from ciar.families import make_eagle, read_sizes
 from ciar.models.eagle import EagleModel, eagle_loss
-from ciar.models.transformer import TransformerConfig
 from ciar.target import TargetModel
 from ciar_train.contexts import Contexts
 from ciar_train.draft import DraftShape
@@ -26,7 +26,7 @@ from ciar_train.loop import Metrics, Run, World, batch_indices, train
 from ciar_train.ngrams import count_ngrams, recall_as
 from ciar_train.plan import TrainingPlan
 from ciar_train.precision import mixed_precision
-from ciar_train.target import drop_captions, init_weights
+from ciar_train.target import init_weights
 
 NOISE = 0.2  # published for 512 tokens, more for fewer
 NOISE_TOKENS = 512
@@ -43,7 +43,7 @@ def eagle_from_target(
 ) -> EagleModel:
     """Random weights, but the target's embedding and head, and what it knows of neighbours."""
     source = target.transformer
-    model = EagleModel(shape.layer(target.config))
+    model = make_eagle(replace(shape.layer(target.config), embedding_rank=0))
     init_weights(model, num_layers=1)
     if model.neighbours is not None:
         recall_as(model.neighbours, source.output)
@@ -78,14 +78,17 @@ def train_eagle(
         of: Contexts, indices: Tensor, dropped: Tensor, noise: float
     ) -> tuple[Tensor, Tensor]:
         conditions, tokens = of.batch(indices, world.device)
-        features = drop_captions(teacher, conditions, dropped.to(world.device))
+        is_dropped = dropped.to(world.device)[:, None]
         with torch.no_grad(), mixed_precision(world.device):
-            rows = teacher.cls_embedding(features)
-            hidden = teacher.masked_hidden(rows, tokens[:, :-1], conditions.mask).float()
+            own = teacher.condition_rows(conditions.features.to(teacher.output.weight.dtype))
+            uncond, uncond_mask = teacher.uncond_rows(conditions.mask)
+            rows = torch.where(is_dropped[..., None], uncond.to(own.dtype), own)
+            mask = torch.where(is_dropped, uncond_mask, conditions.mask)
+            hidden = teacher.masked_hidden(rows, tokens[:, :-1], mask).float()
         known, wanted = hidden[:, :-1], hidden[:, 1:]  # [B, T - 1, D]
         noisy = known + (torch.rand_like(known) - 0.5) * noise
         with mixed_precision(world.device):
-            predicted = model.forced(rows, tokens[:, :-1], noisy, conditions.mask)
+            predicted = model.forced(rows.float(), tokens[:, :-1], noisy, mask)
         return eagle_loss(predicted.float(), wanted, model.output, head_weight=plan.head_weight)
 
     def step(number: int) -> tuple[Tensor, Metrics]:
@@ -100,7 +103,7 @@ def train_eagle(
         dropped = torch.rand(len(indices), generator=generator) < plan.drop_caption
         noise = NOISE * NOISE_TOKENS / target.config.num_tokens
         loss, cross_entropy = losses(contexts, indices, dropped, noise)
-        return loss, {"cross_entropy": float(cross_entropy)}
+        return loss, {"cross_entropy": cross_entropy}
 
     @torch.no_grad()
     def evaluate() -> Metrics:
@@ -115,7 +118,11 @@ def train_eagle(
 
 def export_eagle(model: EagleModel, folder: Path) -> None:
     """It holds the target's own output head, which tells what target it was made for."""
-    config = {"kind": "eagle", "family": "llamagen", "transformer": asdict(model.config)}
+    config = {
+        "kind": "eagle",
+        "family": model.config.family,
+        "transformer": asdict(model.config),
+    }
     save_folder(folder, config, as_int8(model))
 
 
@@ -124,9 +131,9 @@ def load_eagle(folder: Path, *, device: str = "cpu") -> EagleModel:
     config = read_config(folder)
     if config.get("kind") != "eagle":
         raise CheckpointError(f"{folder}: kind {config.get('kind')!r}, expected 'eagle'")
-    sizes = from_dict(TransformerConfig, config["transformer"], where=f"{folder}: transformer")
+    sizes = read_sizes(config, where=folder)
     with torch.device("meta"):
-        model = EagleModel(sizes)
+        model = make_eagle(sizes)
     load_into(model, read_weights(folder), where=folder)
     model.rebuild_tables("cpu")
     to_device(model, device=device, dtype=torch.float32)

@@ -31,6 +31,7 @@ from ciar.models.inter_head import DraftModel
 from ciar.target import TargetModel
 from ciar_train.codes import CodeFolder
 from ciar_train.draft_job import DraftJob
+from ciar_train.eagle import export_eagle, train_eagle
 from ciar_train.export import export_draft, is_matrix
 from ciar_train.loop import World
 from ciar_train.plans import EdgePlan
@@ -60,14 +61,48 @@ class TargetDraft:
     is_sharded: bool = False
 
     def train(self) -> None:
-        """Raises `InvalidInput` and `CheckpointError` before any work if something does not fit."""
+        """The edge, to OUT/edge.
+
+        Raises `InvalidInput` and `CheckpointError` before any work if something does not fit.
+        """
+        job = self._job()
+        trainer = job.run()
+        packed = pack_state_dict({INJECTION: trainer.target.injection.weight}, quantize=is_matrix)
+        trainer.target.injection.weight.data.copy_(unpack_state_dict(packed)[INJECTION])
+        calibration = job.calibration(trainer)
+        if self.world.is_main:
+            self._write(trainer.draft, packed, calibration)
+
+    def train_eagle(self) -> None:
+        """The drafter of EAGLE for the same target, on the same contexts, to OUT/eagle."""
+        plan = self.plan.eagle
+        if plan is None:
+            raise InvalidInput("kind", "eagle", "give a plan that has a table [eagle]")
+        if self.is_sharded:
+            raise InvalidInput("shard-target", True, "leave it out: EAGLE's drafter has no such")
+        job = self._job()
+        contexts, held_out = job.contexts()
+        model = train_eagle(
+            job.target,
+            plan,
+            self.plan.draft.shape,
+            contexts=contexts,
+            held_out=held_out,
+            run_folder=self.run / "eagle",
+            world=self.world,
+        )
+        if self.world.is_main:
+            self._link()
+            export_eagle(model, self.out / "eagle")
+
+    def _job(self) -> DraftJob:
         codes = self._codes()
         self._check_out()
         self._claim()
         device = "cpu" if self.is_sharded else str(self.world.device)
         target = TargetModel.load(self.model / "cloud", device=device, dtype=self.dtype)
         count = min(self.plan.held_out, len(codes) // 2)
-        job = DraftJob(
+        return DraftJob(
             target=target,
             train=codes.part(slice(None, -count)),
             held_out=codes.part(slice(-count, None)),
@@ -79,12 +114,6 @@ class TargetDraft:
             progress=self.progress,
             is_sharded=self.is_sharded,
         )
-        trainer = job.run()
-        packed = pack_state_dict({INJECTION: trainer.target.injection.weight}, quantize=is_matrix)
-        trainer.target.injection.weight.data.copy_(unpack_state_dict(packed)[INJECTION])
-        calibration = job.calibration(trainer)
-        if self.world.is_main:
-            self._write(trainer.draft, packed, calibration)
 
     def _codes(self) -> CodeFolder:
         if not (self.data / "captions.npy").exists():
@@ -133,6 +162,12 @@ class TargetDraft:
             stamp.write_text(json.dumps([current]))
         self.world.wait()
 
+    def _link(self) -> None:
+        if not self._is_in_place:
+            link_files(self.model / "cloud", self.out / "cloud")
+            for part in LINKED:
+                link(self.model / part, self.out / part)
+
     def _write(
         self,
         draft: DraftModel,
@@ -140,10 +175,7 @@ class TargetDraft:
         calibration: Mapping[str, list[float]],
     ) -> None:
         cloud = self.out / "cloud"
-        if not self._is_in_place:
-            link_files(self.model / "cloud", cloud)
-            for part in LINKED:
-                link(self.model / part, self.out / part)
+        self._link()
         part_path = cloud / f"{PHI_FILE}.part"
         save_file(dict(injection), part_path)
         part_path.chmod((cloud / CONFIG_FILE).stat().st_mode)

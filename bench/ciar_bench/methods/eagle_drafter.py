@@ -37,7 +37,7 @@ class EagleDrafter:
             device=weight.device,
             dtype=weight.dtype,
         )
-        rope = model.condition_rope(self.num_condition)
+        rope = model.prompt_rope(self.num_condition)
         self._run(model.fused_condition(rows.to(weight)), rope, start=0)
 
     def advance(self, tokens: Sequence[int], features: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ class EagleDrafter:
         x, followers = self.model.inputs(torch.tensor(self.known), first)
         y = self._run(
             self.model.fused(x.expand(ROWS, -1, -1), features.to(x)),
-            self.model.image_rope(first, len(tokens)),
+            self.model.fed_rope(self.num_condition, first, len(tokens)),
             start=self.num_condition + first,
         )
         return self.model.recall(y, followers)[:, -1:]
@@ -73,7 +73,7 @@ class EagleDrafter:
         sees = torch.nn.functional.pad(scatter.sees, (self.num_condition, 0), value=True)
         y = self._run(
             model.fused(x.expand(ROWS, -1, -1), features),
-            model.rope[scatter.positions + 1],
+            model.scattered_rope(self.num_condition, scatter.positions),
             start=self.num_condition + num_known + first,
             sees=sees,
         )
@@ -85,8 +85,17 @@ class EagleDrafter:
         return sampling_view(guide(cond, uncond, self.sampling.cfg_scale), self.sampling)
 
     def _run(self, x: Tensor, rope: Tensor, *, start: int, sees: Tensor | None = None) -> Tensor:
-        """Inputs [2, k, D] to hidden states [2, k, D], kept from row `start` on."""
-        segment = Segment(slot=0, start=start, count=x.shape[1], sees=sees)
-        rope = rope.repeat(ROWS, 1, 1)
+        """Inputs [2, k, D] to hidden states [2, k, D], kept from row `start` on.
+
+        rope: [2 or 1, k, d/2, 2].
+        """
+        segment = Segment(
+            slot=0,
+            start=start,
+            count=x.shape[1],
+            sees=sees,
+            num_hidden=self.model.num_hidden(self.num_condition),
+        )
+        rope = rope.expand(ROWS, -1, -1, -1).flatten(0, 1)
         y = self.model.hidden(x.flatten(0, 1), rope, self.cache.attend([segment]))
         return y.view_as(x)

@@ -96,9 +96,7 @@ class Rounds:
 
     def condition_rows(self) -> Tensor:
         """[2, L, D], conditional and unconditional."""
-        embed = self.bench.target.model.transformer.cls_embedding
-        rows: Tensor = embed(torch.stack([self.condition, embed.uncond(len(self.condition))]))
-        return rows
+        return self.bench.target.model.transformer.prompt_rows(self.condition)
 
     def prefill(self) -> tuple[list[int], Tensor]:
         """Token 0, and the hidden state [2, 1, D] that predicted it."""

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ciar.models.eagle import EagleModel
 from ciar.models.inter_head import DraftModel
 from ciar.models.transformer import Attention, Block, Transformer, TransformerConfig, Trunk
 
@@ -90,11 +91,29 @@ class EmbeddedPrompt(nn.Module):
 class Positions(Trunk):
     """Rotary rows by the position in the sequence, wherever on the grid a token stands."""
 
+    config: ChameleonConfig
     block_type = ChameleonBlock
 
     def rope_table(self) -> Tensor:
         """[max_rows + 1, d/2, 2] as (cos, sin), a row a position."""
         return position_rope(self.config)
+
+    def num_hidden(self, num_condition: int) -> int:
+        assert num_condition >= self.config.num_uncond, "a prompt has as many rows at least"
+        return num_condition - self.config.num_uncond
+
+    def prompt_rope(self, num_condition: int) -> Tensor:
+        own = torch.arange(num_condition, device=self.rope.device)
+        shorter = (own - self.num_hidden(num_condition)).clamp(min=0)
+        return self.rope[torch.stack([own, shorter])]
+
+    def fed_rope(self, num_condition: int, first: int, count: int) -> Tensor:
+        starts = (num_condition + first, self.config.num_uncond + first)
+        return torch.stack([self.rope[start : start + count] for start in starts])
+
+    def scattered_rope(self, num_condition: int, positions: Tensor) -> Tensor:
+        starts = (num_condition, self.config.num_uncond)
+        return torch.stack([self.rope[start + positions] for start in starts])
 
     def sequence_rope(self, num_condition: int) -> Tensor:
         return self.rope[: num_condition + self.config.num_tokens]
@@ -106,7 +125,6 @@ class Positions(Trunk):
 class Chameleon(Positions, Transformer):
     """The target model."""
 
-    config: ChameleonConfig
     cls_embedding: EmbeddedPrompt  # type: ignore[assignment]
     prompt_type = EmbeddedPrompt  # type: ignore[assignment]
 
@@ -129,23 +147,6 @@ class Chameleon(Positions, Transformer):
         """[L, D], zero before the unconditional prompt."""
         return F.pad(self.cls_embedding.uncond_rows, (0, 0, self.num_hidden(num_rows), 0))
 
-    def num_hidden(self, num_condition: int) -> int:
-        assert num_condition >= self.config.num_uncond, "a prompt has as many rows at least"
-        return num_condition - self.config.num_uncond
-
-    def prompt_rope(self, num_condition: int) -> Tensor:
-        own = torch.arange(num_condition, device=self.rope.device)
-        shorter = (own - self.num_hidden(num_condition)).clamp(min=0)
-        return self.rope[torch.stack([own, shorter])]
-
-    def fed_rope(self, num_condition: int, first: int, count: int) -> Tensor:
-        starts = (num_condition + first, self.config.num_uncond + first)
-        return torch.stack([self.rope[start : start + count] for start in starts])
-
-    def scattered_rope(self, num_condition: int, positions: Tensor) -> Tensor:
-        starts = (num_condition, self.config.num_uncond)
-        return torch.stack([self.rope[start + positions] for start in starts])
-
 
 class NoProjection(nn.Identity):
     """Of prompts that are rows already."""
@@ -158,6 +159,10 @@ class ChameleonDraft(Positions, DraftModel):
     """The edge model."""
 
     projection_type = NoProjection
+
+
+class ChameleonEagle(Positions, EagleModel):
+    """The drafter of EAGLE."""
 
 
 def position_rope(config: TransformerConfig) -> Tensor:

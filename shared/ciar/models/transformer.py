@@ -228,6 +228,22 @@ class Trunk(nn.Module):
         """Rotary rows [count, d/2, 2] of condition rows: all zero."""
         return self.rope[:1].expand(count, -1, -1)
 
+    def num_hidden(self, num_condition: int) -> int:
+        """How many rows of a prompt, from the first, the unconditional branch does not see."""
+        return 0
+
+    def prompt_rope(self, num_condition: int) -> Tensor:
+        """Rotary rows [2 or 1, L, d/2, 2] of a prompt."""
+        return self.condition_rope(num_condition)[None]
+
+    def fed_rope(self, num_condition: int, first: int, count: int) -> Tensor:
+        """Rotary rows [2 or 1, k, d/2, 2] of image tokens from `first` on."""
+        return self.image_rope(first, count)[None]
+
+    def scattered_rope(self, num_condition: int, positions: Tensor) -> Tensor:
+        """Rotary rows [2 or 1, k, d/2, 2] of image tokens at positions [k]."""
+        return self.rope[positions + 1][None]
+
     def sequence_rope(self, num_condition: int) -> Tensor:
         """Rotary rows [L + T, d/2, 2] of a whole sequence: condition, then every image token."""
         image = self.image_rope(0, self.config.num_tokens)
@@ -310,8 +326,8 @@ class CaptionEmbedder(nn.Module):
 class Transformer(Trunk):
     """The target model: a trunk with a caption embedder and an output head.
 
-    What a cache needs to know of a family is here: the rows of a prompt in both branches, which of
-    them the unconditional one does not see, and the rotary rows of whatever is fed.
+    What a cache needs to know of a family is here and in the trunk: the rows of a prompt in both
+    branches, which of them the unconditional one does not see, the rotary rows of whatever is fed.
     """
 
     prompt_type: Callable[..., CaptionEmbedder] = CaptionEmbedder
@@ -343,22 +359,6 @@ class Transformer(Trunk):
         uncond = self.cls_embedding.uncond(len(features))
         rows: Tensor = self.cls_embedding(torch.stack([features, uncond]))
         return rows
-
-    def num_hidden(self, num_condition: int) -> int:
-        """How many rows of a prompt, from the first, the unconditional branch does not see."""
-        return 0
-
-    def prompt_rope(self, num_condition: int) -> Tensor:
-        """Rotary rows [2 or 1, L, d/2, 2] of a prompt."""
-        return self.condition_rope(num_condition)[None]
-
-    def fed_rope(self, num_condition: int, first: int, count: int) -> Tensor:
-        """Rotary rows [2 or 1, k, d/2, 2] of image tokens from `first` on."""
-        return self.image_rope(first, count)[None]
-
-    def scattered_rope(self, num_condition: int, positions: Tensor) -> Tensor:
-        """Rotary rows [2 or 1, k, d/2, 2] of image tokens at positions [k]."""
-        return self.rope[positions + 1][None]
 
     def forward(self, features: Tensor, mask: Tensor, tokens: Tensor) -> Tensor:
         """Teacher-forced logits, for training.

@@ -7,6 +7,7 @@ from ciar.checkpoint import read_config
 from ciar.errors import InvalidInput
 from ciar.models.inter_head import InterHeadConfig
 from ciar_train.draft import DraftPlan
+from ciar_train.eagle import EaglePlan
 from ciar_train.settings import names_in, read_settings
 
 OF_FAMILY = {"llamagen": "llamagen-xl", "chameleon": "anole-7b"}
@@ -14,10 +15,11 @@ OF_FAMILY = {"llamagen": "llamagen-xl", "chameleon": "anole-7b"}
 
 @dataclass(frozen=True, kw_only=True)
 class EdgePlan:
-    """A draft's stages and shape, and its head."""
+    """A draft's stages and shape, and its head. eagle: of the drafter for comparisons."""
 
     draft: DraftPlan
     head: InterHeadConfig = InterHeadConfig()
+    eagle: EaglePlan | None = None
     held_out: int = 256  # pictures, the last ones
 
 
