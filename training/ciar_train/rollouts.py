@@ -143,9 +143,9 @@ def roll_out(
                     position=position,
                     centre=centre,
                     radius=radius,
-                    drafted=drafted[:, position],
+                    drafted=drafted[:, position].to(device),
                     cloud=logits,
-                    drawn=drawn[:, position],
+                    drawn=drawn[:, position].to(device),
                 )
                 mask = keep(choice).cpu()
                 kept[:, position] = mask

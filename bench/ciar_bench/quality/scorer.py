@@ -8,8 +8,8 @@ the cosine is the score (as in CLIP, Radford et al. 2021, whose loss trains them
 on the same picture features name the place and the things (attributes in the manner of GenEval,
 Ghosh et al. 2023).
 
-A scorer is NAME.safetensors, in float16, beside NAME.json: what it knows, how it was trained, and
-what it reaches on held-out scenes.
+A scorer is NAME.safetensors, matrices as int8 with a scale a row, beside NAME.json: what it knows,
+how it was trained, and what it reaches on held-out scenes.
 """
 
 import json
@@ -28,11 +28,13 @@ from torch import Tensor, nn
 
 from ciar.checkpoint import fingerprint, from_dict, load_into
 from ciar.errors import CheckpointError, PairMismatch
+from ciar.int8 import unpack_state_dict
 from ciar.models.text_encoder import TextEncoder
 from ciar_bench.quality.features import EfficientNetFeatures, FeatureExtractor
 from ciar_bench.quality.fetch import sha256_of
 from ciar_bench.quality.folder import Caption
 from ciar_bench.quality.measures import Scores
+from ciar_train.export import as_int8
 
 KIND = "caption-scorer"
 TEXT_BATCH = 64
@@ -167,7 +169,7 @@ def save_scorer(path: Path, heads: Heads, metadata: dict[str, Any]) -> None:
     """
     config = vars(heads.config)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({n: t.half().contiguous() for n, t in heads.state_dict().items()}, path)
+    save_file(as_int8(heads), path)
     note = path.with_suffix(".json")
     note.write_text(json.dumps({"kind": KIND, "heads": config} | metadata, indent=1) + "\n")
     path.chmod(note.stat().st_mode)  # save_file lets nobody else read it
@@ -177,7 +179,7 @@ def load_scorer(path: Path) -> tuple[Heads, dict[str, Any]]:
     """Heads in float32 ready for use, and the metadata. Raises `CheckpointError`."""
     try:
         metadata = json.loads(path.with_suffix(".json").read_text())
-        state = {name: tensor.float() for name, tensor in load_file(path).items()}
+        state = unpack_state_dict(load_file(path))
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
     if metadata.get("kind") != KIND:

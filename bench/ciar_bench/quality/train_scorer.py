@@ -20,6 +20,7 @@ from ciar_bench.quality.judge_scorer import judge
 from ciar_bench.quality.scene_features import SceneFeatures, scene_features
 from ciar_bench.quality.scenes import DrawnScenes
 from ciar_bench.quality.scorer import Heads, HeadsConfig
+from ciar_train.export import round_as_stored
 from ciar_train.progress import Progress, say_nothing
 
 NOUN_LOSS_WEIGHT = (
@@ -52,6 +53,7 @@ def train_scorer(
     seen = scene_features(train, bundle, extractor, progress=progress)
     unseen = scene_features(held_out, bundle, extractor, progress=progress)
     heads = train_heads(seen, plan, progress=progress)
+    round_as_stored(heads)
     metadata = {
         "extractor": extractor.fingerprint,
         "text": fingerprint(bundle / "text"),
