@@ -29,6 +29,7 @@ from ciar.models.vq import VQConfig, VQModel
 from ciar.picture import load_vq
 from ciar.target import Target, TargetModel
 from ciar.text import load_text
+from ciar_cloud.bundle import load_cloud_model
 from ciar_cloud.cli import app
 from ciar_cloud.convert import llamagen, vq
 from ciar_cloud.convert.convert import Settings, convert
@@ -541,6 +542,14 @@ def test_a_converted_bundle_draws(bundle: Path, tmp_path: Path) -> None:
     assert "MIT (LlamaGen)" in card
     assert "Apache-2.0 (flan-t5)" in card
     assert fingerprint(bundle / "cloud") in card
+
+
+@pytest.mark.parametrize("chunks", [(15,), (5, 1, 9)])
+def test_what_the_server_loads_equals_the_reference(bundle: Path, chunks: tuple[int, ...]) -> None:
+    """Laid out as it is served: logits, and guided greedy tokens."""
+    served = load_cloud_model(str(bundle)).target
+    test_transformer.test_cached_logits_equal_the_reference(served, chunks)
+    test_transformer.test_greedy_guided_tokens_equal_the_reference(served)
 
 
 def test_kept_features_take_the_encoders_place(bundle: Path, tmp_path: Path) -> None:

@@ -61,8 +61,12 @@ def test_an_image_through_both_processes(
     assert found["interpreter_bytes"] > 50e6
     out = tmp_path / "table.md"
     options = ["--model", str(kept), "--prompt", "a cat", "--out", str(out)]
+    options += ["--batch", "1", "--batch", "3"]
     done = CliRunner().invoke(app, ["full-size", *options], catch_exceptions=False)
-    assert "| image of 36 tokens, 12x12 |" in out.read_text()
+    text = out.read_text()
+    assert "| image of 36 tokens, 12x12 |" in text
+    assert all(f"| {batch} x C({k}) |" in text for batch in (1, 3) for k in (1, 4, 16))
+    assert "C(32)" not in text  # more than are left of 36
 
 
 def test_an_unknown_size_names_the_known_ones() -> None:

@@ -3,9 +3,11 @@
     resident    memory of the cloud's process beyond that of an interpreter with the same imports
     read        bytes it fetched from the disk until it served; its files are not in memory before
     C(k)        a cloud forward over k new positions
+    B x C(k)    the same for B images at once, without the server
     limit       the weights' bytes over the memory's speed: no forward is faster on this machine
 
-Two processes, a real socket, one image. Counts are from /proc, so this runs on Linux.
+Two processes, a real socket, one image; then forwards alone. Counts are from /proc, so this runs on
+Linux.
 """
 
 import asyncio
@@ -13,7 +15,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +27,8 @@ from ciar.picture import load_vq
 from ciar.router import make_router
 from ciar_bench.cloud_process import CloudProcess, cloud_process
 from ciar_bench.latency import chunk_seconds
+from ciar_bench.steps import read_seconds, step_seconds
+from ciar_cloud.bundle import load_cloud_model
 from ciar_edge.config import DecodeConfig
 from ciar_edge.connection import RemoteConfig
 from ciar_edge.loop import generate
@@ -33,8 +37,7 @@ from ciar_edge.remote import RemoteVerifier
 from ciar_edge.result import ImageResult
 
 IMPORTS = "import ciar_cloud.server, ciar_cloud.bundle, torch; torch.zeros(1)"
-BANDWIDTH_BYTES = 1 << 30
-BANDWIDTH_REPEATS = 5
+CHUNKS = (1, 4, 16, 32)
 DEADLINE_SECONDS = 600.0
 
 
@@ -53,6 +56,7 @@ class FullSizeReport:
     num_tokens: int
     cloud_calls: float
     cloud_step: dict[int, float]  # C(k)
+    batch_steps: dict[str, float]  # B x C(k)
     limit_seconds: float
 
 
@@ -64,6 +68,7 @@ def measure_full_size(
     device: str,
     threads: int,
     share: float,
+    batches: Sequence[int] = (),
     progress: Callable[[str], None] = lambda line: None,
 ) -> FullSizeReport:
     files = weights_files(bundle / "cloud")
@@ -84,8 +89,17 @@ def measure_full_size(
         tokens = torch.tensor(image.tokens)
         side = round(len(tokens) ** 0.5)
         pixels = load_vq(bundle / "vq").decode(tokens.view(1, side, side))
+    weights_bytes = sum(path.stat().st_size for path in files)
+    batch_steps = {}
+    torch.set_num_threads(threads or torch.get_num_threads())
+    if batches:
+        progress("forwards of several images")
+        cloud_model = load_cloud_model(str(bundle), device=device, dtype=dtype)
+        rows = len(cloud_model.encoder.encode([prompt])[0])
+        steps_of = step_seconds(cloud_model.target, batches, CHUNKS, num_condition=rows)
+        batch_steps = {f"{b} x C({k})": seconds for (b, k), seconds in steps_of.items()}
     return FullSizeReport(
-        weights_bytes=sum(path.stat().st_size for path in files),
+        weights_bytes=weights_bytes,
         interpreter_bytes=interpreter,
         ready_seconds=ready_seconds,
         read_bytes=read_bytes,
@@ -96,7 +110,8 @@ def measure_full_size(
         num_tokens=len(tokens),
         cloud_calls=image.cloud_calls,
         cloud_step=steps,
-        limit_seconds=sum(path.stat().st_size for path in files) / read_speed(threads),
+        batch_steps=batch_steps,
+        limit_seconds=read_seconds(weights_bytes, device),
     )
 
 
@@ -141,17 +156,3 @@ def forget(files: list[Path]) -> None:
         with path.open("rb") as file:
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def read_speed(threads: int) -> float:
-    """Bytes a second of memory that is only read: the best of some sums over a gibibyte."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    x = torch.ones(BANDWIDTH_BYTES // 4)
-    best = float("inf")
-    for _ in range(BANDWIDTH_REPEATS):
-        started = time.perf_counter()
-        x.sum()
-        best = min(best, time.perf_counter() - started)
-    torch.set_num_threads(before)
-    return BANDWIDTH_BYTES / best

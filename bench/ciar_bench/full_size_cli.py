@@ -37,6 +37,10 @@ def full_size(
     share: Annotated[
         float, typer.Option(min=0, max=1, help="Share of tokens sent to the cloud.")
     ] = 0.3,
+    batch: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Also time forwards of so many images; several for several."),
+    ] = None,
     scratch: Annotated[
         Path | None, typer.Option(help="Where random weights are written; default: temporary.")
     ] = None,
@@ -60,6 +64,7 @@ def full_size(
             device=device,
             threads=threads,
             share=share,
+            batches=batch or (),
             progress=console.print,
         )
     title = f"{model or size} in {dtype} on {device}"
@@ -87,8 +92,9 @@ def markdown(report: FullSizeReport, title: str) -> str:
         ("beyond that, resident after the image", gib(report.drawn_resident_bytes)),
         (f"image of {report.num_tokens} tokens, {width}x{height}", f"{report.image_seconds:.1f} s"),
         ("cloud calls", f"{report.cloud_calls:.1%}"),
-        *((f"C({k})", f"{1e3 * s:.0f} ms") for k, s in sorted(report.cloud_step.items())),
-        ("weights over the speed of memory", f"{1e3 * report.limit_seconds:.0f} ms"),
+        *((f"C({k})", f"{1e3 * s:.3g} ms") for k, s in sorted(report.cloud_step.items())),
+        *((name, f"{1e3 * s:.3g} ms") for name, s in report.batch_steps.items()),
+        ("weights over the speed of memory", f"{1e3 * report.limit_seconds:.3g} ms"),
     ]
     lines = [f"# Full size: {title}", "", f"{describe_machine()}; random routing.", ""]
     lines += ["| what | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)]
