@@ -1,5 +1,6 @@
 """What must hold for every family of targets: chunks, rollback, and what bfloat16 costs."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,33 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from ciar.families import FAMILIES
-from ciar.models.chameleon import ChameleonConfig
 from ciar.models.transformer import Transformer, TransformerConfig
 from ciar.sampling import guide
 from ciar.target import Feed, Target, TargetModel
 from ciar_bench.random_model import PublishedSize, write_random_model
 from ciar_cloud.bundle import load_cloud_model
+from tests import test_full_size
 from tests.test_full_size import SAMPLING, VQ, write_plan
 
 CFG, NUM_ROWS, GRID = 3.0, 7, 8
 NUM_TOKENS = GRID**2 - 1  # fed: the last is not
-LLAMAGEN = TransformerConfig(
-    vocab_size=64,
-    grid_size=GRID,
-    num_layers=3,
-    dim=64,
-    num_heads=4,
-    num_condition=12,
-    condition_dim=24,
-)
-CHAMELEON = ChameleonConfig(
-    vocab_size=64,
-    grid_size=GRID,
-    num_layers=3,
-    dim=64,
-    num_heads=4,
-    num_condition=12,
-    condition_dim=64,
+LLAMAGEN, CHAMELEON = (
+    replace(sizes, grid_size=GRID, num_layers=3) for sizes in test_full_size.FAMILIES
 )
 
 

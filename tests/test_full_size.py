@@ -37,13 +37,16 @@ CHAMELEON = ChameleonConfig(
 )
 
 
+FAMILIES = (LLAMAGEN, CHAMELEON)
+
+
 def write_plan(folder: Path) -> str:
     path, stage = folder / "plan.toml", "{ steps = 1, batch_size = 1, lr = 1.0 }"
     path.write_text(f"draft = {{ centre = {stage}, radius = {stage}, phi = {stage} }}")
     return str(path)
 
 
-@pytest.mark.parametrize("sizes", [LLAMAGEN, CHAMELEON], ids=lambda s: s.family)
+@pytest.mark.parametrize("sizes", FAMILIES, ids=lambda s: s.family)
 def test_an_image_through_both_processes(
     sizes: TransformerConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
