@@ -240,7 +240,7 @@ def test_the_teacher_is_the_cached_target(
     features = pair.text.encode(PROMPTS)
     tokens = torch.randint(NUM_CODES, (2, 15), generator=torch.Generator().manual_seed(2))
     monkeypatch.setattr(teacher, "mixed_precision", lambda _: nullcontext())
-    found = teacher.Teacher(model, CFG).logits(pad_left(features), tokens)
+    found = teacher.Teacher(model, SamplingParams(cfg_scale=CFG)).logits(pad_left(features), tokens)
     target = Target(model, num_slots=1)
     for i, condition in enumerate(features):
         feed = Feed(
@@ -408,7 +408,13 @@ def test_a_converted_anole_draws(bundle: Path, tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert len(found["tokens"]) == 16
     sampling = read_config(bundle / "cloud")["sampling"]
-    assert sampling == {"temperature": 0.7, "top_k": 0, "top_p": 0.9, "cfg_scale": 3.0}
+    assert sampling == {
+        "temperature": 0.7,
+        "top_k": 0,
+        "top_p": 0.9,
+        "cfg_scale": 3.0,
+        "cfg_interval": -1,
+    }
     assert "Chameleon Research License" in (bundle / "README.md").read_text()
 
 

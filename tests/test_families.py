@@ -1,5 +1,6 @@
 """What must hold for every family of targets: chunks, rollback, and what bfloat16 costs."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,12 @@ from ciar.families import FAMILIES
 from ciar.models.transformer import Transformer, TransformerConfig
 from ciar.sampling import guide
 from ciar.target import Feed, Target, TargetModel
+from ciar.types import SamplingParams
 from ciar_bench.random_model import PublishedSize, write_random_model
 from ciar_cloud.bundle import load_cloud_model
+from ciar_train import teacher
+from ciar_train.codes import Conditions
+from ciar_train.teacher import Teacher
 from tests import test_full_size
 from tests.test_full_size import SAMPLING, VQ, write_plan
 
@@ -50,26 +55,31 @@ def tokens(sizes: TransformerConfig) -> Tensor:
     return torch.randint(sizes.vocab_size, (NUM_TOKENS,), generator=generator)
 
 
-def feed(tokens: Tensor, position: int, condition: Tensor | None = None) -> Feed:
+def feed(
+    tokens: Tensor, position: int, condition: Tensor | None = None, *, interval: int = -1
+) -> Feed:
     return Feed(
         slot=0,
         num_condition=NUM_ROWS,
         position=position,
         tokens=tokens,
         cfg_scale=CFG,
+        cfg_interval=interval,
         condition=condition,
     )
 
 
-def in_chunks(model: TargetModel, condition: Tensor, tokens: Tensor, size: int) -> Tensor:
+def in_chunks(
+    model: TargetModel, condition: Tensor, tokens: Tensor, size: int, *, interval: int = -1
+) -> Tensor:
     """Guided logits [T, V], every chunk fed wrongly first and then again from where it began."""
     target = Target(model, num_slots=1)
-    found = target.extend([feed(tokens[:0], 0, condition)])
+    found = target.extend([feed(tokens[:0], 0, condition, interval=interval)])
     for position in range(0, len(tokens), size):
         chunk = tokens[position : position + size]
         wrong = (chunk + 1) % model.config.vocab_size
         target.extend([feed(wrong, position)])
-        found += target.extend([feed(chunk, position)])
+        found += target.extend([feed(chunk, position, interval=interval)])
     return torch.cat(found)
 
 
@@ -88,6 +98,30 @@ def test_chunks_with_rollback_equal_one_by_one(
 ) -> None:
     found = in_chunks(model, condition, tokens, size)
     torch.testing.assert_close(found, one_by_one, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 5, 32])
+@pytest.mark.parametrize("interval", [0, 10, NUM_TOKENS])
+def test_guidance_ends_behind_its_interval(
+    interval: int,
+    size: int,
+    model: TargetModel,
+    condition: Tensor,
+    tokens: Tensor,
+    one_by_one: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Tokens 0 to c + 1 are guided, the others the conditional branch's own."""
+    monkeypatch.setattr(teacher, "mixed_precision", lambda device: nullcontext())
+    found = in_chunks(model, condition, tokens, size, interval=interval)
+    plain = Teacher(model, SamplingParams(cfg_scale=1.0))
+    rows = Conditions(condition[None], torch.ones(1, NUM_ROWS, dtype=torch.bool))
+    own = plain.logits(rows, tokens[None])[0]
+    is_guided = torch.arange(NUM_TOKENS + 1) <= interval + 1
+    expected = torch.where(is_guided[:, None], one_by_one, own)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    whole = Teacher(model, SamplingParams(cfg_scale=CFG, cfg_interval=interval))
+    torch.testing.assert_close(whole.logits(rows, tokens[None])[0], found, atol=1e-4, rtol=1e-4)
 
 
 @torch.inference_mode()

@@ -169,11 +169,12 @@ def test_every_baseline_draws_with_it(pair: Path, model: Path, data: Path, tmp_p
     shutil.copytree(pair, out, symlinks=True)
     train(model, data, out=out, kind="eagle")
     bench = BenchModel.load(out)
-    sampling = SamplingParams(temperature=0.0, cfg_scale=2.0, seed=1)
-    base = make_method("base").draw(bench, PROMPT, sampling).tokens
-    for name in ("eagle-1", "eagle-2", "exact", "jacobi"):
-        drawn = make_method(name).draw(bench, PROMPT, sampling)
-        assert drawn.tokens == base, name
+    for interval in (-1, 4):
+        sampling = SamplingParams(temperature=0.0, cfg_scale=4.0, cfg_interval=interval)
+        base = make_method("base").draw(bench, PROMPT, sampling).tokens
+        for name in ("eagle-1", "eagle-2", "exact", "jacobi"):
+            drawn = make_method(name).draw(bench, PROMPT, sampling)
+            assert drawn.tokens == base, name
     for name in ("lantern", "lantern++", "code", "wavefront"):
         assert len(make_method(name).draw(bench, PROMPT, sampling).tokens) == NUM_TOKENS
 

@@ -37,7 +37,9 @@ INFO = ModelInfo(
     feature_dim=16,
     max_prompt_chars=40,
     max_batch_tokens=32,
-    sampling=SamplingParams(seed=3, temperature=0.9, top_k=50, top_p=0.95, cfg_scale=4.5),
+    sampling=SamplingParams(
+        seed=3, temperature=0.9, top_k=50, top_p=0.95, cfg_scale=4.5, cfg_interval=3
+    ),
 )
 TIMINGS = Timings(queue_seconds=0.1, compute_seconds=2.5, num_forwards=3, num_positions=99)
 COMPACT: tuple[PackedDtype, ...] = ("fp16", "int8")
@@ -166,7 +168,9 @@ def test_model_info_round_trip() -> None:
     [
         SamplingParams(),
         SamplingParams(seed=MAX_SEED, temperature=0, top_k=1, top_p=0.1, cfg_scale=1),
-        SamplingParams(seed=7, temperature=1.1, top_k=2000, top_p=1.0, cfg_scale=7.5),
+        SamplingParams(
+            seed=7, temperature=1.1, top_k=2000, top_p=1.0, cfg_scale=7.5, cfg_interval=10
+        ),
     ],
 )
 def test_request_round_trip(sampling: SamplingParams) -> None:
@@ -434,6 +438,7 @@ NOT_A_NUMBER = pb.Tensor(
         ("temperature", read_sampling, {"temperature": math.nan}),
         ("top_p", read_sampling, {"top_p": 0.0}),
         ("cfg_scale", read_sampling, {"cfg_scale": 0.5}),
+        ("cfg_interval", read_sampling, {"cfg_interval": -2}),
         ("tokens", read_prefix, {"tokens": [0] * 65}),
         ("tokens[0]", read_prefix, {"tokens": [300]}),
         ("condition.dtype", read_prefix, {"condition": None}),

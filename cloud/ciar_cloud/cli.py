@@ -162,6 +162,9 @@ def generate(
     cfg_scale: Annotated[
         float | None, option("Guidance, 1: off; default: the model's.", env="CFG_SCALE")
     ] = None,
+    cfg_interval: Annotated[
+        int | None, option("Guide tokens 0 to this + 1; -1: all; default: the model's.")
+    ] = None,
     temperature: Annotated[float | None, option("0: greedy; default: the model's.")] = None,
     top_k: Annotated[int | None, option("0: off; default: the model's.")] = None,
     top_p: Annotated[float | None, option("1: off; default: the model's.")] = None,
@@ -178,6 +181,7 @@ def generate(
     sampling = {
         "seed": seed,
         "cfg_scale": cfg_scale,
+        "cfg_interval": cfg_interval,
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,

@@ -150,6 +150,14 @@ def generate(
         float | None,
         _option(env="CFG_SCALE", **FLOAT, help="1: no guidance. Default: the model's."),
     ] = None,
+    cfg_interval: Annotated[
+        int | None,
+        _option(
+            env="CFG_INTERVAL",
+            **INT,
+            help="Guide tokens 0 to this + 1. -1: all. Default: the model's.",
+        ),
+    ] = None,
     map_file: Annotated[
         Path | None, _option("--map", help="Write the token map too, .png.")
     ] = None,
@@ -223,7 +231,7 @@ def _draw_options(params: Mapping[str, Any], *, seed: int) -> "DrawOptions":
 
     mode: Mode = "exact" if params["exact"] else "offline" if params["offline"] else "blocking"
     same_name = ("prompt", "model", "cloud", "router", "budget", "threshold")
-    sampling = ("temperature", "top_k", "top_p", "cfg_scale")
+    sampling = ("temperature", "top_k", "top_p", "cfg_scale", "cfg_interval")
     return DrawOptions(
         **{name: params[name] for name in same_name},
         seed=seed,

@@ -22,7 +22,18 @@ from ciar.types import SamplingParams
 MAX_NOISE_VALUES = 2**23  # kept in memory ahead of use, an image: 32 MiB
 
 
-def guide(cond: Tensor, uncond: Tensor, cfg_scale: float) -> Tensor:
+def scale_at(positions: Tensor, cfg_scale: float, cfg_interval: int) -> float | Tensor:
+    """The guidance scale of tokens at `positions` [n]: one for all, or [n, 1].
+
+    An interval c of 0 or more guides tokens 0 to c + 1, and those behind them not (scale 1).
+    """
+    if cfg_interval < 0:
+        return cfg_scale
+    scales = torch.where(positions <= cfg_interval + 1, cfg_scale, 1.0)
+    return scales[:, None]
+
+
+def guide(cond: Tensor, uncond: Tensor, cfg_scale: float | Tensor) -> Tensor:
     """Classifier-free guidance, [..., V] float32: `uncond + cfg_scale (cond - uncond)`.
 
     This is the *model view* of the cloud.

@@ -140,6 +140,7 @@ class SessionState:
             tokens=ids[position:],
             before=ids[:position],
             cfg_scale=self.request.sampling.cfg_scale,
+            cfg_interval=self.request.sampling.cfg_interval,
             condition=self.condition if start == NOT_PREFILLED else None,
             features=codes if bool(codes.any()) else None,
             num_outputs=max(0, end - first_needed + 1),

@@ -28,7 +28,7 @@ from ciar.checkpoint import load_into, read_config, read_weights, to_device
 from ciar.families import make_transformer, read_sizes
 from ciar.models.kv_cache import KVCache, Segment
 from ciar.models.transformer import TransformerConfig
-from ciar.sampling import guide
+from ciar.sampling import guide, scale_at
 
 
 class TargetModel(nn.Module):
@@ -103,6 +103,7 @@ class Feed:
     position: int
     tokens: Tensor
     cfg_scale: float
+    cfg_interval: int = -1
     condition: Tensor | None = None
     features: Tensor | None = None
     before: Tensor | None = None
@@ -122,6 +123,22 @@ class Feed:
         if self.num_outputs is not None:
             return self.num_new_rows - self.num_outputs
         return self.num_condition - 1 if self.condition is not None else 0
+
+    @property
+    def output_positions(self) -> Tensor:
+        """Of the tokens that the wanted logits predict: [num outputs]."""
+        if self.scatter is not None:
+            return self.scatter.positions[self.first_output :] + 1
+        first = self.position + 1
+        if self.condition is not None:
+            first -= self.num_condition  # the last condition row predicts token 0
+        return first + torch.arange(self.first_output, self.num_new_rows)
+
+    def scale(self, device: torch.device) -> float | Tensor:
+        """Of guidance, for the wanted logits."""
+        if self.cfg_interval < 0:
+            return self.cfg_scale
+        return scale_at(self.output_positions.to(device), self.cfg_scale, self.cfg_interval)
 
 
 class Output(NamedTuple):
@@ -191,7 +208,7 @@ class Target:
         logits = transformer.output(torch.cat(wanted, dim=1))  # [2, sum k, V]
         parts = torch.split(logits, sizes, dim=1)  # [2, k, V] each
         return [
-            Output(guide(part[0], part[1], feed.cfg_scale), hidden=rows)
+            Output(guide(part[0], part[1], feed.scale(part.device)), hidden=rows)
             for feed, part, rows in zip(feeds, parts, wanted, strict=True)
         ]
 

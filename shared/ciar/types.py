@@ -26,6 +26,7 @@ class SamplingParams:
     top_k: keep the k largest logits, 0 keeps all.
     top_p: keep the smallest nucleus of this mass, 1 keeps all.
     cfg_scale: guidance; 1 turns it off.
+    cfg_interval: c of 0 or more guides tokens 0 to c + 1 only, as LlamaGen's own; -1 guides all.
     """
 
     seed: int = 0
@@ -33,6 +34,7 @@ class SamplingParams:
     top_k: int = 0
     top_p: float = 1.0
     cfg_scale: float = 3.0
+    cfg_interval: int = -1
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed <= MAX_SEED:
@@ -47,6 +49,8 @@ class SamplingParams:
             raise InvalidInput("top_p", self.top_p, "give a probability above 0 and at most 1")
         if not (math.isfinite(self.cfg_scale) and 1 <= self.cfg_scale <= 100):
             raise InvalidInput("cfg_scale", self.cfg_scale, "give a number from 1 (off) to 100")
+        if not -1 <= self.cfg_interval < 2**31:
+            raise InvalidInput("cfg_interval", self.cfg_interval, "give -1 (off) or a position")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -186,7 +186,7 @@ class DraftTrainer:
         if is_sharded:
             shard_layers(self.target.transformer, world)
         self.target.to(world.device)
-        self.teacher = Teacher(self.target, sampling.cfg_scale)
+        self.teacher = Teacher(self.target, sampling)
         self.sampling = sampling
         if self.draft.neighbours is not None and counted is not None:
             count_ngrams(self.draft.neighbours, counted)

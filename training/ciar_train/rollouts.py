@@ -125,6 +125,7 @@ def roll_out(
                 tokens=tokens[slot, max(position - 1, 0) : position],
                 before=tokens[slot, : max(position - 1, 0)],
                 cfg_scale=sampling.cfg_scale,
+                cfg_interval=sampling.cfg_interval,
                 condition=None if position else condition,
                 features=features[slot, position - 1 : position] if position else None,
             )

@@ -3,11 +3,13 @@
 B images   L condition rows   n tokens   D width   V codebook size
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ciar.sampling import guide
+from ciar.sampling import guide, scale_at
 from ciar.target import TargetModel
+from ciar.types import SamplingParams
 from ciar_train.codes import Conditions
 from ciar_train.precision import mixed_precision
 
@@ -15,9 +17,9 @@ from ciar_train.precision import mixed_precision
 class Teacher:
     """Whole sequences at once: layers in mixed precision, logits in float32."""
 
-    def __init__(self, target: TargetModel, cfg_scale: float) -> None:
+    def __init__(self, target: TargetModel, sampling: SamplingParams) -> None:
         self.target = target
-        self.cfg_scale = cfg_scale
+        self.sampling = sampling
 
     def rows(self, conditions: Conditions) -> Tensor:
         """Projected condition [B, L, D]."""
@@ -45,5 +47,7 @@ class Teacher:
         for rows, mask in branches:
             with mixed_precision(x.device):
                 halves.append(model.embedded_hidden(rows, x, followers, mask))
-        guided = guide(halves[0], halves[1], self.cfg_scale)
+        positions = torch.arange(halves[0].shape[1], device=x.device)
+        scale = scale_at(positions, self.sampling.cfg_scale, self.sampling.cfg_interval)
+        guided = guide(halves[0], halves[1], scale)
         return F.linear(guided, model.output.weight.float())

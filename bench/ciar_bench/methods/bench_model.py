@@ -111,6 +111,7 @@ def prefill(condition: Tensor, sampling: SamplingParams) -> Feed:
         position=0,
         tokens=torch.empty(0, dtype=torch.long),
         cfg_scale=sampling.cfg_scale,
+        cfg_interval=sampling.cfg_interval,
         condition=condition,
     )
 

@@ -51,6 +51,7 @@ class Jacobi:
                 tokens=fed,
                 before=torch.tensor(tokens[:-1], dtype=torch.long),
                 cfg_scale=sampling.cfg_scale,
+                cfg_interval=sampling.cfg_interval,
                 condition=None if tokens else condition,
                 num_outputs=len(guesses) + 1,
             )

@@ -136,6 +136,7 @@ class Rounds:
             position=len(known),
             tokens=whole.tokens,
             cfg_scale=self.sampling.cfg_scale,
+            cfg_interval=self.sampling.cfg_interval,
             scatter=scatter,
         )
 

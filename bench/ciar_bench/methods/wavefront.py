@@ -109,6 +109,7 @@ class Wave:
             position=len(self.cached),
             tokens=grids.gather(1, fed[:, None])[:, 0],
             cfg_scale=self.sampling.cfg_scale,
+            cfg_interval=self.sampling.cfg_interval,
             scatter=Scatter(positions=fed, grids=grids, sees=sees),
         )
         (logits,) = self.bench.target.extend([feed])

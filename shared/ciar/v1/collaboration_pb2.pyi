@@ -166,6 +166,7 @@ class SamplingParams(_message.Message):
     TOP_K_FIELD_NUMBER: _builtins.int
     TOP_P_FIELD_NUMBER: _builtins.int
     CFG_SCALE_FIELD_NUMBER: _builtins.int
+    CFG_INTERVAL_FIELD_NUMBER: _builtins.int
     seed: _builtins.int
     """Keys the noise together with the absolute token position (integer, 0..2^64-1)."""
     temperature: _builtins.float
@@ -176,6 +177,8 @@ class SamplingParams(_message.Message):
     """Mass of the nucleus kept (probability, above 0 and at most 1); 1 keeps all."""
     cfg_scale: _builtins.float
     """Guidance scale (dimensionless, 1..100); 1 turns guidance off."""
+    cfg_interval: _builtins.int
+    """The last position but one that is guided (position, -1..T-1); -1 guides all."""
     def __init__(
         self,
         *,
@@ -184,11 +187,14 @@ class SamplingParams(_message.Message):
         top_k: _builtins.int | None = ...,
         top_p: _builtins.float | None = ...,
         cfg_scale: _builtins.float | None = ...,
+        cfg_interval: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cfg_scale", b"_cfg_scale", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "cfg_scale", b"cfg_scale", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cfg_interval", b"_cfg_interval", "_cfg_scale", b"_cfg_scale", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "cfg_interval", b"cfg_interval", "cfg_scale", b"cfg_scale", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cfg_scale", b"_cfg_scale", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "cfg_scale", b"cfg_scale", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cfg_interval", b"_cfg_interval", "_cfg_scale", b"_cfg_scale", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "cfg_interval", b"cfg_interval", "cfg_scale", b"cfg_scale", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cfg_interval: _TypeAlias = _typing.Literal["cfg_interval"]  # noqa: Y015
+    _WhichOneofArgType__cfg_interval: _TypeAlias = _typing.Literal["_cfg_interval", b"_cfg_interval"]  # noqa: Y015
     _WhichOneofReturnType__cfg_scale: _TypeAlias = _typing.Literal["cfg_scale"]  # noqa: Y015
     _WhichOneofArgType__cfg_scale: _TypeAlias = _typing.Literal["_cfg_scale", b"_cfg_scale"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
@@ -199,6 +205,8 @@ class SamplingParams(_message.Message):
     _WhichOneofArgType__top_k: _TypeAlias = _typing.Literal["_top_k", b"_top_k"]  # noqa: Y015
     _WhichOneofReturnType__top_p: _TypeAlias = _typing.Literal["top_p"]  # noqa: Y015
     _WhichOneofArgType__top_p: _TypeAlias = _typing.Literal["_top_p", b"_top_p"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cfg_interval) -> _WhichOneofReturnType__cfg_interval | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cfg_scale) -> _WhichOneofReturnType__cfg_scale | None: ...
     @_typing.overload
