@@ -61,7 +61,7 @@ results:  ## Copy the tables and figures of RUN/tables that the documents show t
 	@cp "$(RUN)"/tables/plain/*.md "$(RUN)"/tables/plain/*.csv $(RESULTS)/plain
 	@cp "$(RUN)"/tables/plain/main*.png "$(RUN)"/tables/plain/main-[mw]*.jpg "$(RUN)/tables/plain/losses-wall.jpg" "$(RUN)/tables/plain/risk.png" $(RESULTS)/plain
 	@rm -f $(RESULTS)/plain/card* $(RESULTS)/plain/main-map-ciar-u.jpg $(RESULTS)/$(SIZE)/card-wall.jpg \
-	  $(RESULTS)/$(SIZE)/main-map-*.jpg $(RESULTS)/$(SIZE)/main-sheet-*.jpg   # seen elsewhere
+	  $(RESULTS)/$(SIZE)/main-*.jpg $(RESULTS)/$(SIZE)/main-*.png   # those of `plain` show more
 	@ls -s $(RESULTS)/$(SIZE) $(RESULTS)/plain
 
 test: $(DEV)  ## Run the tests (ARGS: options of pytest)
