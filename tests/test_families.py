@@ -100,6 +100,47 @@ def test_chunks_with_rollback_equal_one_by_one(
     torch.testing.assert_close(found, one_by_one, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("counts", [(1,), (1, 1, 1), (3, 1, 7), (32, 9), (5, 33)])
+def test_steps_of_fixed_shapes_are_the_same_steps(
+    counts: tuple[int, ...], model: TargetModel, condition: Tensor, tokens: Tensor
+) -> None:
+    """Sessions with prompts and chunks of their own, in mixed slots, rolled back once; the last are
+    near the image's end, where what fills a step up has least room.
+    """
+    found = []
+    for has_static_steps in (False, True):
+        target = Target(model, num_slots=4, has_static_steps=has_static_steps)
+        rows = []
+        for slot, count in enumerate(counts):
+            own = condition[slot:]
+            prompt = replace(feed(tokens[:0], 0, own), slot=3 - slot, num_condition=len(own))
+            rows += target.extend([replace(prompt, tokens=tokens[: NUM_TOKENS - count])])
+        for shift in (1, 0):
+            feeds = [
+                replace(
+                    feed((tokens[NUM_TOKENS - count :] + shift) % 64, NUM_TOKENS - count),
+                    slot=3 - slot,
+                    num_condition=NUM_ROWS - slot,
+                )
+                for slot, count in enumerate(counts)
+            ]
+            rows += target.extend(feeds)
+        found.append(torch.cat(rows))
+    torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=1e-4)
+
+
+def test_a_step_of_fixed_shape_is_made_once(
+    model: TargetModel, condition: Tensor, tokens: Tensor
+) -> None:
+    target = Target(model, num_slots=2, has_static_steps=True)
+    target.extend([feed(tokens[:0], 0, condition)])
+    for position in range(6):
+        target.extend([feed(tokens[position : position + 1], position)])
+    target.extend([feed(tokens[6:9], 6)])
+    assert target._static is not None
+    assert set(target._static._steps) == {(1, 8), (1, 1), (1, 4)}  # the prompt has seven rows
+
+
 @pytest.mark.parametrize("size", [1, 5, 32])
 @pytest.mark.parametrize("interval", [0, 10, NUM_TOKENS])
 def test_guidance_ends_behind_its_interval(

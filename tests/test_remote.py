@@ -176,6 +176,17 @@ def test_remote_is_local(
     assert traffic.num_resumes == 0
 
 
+def test_a_cloud_with_steps_of_fixed_shapes_draws_the_same(run: Run, model: CloudModel) -> None:
+    script = Script(kept_share=0.5)
+
+    async def both() -> tuple[list[int], list[int]]:
+        async with reaching(model, cuda_graphs=True) as verifier:
+            return await whole(verifier, script), await whole(local(model), script)
+
+    found, expected = run(both())
+    assert found == expected
+
+
 def test_what_the_cloud_says_of_itself(run: Run, model: CloudModel) -> None:
     async def ask() -> None:
         async with reaching(model) as verifier:

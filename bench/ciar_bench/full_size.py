@@ -69,6 +69,7 @@ def measure_full_size(
     threads: int,
     share: float,
     batches: Sequence[int] = (),
+    cuda_graphs: bool = False,
     progress: Callable[[str], None] = lambda line: None,
 ) -> FullSizeReport:
     files = weights_files(bundle / "cloud")
@@ -77,7 +78,8 @@ def measure_full_size(
     edge = load_draft_model(bundle / "edge")
     progress("starting the cloud")
     started = time.perf_counter()
-    options = ("--dtype", dtype, "--device", device, "--slots", "1")
+    options = ["--dtype", dtype, "--device", device, "--slots", "1"]
+    options += ["--cuda-graphs"] if cuda_graphs else []
     with cloud_process(bundle, core=None, threads=threads, options=options) as cloud:
         ready_seconds = time.perf_counter() - started
         read_bytes = count(cloud, "io", "read_bytes")
@@ -96,7 +98,13 @@ def measure_full_size(
         progress("forwards of several images")
         cloud_model = load_cloud_model(str(bundle), device=device, dtype=dtype)
         rows = len(cloud_model.encoder.encode([prompt])[0])
-        steps_of = step_seconds(cloud_model.target, batches, CHUNKS, num_condition=rows)
+        steps_of = step_seconds(
+            cloud_model.target,
+            batches,
+            CHUNKS,
+            num_condition=rows,
+            has_static_steps=cuda_graphs,
+        )
         batch_steps = {f"{b} x C({k})": seconds for (b, k), seconds in steps_of.items()}
     return FullSizeReport(
         weights_bytes=weights_bytes,

@@ -41,6 +41,9 @@ def full_size(
         list[int] | None,
         typer.Option(min=1, help="Also time forwards of so many images; several for several."),
     ] = None,
+    cuda_graphs: Annotated[
+        bool, typer.Option("--cuda-graphs", help="Steps of fixed shapes, which a GPU replays.")
+    ] = False,
     scratch: Annotated[
         Path | None, typer.Option(help="Where random weights are written; default: temporary.")
     ] = None,
@@ -65,6 +68,7 @@ def full_size(
             threads=threads,
             share=share,
             batches=batch or (),
+            cuda_graphs=cuda_graphs,
             progress=console.print,
         )
     title = f"{model or size} in {dtype} on {device}"

@@ -21,13 +21,18 @@ BANDWIDTH_BYTES = 1 << 30
 
 @torch.inference_mode()
 def step_seconds(
-    model: TargetModel, batches: Sequence[int], chunks: Sequence[int], *, num_condition: int
+    model: TargetModel,
+    batches: Sequence[int],
+    chunks: Sequence[int],
+    *,
+    num_condition: int,
+    has_static_steps: bool,
 ) -> dict[tuple[int, int], float]:
     """Medians by (B, k), every image in the middle of its tokens."""
     generator = torch.Generator().manual_seed(0)
     half, vocab = model.config.num_tokens // 2, model.config.vocab_size
     known = torch.randint(vocab, (model.config.num_tokens,), generator=generator)
-    target = Target(model, num_slots=max(batches))
+    target = Target(model, num_slots=max(batches), has_static_steps=has_static_steps)
     found = {}
     for batch in batches:
         for chunk in (k for k in chunks if half + k <= model.config.num_tokens):

@@ -101,6 +101,9 @@ def serve(
     threads: Threads = DEFAULTS.threads,
     device: Device = DEFAULTS.device,
     dtype: Dtype = DEFAULTS.dtype,
+    cuda_graphs: Annotated[
+        bool, option("Replay steps of fixed shapes (GPU).", "--cuda-graphs", env="CUDA_GRAPHS")
+    ] = DEFAULTS.cuda_graphs,
     lease_seconds: Annotated[
         float, option("Time for a stream to attach to its session.", env="LEASE_SECONDS")
     ] = DEFAULTS.lease_seconds,

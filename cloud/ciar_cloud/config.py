@@ -28,6 +28,7 @@ class ServeConfig:
     threads: int = 0
     device: str = "cpu"
     dtype: str = "float32"
+    cuda_graphs: bool = False  # replay steps of fixed shapes
     lease_seconds: float = 30.0
     drain_seconds: float = 30.0
     metrics_port: int = 9464  # 0: none

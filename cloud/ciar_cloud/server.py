@@ -54,7 +54,7 @@ class CloudServer:
         self.config = config
         self.metrics = CloudMetrics(model.info)
         num_slots = config.slots or choose_slots(model)
-        target = Target(model.target, num_slots=num_slots)
+        target = Target(model.target, num_slots=num_slots, has_static_steps=config.cuda_graphs)
         slots: SlotPool[Seat] = SlotPool(num_slots, min_idle_seconds=config.min_idle_seconds)
         scheduler = Scheduler(
             slots, max_queue=config.max_queue, max_step_positions=config.max_step_positions

@@ -29,6 +29,7 @@ from ciar.families import make_transformer, read_sizes
 from ciar.models.kv_cache import KVCache, Segment
 from ciar.models.transformer import TransformerConfig
 from ciar.sampling import guide, scale_at
+from ciar.static_steps import NUM_SPARE, StaticSteps
 
 
 class TargetModel(nn.Module):
@@ -167,20 +168,22 @@ class Target:
         num_slots: int,
         num_spare: int = 0,
         is_padded: bool | None = None,
+        has_static_steps: bool = False,
     ) -> None:
-        """num_spare, is_padded: see `KVCache`."""
+        """num_spare, is_padded: see `KVCache`.  has_static_steps: see `static_steps`."""
         self.model = model
         self.config = model.config
         weight = model.transformer.tok_embeddings.weight
         self.cache = KVCache(
             self.config,
-            num_slots=num_slots,
+            num_slots=num_slots + has_static_steps,
             num_rows=self.ROWS,
-            num_spare=num_spare,
+            num_spare=num_spare + NUM_SPARE * has_static_steps,
             device=weight.device,
             dtype=weight.dtype,
             is_padded=is_padded,
         )
+        self._static = StaticSteps(model.transformer, self.cache) if has_static_steps else None
 
     def extend(self, feeds: Sequence[Feed]) -> list[Tensor]:
         """One forward pass for all feeds.
@@ -194,9 +197,7 @@ class Target:
         """As `extend`, with the hidden states behind the logits."""
         transformer = self.model.transformer
         inputs, ropes, segments, followers = zip(*(self._pack(feed) for feed in feeds), strict=True)
-        hidden = transformer.hidden(
-            torch.cat(inputs), torch.cat(ropes), self.cache.attend(segments)
-        )
+        hidden = self._hidden(torch.cat(inputs), torch.cat(ropes), segments)
         blocks = torch.split(hidden, [len(x) for x in inputs])
         wanted = []
         for feed, block, following in zip(feeds, blocks, followers, strict=True):
@@ -211,6 +212,12 @@ class Target:
             Output(guide(part[0], part[1], feed.scale(part.device)), hidden=rows)
             for feed, part, rows in zip(feeds, parts, wanted, strict=True)
         ]
+
+    def _hidden(self, x: Tensor, rope: Tensor, segments: Sequence[Segment]) -> Tensor:
+        """Packed inputs [N, D] and their rotary rows [N, d/2, 2] to hidden states [N, D]."""
+        if self._static is not None and self._static.fits(segments):
+            return self._static.hidden(x, rope, segments)
+        return self.model.transformer.hidden(x, rope, self.cache.attend(segments))
 
     def condition_rows(self, condition: Tensor) -> Tensor:
         """Text features [L, condition_dim] -> projected rows [L, D] the edge layer starts from."""
