@@ -149,7 +149,8 @@ def test_the_configuration_beside_the_weights_tells_the_stage(
     convert([tmp_path], tmp_path / "out", Settings(num_heads=4))
     config = read_config(tmp_path / "out" / "cloud")
     assert config["transformer"]["grid_size"] == grid
-    assert config["sampling"] == {"cfg_scale": 7.5, "temperature": 1.0, "top_k": 1000, "top_p": 1.0}
+    expected = {"cfg_scale": 7.5, "temperature": 1.0, "top_k": 1000, "top_p": 1.0}
+    assert config["sampling"] == expected | {"cfg_interval": -1}
 
 
 @torch.inference_mode()

@@ -32,6 +32,15 @@ from ciar.sampling import guide, scale_at
 from ciar.static_steps import NUM_SPARE, StaticSteps
 
 
+class Float32Linear(nn.Linear):
+    """Computes in float32, whatever dtype comes, and gives that back: it can be trained beside
+    layers of less precision.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float()).to(x.dtype)
+
+
 class TargetModel(nn.Module):
     """A transformer and the cloud's half of phi, as one model folder."""
 
@@ -51,8 +60,10 @@ class TargetModel(nn.Module):
 
     def with_own_injection(self) -> "TargetModel":
         """The same transformer beside a copy of the injection, in float32, to be trained."""
+        own = Float32Linear(self.feature_dim, self.config.dim, bias=False)
+        own.load_state_dict(self.injection.state_dict())
         found = copy.copy(self)
-        found._modules = {**self._modules, "injection": copy.deepcopy(self.injection).float()}
+        found._modules = {**self._modules, "injection": own.to(self.injection.weight.device)}
         return found
 
     @classmethod
@@ -254,8 +265,7 @@ class Target:
         transformer, rows = self.model.transformer, feed.num_condition
         x, followers, rope = self._image_rows(feed)
         if feed.features is not None:
-            codes = feed.features.to(self.model.injection.weight)
-            x = x + self.model.injection(codes).to(x)
+            x = x + self.model.injection(feed.features.to(x))
         both = x.expand(self.ROWS, -1, -1)
         start = rows + feed.position
         if feed.condition is not None:
