@@ -12,10 +12,10 @@ from rich.console import Console
 
 from ciar.errors import InvalidInput
 from ciar_bench.full_size import FullSizeReport, measure_full_size
+from ciar_bench.latency import PROMPT
 from ciar_bench.machine import describe_machine
 from ciar_bench.random_model import PUBLISHED, write_random_model
 
-PROMPT = "a dog on a beach"
 GIB = 2**30
 
 console = Console(stderr=True)

@@ -16,6 +16,7 @@ from ciar.models.transformer import TransformerConfig
 from ciar.models.vq import VQConfig, VQModel
 from ciar.target import TargetModel
 from ciar.types import SamplingParams
+from ciar_cloud.convert import anole, llamagen
 from ciar_cloud.convert.target import FEATURE_DIM, target_configuration
 from ciar_cloud.convert.writer import Entry, write_folder
 from ciar_train.draft import new_draft
@@ -23,8 +24,6 @@ from ciar_train.export import export_draft, export_vq
 from ciar_train.plans import load_plan
 
 PROMPT_ROWS = 16
-LLAMAGEN_SAMPLING = SamplingParams(top_k=1000, cfg_scale=7.5)
-ANOLE_SAMPLING = SamplingParams(temperature=0.7, top_p=0.9, cfg_scale=3.0)
 ANOLE_VQ = VQConfig(
     codebook_size=8192,
     codebook_dim=256,
@@ -49,16 +48,16 @@ PUBLISHED: Mapping[str, PublishedSize] = {
         transformer=TransformerConfig(),
         vq=VQConfig(),
         plan="llamagen-xl",
-        sampling=LLAMAGEN_SAMPLING,
+        sampling=llamagen.SAMPLING,
     ),
     "llamagen-xl-512": PublishedSize(
         transformer=TransformerConfig(grid_size=32),
         vq=VQConfig(),
         plan="llamagen-xl",
-        sampling=LLAMAGEN_SAMPLING,
+        sampling=llamagen.SAMPLING,
     ),
     "anole-7b": PublishedSize(
-        transformer=ChameleonConfig(), vq=ANOLE_VQ, plan="anole-7b", sampling=ANOLE_SAMPLING
+        transformer=ChameleonConfig(), vq=ANOLE_VQ, plan="anole-7b", sampling=anole.SAMPLING
     ),
 }
 

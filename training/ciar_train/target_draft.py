@@ -31,13 +31,13 @@ from ciar.models.inter_head import DraftModel
 from ciar.target import TargetModel
 from ciar_train.codes import CodeFolder
 from ciar_train.draft_job import DraftJob
+from ciar_train.draft_step import TARGET_FILE, write_targets
 from ciar_train.eagle import export_eagle, train_eagle
 from ciar_train.export import export_draft, is_matrix
 from ciar_train.loop import World
 from ciar_train.plans import EdgePlan
 from ciar_train.progress import Progress
 
-STAMP = "target.json"
 LINKED = ("vq", "text")
 INJECTION = "injection.weight"
 
@@ -152,14 +152,13 @@ class TargetDraft:
 
     def _claim(self) -> None:
         """The run folder is for one target, with its half of phi or without."""
-        current, stamp = fingerprint(self.model / "cloud"), self.run / STAMP
+        current, stamp = fingerprint(self.model / "cloud"), self.run / TARGET_FILE
         if stamp.exists() and current not in json.loads(stamp.read_text()):
             raise InvalidInput(
                 "run", str(self.run), "holds a draft of another target: give another folder"
             )
         if self.world.is_main and not stamp.exists():
-            self.run.mkdir(parents=True, exist_ok=True)
-            stamp.write_text(json.dumps([current]))
+            write_targets(self.run, {current})
         self.world.wait()
 
     def _link(self) -> None:
@@ -181,8 +180,8 @@ class TargetDraft:
         part_path.chmod((cloud / CONFIG_FILE).stat().st_mode)
         part_path.replace(cloud / PHI_FILE)
         target_print = fingerprint(cloud)
-        stamp = self.run / STAMP
-        stamp.write_text(json.dumps(sorted({*json.loads(stamp.read_text()), target_print})))
+        stamp = self.run / TARGET_FILE
+        write_targets(self.run, {*json.loads(stamp.read_text()), target_print})
         export_draft(
             draft,
             self.out / "edge",
