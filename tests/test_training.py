@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ciar.checkpoint import fingerprint, read_config
+from ciar.checkpoint import fingerprint, read_config, read_weights
 from ciar.errors import InvalidInput
 from ciar.interval import interfuse
 from ciar.models.text_encoder import TextEncoder
@@ -27,6 +27,7 @@ from ciar_train.eagle import load_eagle
 from ciar_train.export import export_target
 from ciar_train.loop import Metrics, Run, World, batch_indices, evaluate_rounded, train
 from ciar_train.losses import InterDroWeights, auroc, inter_dro_loss, interval_score
+from ciar_train.ngrams import ENTRIES
 from ciar_train.plan import TrainingPlan
 from ciar_train.run_folder import RunFolder
 from ciar_train.sizes import Size, load_size, size_names
@@ -84,6 +85,7 @@ radius_width = 8
 feature_dim = 8
 [draft]
 num_rollouts = 8
+num_drawn = 12
 [draft.shape]
 num_heads = 4
 ffn_multiple_of = 128
@@ -342,13 +344,28 @@ def test_an_unknown_variant_names_those_there_are(run: RunFolder) -> None:
 
 
 def test_a_frozen_bundle_gets_drafts_and_keeps_its_own(run: RunFolder, tmp_path: Path) -> None:
+    """What the target alone learned from is not drawn again, and tables are those of its draft."""
     again = replace(run, root=tmp_path)
-    (tmp_path / "scenes").symlink_to(run.root / "scenes")
+    again.scenes("train").parent.mkdir()
+    for part in ("train", "held_out"):
+        again.scenes(part).symlink_to(run.scenes(part))
     steps.adopt(again, run.bundle, is_frozen=True)
+    assert (run.num_pictures, run.num_counted) == (24, 16)
+    assert (again.num_pictures, again.num_counted) == (12 + 8, 0)
     run_eagle(again)
     assert fingerprint(again.bundle / "cloud") == fingerprint(run.bundle / "cloud")
-    assert (again.bundle / "eagle" / "config.json").exists()
+    tables = [read_weights(r.bundle / "eagle")[ENTRIES] for r in (run, again)]
+    assert torch.equal(*tables)
+    assert bool((tables[0] != -1).any())
     assert not again.adopted.exists()
+
+
+def test_a_draft_of_another_shape_has_its_pictures_counted(run: RunFolder, tmp_path: Path) -> None:
+    again = replace(run, root=tmp_path)
+    steps.adopt(again, run.bundle, is_frozen=True)
+    smaller = replace(run.size.draft.shape.neighbours, ngram_slots=1024)
+    draft = replace(run.size.draft, shape=replace(run.size.draft.shape, neighbours=smaller))
+    assert replace(again, size=replace(run.size, draft=draft)).num_counted == 16
 
 
 def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path) -> None:

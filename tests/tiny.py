@@ -75,7 +75,7 @@ def write_eagle(bundle: Path) -> None:
     shape = DraftShape(neighbours=target.config.neighbours)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = eagle_from_target(target, shape, counted=None)
+        model = eagle_from_target(target, shape, ngrams=None)
     fill_neighbours(model.neighbours, model.config)
     export_eagle(model, bundle / "eagle")
 

@@ -20,7 +20,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -47,7 +46,7 @@ from ciar_train.losses import (
     interval_score,
     total_variation,
 )
-from ciar_train.ngrams import count_ngrams, recall_as
+from ciar_train.ngrams import NgramSource, recall_as
 from ciar_train.plan import TrainingPlan
 from ciar_train.precision import mixed_precision
 from ciar_train.sharded import shard_layers
@@ -177,7 +176,7 @@ class DraftTrainer:
         sampling: SamplingParams,
         world: World,
         start: Mapping[str, Tensor] | None = None,
-        counted: np.ndarray | None = None,
+        ngrams: NgramSource | None = None,
         is_sharded: bool = False,
     ) -> None:
         torch.manual_seed(0)
@@ -188,8 +187,8 @@ class DraftTrainer:
         self.target.to(world.device)
         self.teacher = Teacher(self.target, sampling)
         self.sampling = sampling
-        if self.draft.neighbours is not None and counted is not None:
-            count_ngrams(self.draft.neighbours, counted)
+        if self.draft.neighbours is not None and ngrams is not None:
+            ngrams.fill(self.draft.neighbours)
         self.plan = plan
         self.world = world
 

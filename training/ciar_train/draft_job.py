@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from ciar_train.draft import DraftPlan, DraftTrainer
 from ciar_train.export import round_as_stored
 from ciar_train.loop import World
 from ciar_train.model_images import cloud_images, protocol_images
+from ciar_train.ngrams import NgramSource
 from ciar_train.progress import Progress
 
 CLOUD_IMAGES, PROTOCOL_IMAGES = "cloud_images.pt", "protocol_images.pt"
@@ -37,8 +37,8 @@ ROLLOUT_SHARE = 1 / 3
 class DraftJob:
     """folder: keeps the state of every stage, and the images that the models drew.
 
-    start: weights of an earlier draft to begin from.  counted: tokens [N, T] of other pictures, for
-    n-gram tables.  is_sharded: share the target's layers out among the processes.
+    start: weights of an earlier draft to begin from.  ngrams: what tables are filled from.
+    is_sharded: share the target's layers out among the processes.
     """
 
     target: TargetModel
@@ -51,7 +51,7 @@ class DraftJob:
     world: World
     progress: Progress
     start: Mapping[str, Tensor] | None = None
-    counted: np.ndarray | None = None
+    ngrams: NgramSource | None = None
     is_sharded: bool = False
 
     @property
@@ -67,7 +67,7 @@ class DraftJob:
             sampling=self.sampling,
             world=self.world,
             start=self.start,
-            counted=self.counted,
+            ngrams=self.ngrams,
             is_sharded=self.is_sharded,
         )
         contexts, held_out = self.contexts()

@@ -48,7 +48,7 @@ def draft_job(run: RunFolder, target: TargetModel, folder: Path) -> DraftJob:
         world=run.world,
         progress=run.progress,
         start=read_weights(run.adopted / "edge") if run.adopted.exists() else None,
-        counted=run.counted_tokens,
+        ngrams=run.ngrams,
     )
 
 
@@ -89,7 +89,7 @@ def run_eagle(run: RunFolder) -> None:
         held_out=held_out,
         run_folder=run.root / "eagle",
         world=run.world,
-        counted=job.counted,
+        ngrams=job.ngrams,
     )
     if run.world.is_main:
         export_eagle(model, run.bundle / "eagle")

@@ -10,7 +10,6 @@ SmoothL1 and a tenth of cross-entropy, a tenth of the captions dropped.
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +22,7 @@ from ciar_train.contexts import Contexts
 from ciar_train.draft import DraftShape
 from ciar_train.export import as_int8
 from ciar_train.loop import Metrics, Run, World, batch_indices, train
-from ciar_train.ngrams import count_ngrams, recall_as
+from ciar_train.ngrams import NgramSource, recall_as
 from ciar_train.plan import TrainingPlan
 from ciar_train.precision import mixed_precision
 from ciar_train.target import init_weights
@@ -39,7 +38,7 @@ class EaglePlan(TrainingPlan):
 
 
 def eagle_from_target(
-    target: TargetModel, shape: DraftShape, counted: np.ndarray | None
+    target: TargetModel, shape: DraftShape, ngrams: NgramSource | None
 ) -> EagleModel:
     """Random weights, but the target's embedding and head, and what it knows of neighbours."""
     source = target.transformer
@@ -47,8 +46,8 @@ def eagle_from_target(
     init_weights(model, num_layers=1)
     if model.neighbours is not None:
         recall_as(model.neighbours, source.output)
-        if counted is not None:
-            count_ngrams(model.neighbours, counted)
+        if ngrams is not None:
+            ngrams.fill(model.neighbours)
     for part, origin in (
         (model.tok_embeddings, source.tok_embeddings),
         (model.output, source.output),
@@ -67,12 +66,12 @@ def train_eagle(
     held_out: Contexts,
     run_folder: Path,
     world: World,
-    counted: np.ndarray | None = None,
+    ngrams: NgramSource | None = None,
 ) -> EagleModel:
     """Train or resume."""
     torch.manual_seed(plan.seed)
     teacher = target.transformer.requires_grad_(False)
-    model = eagle_from_target(target, shape, counted).to(world.device)
+    model = eagle_from_target(target, shape, ngrams).to(world.device)
 
     def losses(
         of: Contexts, indices: Tensor, dropped: Tensor, noise: float

@@ -24,6 +24,7 @@ from ciar_train.plan import TrainingPlan
 
 Metrics = Mapping[str, float | Tensor]  # read when logged: reading one waits for the GPU
 Step = Callable[[int], tuple[Tensor, Metrics]]
+STATE_FILE = "state.pt"
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class Run:
 
     @property
     def state_path(self) -> Path:
-        return self.folder / "state.pt"
+        return self.folder / STATE_FILE
 
     def load(self) -> dict[str, Any] | None:
         if not self.state_path.exists():

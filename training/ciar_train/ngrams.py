@@ -4,15 +4,36 @@ The pictures must not be those a model then trains on: it would find each one's 
 and trust the tables more than held-out pictures allow.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ciar.models.neighbours import NeighbourEmbedding
 from ciar.models.ngrams import NgramTables
 
 CHUNK = 4096  # pictures
 RECALLED = "neighbours.recalled.weight"
+ENTRIES = "neighbours.ngrams.entries"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NgramSource:
+    """What tables are filled from: pictures to count, or what was counted before.
+
+    tokens: ids [N, T].  entries: [J, R], of tables of the same contexts and size.
+    """
+
+    tokens: np.ndarray | None = None
+    entries: Tensor | None = None
+
+    def fill(self, neighbours: NeighbourEmbedding) -> None:
+        """Fill the tables of a model, if it has any."""
+        if self.tokens is not None:
+            count_ngrams(neighbours, self.tokens)
+        elif neighbours.ngrams is not None and self.entries is not None:
+            neighbours.ngrams.entries.copy_(self.entries)
 
 
 @torch.inference_mode()

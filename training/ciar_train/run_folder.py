@@ -12,11 +12,12 @@ RUN/variants/NAME              runs of their own for drafts of another kind (see
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+from torch import Tensor
 
-from ciar.checkpoint import CONFIG_FILE, fingerprint, read_config, read_sampling
+from ciar.checkpoint import CONFIG_FILE, fingerprint, read_config, read_sampling, read_weights
 from ciar_train.codes import read_tokens
-from ciar_train.loop import Run, World
+from ciar_train.loop import STATE_FILE, Run, World
+from ciar_train.ngrams import ENTRIES, NgramSource
 from ciar_train.plan import TrainingPlan
 from ciar_train.progress import Progress
 from ciar_train.sizes import Size
@@ -54,9 +55,46 @@ class RunFolder:
         return self.scenes(part) / "codes"
 
     @property
-    def counted_tokens(self) -> np.ndarray | None:
-        """Tokens [N, T] of the pictures whose n-grams are counted, if the size has any."""
-        return read_tokens(self.codes("counted")) if self.size.data.counted else None
+    def keeps_target(self) -> bool:
+        """Whether the target was made elsewhere, so that drafts alone are trained here."""
+        has_cloud = (self.bundle / "cloud" / CONFIG_FILE).exists()
+        return has_cloud and not (self.root / "target" / STATE_FILE).exists()
+
+    @property
+    def num_pictures(self) -> int:
+        """How many to train on. Drafts need few."""
+        if not self.keeps_target:
+            return self.size.data.count
+        draft = self.size.draft
+        return min(self.size.data.count, draft.num_drawn + draft.num_rollouts)
+
+    @property
+    def num_counted(self) -> int:
+        """Pictures whose n-grams are counted: none where no tables are to be filled from them."""
+        to_train = [self.size.draft.shape.neighbours]
+        if not self.keeps_target:
+            to_train.append(self.size.transformer.neighbours)
+        has_tables = any(model.ngrams for model in to_train)
+        return self.size.data.counted if has_tables and self._kept_entries is None else 0
+
+    @property
+    def ngrams(self) -> NgramSource | None:
+        """What tables are filled from, if there are any to fill."""
+        if self.num_counted:
+            return NgramSource(tokens=read_tokens(self.codes("counted")))
+        entries = self._kept_entries
+        return None if entries is None else NgramSource(entries=entries)
+
+    @property
+    def _kept_entries(self) -> Tensor | None:
+        """[J, R] of the draft that came with the target, if its tables are those of the size."""
+        edge, wanted = self.bundle / "edge", self.size.draft.shape.neighbours
+        if not self.keeps_target or not (edge / CONFIG_FILE).exists():
+            return None
+        found = read_config(edge)["transformer"]["neighbours"]
+        if (found["ngrams"], found["ngram_slots"]) != (list(wanted.ngrams), wanted.ngram_slots):
+            return None
+        return read_weights(edge).get(ENTRIES)
 
     def is_finished(self, step: str, plan: TrainingPlan) -> bool:
         """Whether a step of this run has done all of its plan before."""

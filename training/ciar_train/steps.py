@@ -33,9 +33,9 @@ def draw_scenes(run: RunFolder, *, artwork: Path | None, num_workers: int) -> No
         unpack_atlas(pack, atlas)
     Atlas(atlas)  # a damaged atlas is reported before any worker starts
     data, recipe = run.size.data, run.size.data.scene_recipe()
-    parts = [("train", 0, data.count), ("held_out", HELD_OUT_START, data.held_out)]
-    if data.counted:
-        parts.append(("counted", COUNTED_START, data.counted))
+    parts = [("train", 0, run.num_pictures), ("held_out", HELD_OUT_START, data.held_out)]
+    if run.num_counted:
+        parts.append(("counted", COUNTED_START, run.num_counted))
     for part, start, count in parts:
         draw(
             recipe,
@@ -99,7 +99,7 @@ def encode_scenes(run: RunFolder) -> dict[str, CodeFolder]:
             write_codes(
                 scenes, vq, text, run.codes(part), batch_size=at_once, progress=run.progress
             )
-        if run.size.data.counted:
+        if run.num_counted:
             write_tokens(
                 SceneFolder(run.scenes("counted")),
                 vq,
@@ -126,7 +126,7 @@ def run_target(run: RunFolder) -> None:
         run_folder=run.root / "target",
         world=run.world,
         start=start,
-        counted=run.counted_tokens,
+        ngrams=run.ngrams,
     )
     if run.world.is_main:
         model = TargetModel(run.size.transformer, feature_dim=run.size.head.feature_dim)

@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,7 +24,7 @@ from ciar.models.transformer import Transformer, TransformerConfig
 from ciar_train.codes import CodeFolder, Conditions
 from ciar_train.gpu import compile_layers, moved
 from ciar_train.loop import Metrics, Run, World, batch_indices, train
-from ciar_train.ngrams import RECALLED, count_ngrams, recall_as
+from ciar_train.ngrams import RECALLED, NgramSource, recall_as
 from ciar_train.plan import TrainingPlan
 from ciar_train.precision import mixed_precision
 
@@ -119,20 +118,20 @@ def train_target(
     run_folder: Path,
     world: World,
     start: Mapping[str, Tensor] | None = None,
-    counted: np.ndarray | None = None,
+    ngrams: NgramSource | None = None,
 ) -> Transformer:
     """Train or resume; returns the averaged model in eval mode.
 
-    start: weights to begin from instead of random ones.  counted: tokens [N, T] of other pictures,
-    for the n-gram tables of a model that has them.
+    start: weights to begin from instead of random ones.  ngrams: for the tables of a model that has
+    them, of other pictures.
     """
     torch.manual_seed(plan.seed)
     model = ForesightedTransformer(config)
     init_weights(model, num_layers=config.num_layers)
     if start:
         model.load_state_dict({**model.state_dict(), **start})  # it may lack what adds nothing yet
-    if model.neighbours is not None and counted is not None:
-        count_ngrams(model.neighbours, counted)
+    if model.neighbours is not None and ngrams is not None:
+        ngrams.fill(model.neighbours)
         if not start or RECALLED not in start:
             recall_as(model.neighbours, model.output)
     model.foresight.requires_grad_(plan.foresight > 0)
