@@ -34,7 +34,15 @@ TRANSPORT_MODULES = (
     "ciar.status",
     "ciar.v1",
 )
-TRANSPORT_FILES = {"remote.py", "remote_session.py", "servicer.py", "server.py", "cli.py"}
+TRANSPORT_FILES = {
+    "remote.py",
+    "remote_session.py",
+    "servicer.py",
+    "server.py",
+    "interceptor.py",
+    "credentials.py",
+    "cli.py",
+}
 SHARED_TRANSPORT_FILES = {"wire.py", "status.py"}
 GENERATED = PACKAGES["ciar"] / "v1"
 HOMELESS_NAMES = {"utils", "common", "helpers", "base", "manager"}

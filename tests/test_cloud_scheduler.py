@@ -121,6 +121,21 @@ def test_a_full_queue_refuses_with_a_hint() -> None:
     scheduler.check_room()
 
 
+def test_one_caller_may_take_a_share_of_the_queue() -> None:
+    """The others still get in, and what was dropped or closed does not count."""
+    scheduler = new_scheduler(max_queue=4)
+    seats = [new_seat(), new_seat()]
+    for seat in seats:
+        seat.caller = "alice"
+        scheduler.add(prefix(seat))
+    scheduler.check_room("alice")
+    with pytest.raises(Overloaded, match="share"):
+        scheduler.check_room("alice", share=0.5)
+    scheduler.check_room("bob", share=0.5)
+    scheduler.close(seats[0])
+    scheduler.check_room("alice", share=0.5)
+
+
 def test_the_longest_idle_session_loses_its_slot() -> None:
     scheduler = new_scheduler(num_slots=2)
     seats = [new_seat(), new_seat()]

@@ -21,7 +21,7 @@ from ciar import __version__
 from ciar.checkpoint import fingerprint
 from ciar.errors import InvalidInput
 from ciar.router import ROUTERS
-from ciar_edge.cli import app, default_name, settle
+from ciar_edge.cli import ACCESS, app, default_name, settle
 from tests.small_disk import small_disk
 from tests.tiny import PROMPT, write_bundle
 
@@ -304,6 +304,7 @@ def test_the_environment_gives_way_to_flags() -> None:
         "cloud": "a:1",
         "deadline": 10.0,
         "prefix_rate": 0.06,
+        **dict.fromkeys(ACCESS),
     }
     assert settle(params, {"threshold"}) == params | {"budget": None}
     assert settle(params, {"budget"}) == params | {"threshold": None}

@@ -8,6 +8,7 @@ from google.rpc.status_pb2 import Status
 from grpc import StatusCode, aio
 
 from ciar.errors import (
+    AccessDenied,
     CheckpointError,
     CiarError,
     CloudUnavailable,
@@ -39,6 +40,7 @@ ERRORS: list[tuple[CiarError, StatusCode]] = [
     (DeadlineExceeded("no answer in 0.5 s"), StatusCode.DEADLINE_EXCEEDED),
     (CloudUnavailable("shutting down"), StatusCode.UNAVAILABLE),
     (EngineError("step failed"), StatusCode.INTERNAL),
+    (AccessDenied("this cloud wants an API key"), StatusCode.UNAUTHENTICATED),
     (CiarError("something else"), StatusCode.UNKNOWN),
 ]
 
@@ -78,7 +80,7 @@ def test_a_long_error_fits_the_headers() -> None:
         (StatusCode.UNAVAILABLE, CloudUnavailable),
         (StatusCode.CANCELLED, CloudUnavailable),
         (StatusCode.UNIMPLEMENTED, CloudUnavailable),
-        (StatusCode.UNAUTHENTICATED, CloudUnavailable),
+        (StatusCode.UNAUTHENTICATED, AccessDenied),
         (StatusCode.DEADLINE_EXCEEDED, DeadlineExceeded),
         (StatusCode.RESOURCE_EXHAUSTED, Overloaded),
         (StatusCode.NOT_FOUND, SessionLost),

@@ -1,4 +1,4 @@
-"""`ciar-cloud serve`, `generate`, `convert`, `text-features`.
+"""`ciar-cloud serve`, `generate`, `key`, `convert`, `text-features`.
 
 Errors are one line on stderr and an exit code.
 """
@@ -26,6 +26,7 @@ from ciar.picture import check_picture_path
 from ciar_cloud.bundle import CloudModel, load_cloud_model
 from ciar_cloud.config import ServeConfig
 from ciar_cloud.convert.cli import convert_command
+from ciar_cloud.keys import Limits, add_key
 from ciar_cloud.process import exit_with_parent as end_with_parent
 from ciar_cloud.process import set_threads, write_ready_file
 from ciar_cloud.solo import draw_picture
@@ -80,8 +81,21 @@ def serve(
     host: Annotated[str, option("Address to listen on.", env="HOST")] = DEFAULTS.host,
     port: Annotated[int, option("Port, 0: a free one.", env="PORT")] = DEFAULTS.port,
     insecure: Annotated[
-        bool, option("Listen beyond this machine without encryption.", "--insecure", env="INSECURE")
+        bool,
+        option("Listen beyond this machine without TLS or keys.", "--insecure", env="INSECURE"),
     ] = DEFAULTS.insecure,
+    tls_cert: Annotated[
+        Path | None, option("PEM certificate, its chain behind it.", env="TLS_CERT")
+    ] = DEFAULTS.tls_cert,
+    tls_key: Annotated[
+        Path | None, option("PEM private key of the certificate.", env="TLS_KEY")
+    ] = DEFAULTS.tls_key,
+    tls_client_ca: Annotated[
+        Path | None, option("PEM authority of clients that may connect.", env="TLS_CLIENT_CA")
+    ] = DEFAULTS.tls_client_ca,
+    keys: Annotated[
+        Path | None, option("File of API keys: see `ciar-cloud key`.", env="KEYS")
+    ] = DEFAULTS.keys,
     slots: Annotated[int, option("KV slots, 0: by memory.", env="SLOTS")] = DEFAULTS.slots,
     min_idle_seconds: Annotated[
         float, option("Idle time after which a slot can be taken.", env="MIN_IDLE_SECONDS")
@@ -110,6 +124,9 @@ def serve(
     drain_seconds: Annotated[
         float, option("Time for open images when asked to stop.", env="DRAIN_SECONDS")
     ] = DEFAULTS.drain_seconds,
+    metrics_host: Annotated[
+        str, option("Address of /metrics.", env="METRICS_HOST")
+    ] = DEFAULTS.metrics_host,
     metrics_port: Annotated[
         int, option("Port of /metrics, 0: none.", env="METRICS_PORT")
     ] = DEFAULTS.metrics_port,
@@ -215,6 +232,21 @@ def text_features(
     with progress(Console(stderr=True), is_quiet=False, what="prompts") as on_prompts:
         write_features(find_model(model) / "text", wanted, output, on_prompts=on_prompts)
     print(f"{output}: features of {len(wanted)} prompts")
+
+
+@app.command()
+def key(
+    name: Annotated[str, typer.Argument(help="Whose key it is: letters, digits, - and _.")],
+    keys: Annotated[Path, option("The file of keys; made if missing.", env="KEYS")],
+    max_sessions: Annotated[int, option("Most open sessions, 0: no limit.")] = 0,
+    images_per_minute: Annotated[int, option("Most images a minute, 0: no limit.")] = 0,
+    queue_share: Annotated[float, option("Share of the queue that it may take.")] = 1.0,
+) -> None:
+    """Make an API key: it is printed once, and its hash goes to the file."""
+    limits = Limits(
+        max_sessions=max_sessions, images_per_minute=images_per_minute, queue_share=queue_share
+    )
+    print(add_key(keys, name, limits))
 
 
 app.command(name="convert")(convert_command)

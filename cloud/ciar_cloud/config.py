@@ -18,7 +18,11 @@ class ServeConfig:
     model: str = DEFAULT_MODEL
     host: str = "127.0.0.1"
     port: int = 50051  # 0: a free one
-    insecure: bool = False  # listen beyond this machine without encryption
+    insecure: bool = False  # listen beyond this machine without TLS, or without asking for keys
+    tls_cert: Path | None = None  # PEM, with the chain behind it
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None  # whose clients may connect: mutual TLS
+    keys: Path | None = None  # API keys (`keys.py`); None: anybody may call
     slots: int = 0
     min_idle_seconds: float = 0.25  # how long a session without work keeps its slot
     max_queue: int = 64
@@ -31,6 +35,7 @@ class ServeConfig:
     cuda_graphs: bool = False  # replay steps of fixed shapes
     lease_seconds: float = 30.0
     drain_seconds: float = 30.0
+    metrics_host: str = "127.0.0.1"
     metrics_port: int = 9464  # 0: none
     ready_file: Path | None = None
     exit_with_parent: bool = False
@@ -49,9 +54,26 @@ class ServeConfig:
             if not 0 <= getattr(self, name) <= 86400:
                 raise InvalidInput(name, getattr(self, name), "give 0 to 86400 seconds")
         check_dtype(self.dtype)
-        if not self.insecure and not is_loopback(self.host):
+        self._check_access()
+
+    @property
+    def has_tls(self) -> bool:
+        return self.tls_cert is not None
+
+    def _check_access(self) -> None:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            given = "tls-cert" if self.tls_cert else "tls-key"
+            raise InvalidInput(given, str(self.tls_cert or self.tls_key), "give cert and key")
+        if self.tls_client_ca is not None and not self.has_tls:
+            remedy = "give --tls-cert and --tls-key too"
+            raise InvalidInput("tls-client-ca", str(self.tls_client_ca), remedy)
+        is_closed = self.has_tls and (self.keys is not None or self.tls_client_ca is not None)
+        if not (is_closed or self.insecure or is_loopback(self.host)):
             raise InvalidInput(
-                "host", self.host, "give 127.0.0.1, or add --insecure to listen without encryption"
+                "host",
+                self.host,
+                "beyond this machine give --tls-cert, --tls-key and --keys (or --tls-client-ca), "
+                "or add --insecure",
             )
 
 

@@ -83,14 +83,14 @@ class Engine:
         while self._thread.is_alive():
             await asyncio.to_thread(self._thread.join, 1.0)
 
-    def check_room(self) -> None:
+    def check_room(self, caller: str = "", *, share: float = 1.0) -> None:
         """Raise `Overloaded` when the work of a new session would have to wait behind too many."""
         with self._wake:
-            self._scheduler.check_room()
+            self._scheduler.check_room(caller, share=share)
 
-    def open(self, state: SessionState) -> Seat:
+    def open(self, state: SessionState, *, caller: str = "") -> Seat:
         """A place for a session; it gets a slot with its first work."""
-        return Seat(state=state, idle_since=time.monotonic())
+        return Seat(state=state, idle_since=time.monotonic(), caller=caller)
 
     def close(self, seat: Seat) -> None:
         """Drop the session's works and free its slot, at once or when its step has ended."""

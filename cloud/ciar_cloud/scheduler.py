@@ -10,7 +10,7 @@ worth finishing, and what it can queue is bounded by its stream.
 """
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -74,10 +74,14 @@ class Job:
 
 @dataclass(eq=False, slots=True)
 class Seat:
-    """A session's place in the engine. While there is work, `state` is the model thread's."""
+    """A session's place in the engine. While there is work, `state` is the model thread's.
+
+    caller: whose session it is.
+    """
 
     state: SessionState
     idle_since: float
+    caller: str = ""
     slot: int | None = None
     jobs: deque[Job] = field(default_factory=deque)
     is_running: bool = False
@@ -103,18 +107,28 @@ class Scheduler:
         self.slots = slots
         self.max_queue = max_queue
         self.max_step_positions = max_step_positions
-        self.num_waiting = 0  # works that no step has taken yet
+        self._waiting: Counter[str] = Counter()  # works that no step has taken yet, by caller
         self._ready: deque[Seat] = deque()  # seats with work that no step is running
         self._work_seconds = 0.05  # running mean of what one work costs
 
-    def check_room(self) -> None:
-        """Raise `Overloaded` when a work that opens a session would wait behind too many."""
+    @property
+    def num_waiting(self) -> int:
+        """Works that no step has taken yet."""
+        return self._waiting.total()
+
+    def check_room(self, caller: str = "", *, share: float = 1.0) -> None:
+        """Raise `Overloaded` when a work that opens a session would wait behind too many.
+
+        share: of the queue, that works of the same caller may take.
+        """
         if self.num_waiting >= self.max_queue:
-            wait = self._work_seconds * self.num_waiting / self.slots.num_slots
-            raise Overloaded(
-                f"{self.num_waiting} works are waiting, the queue is full",
-                retry_seconds=min(max(wait, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS),
-            )
+            text = f"{self.num_waiting} works are waiting, the queue is full"
+        elif share < 1 and self._waiting[caller] >= max(1, share * self.max_queue):
+            text = f"{self._waiting[caller]} works of this key are waiting, its share of the queue"
+        else:
+            return
+        wait = self._work_seconds * self.num_waiting / self.slots.num_slots
+        raise Overloaded(text, retry_seconds=min(max(wait, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS))
 
     def add(self, job: Job) -> None:
         """Queue a job behind its seat's others; a closed seat takes none."""
@@ -125,7 +139,7 @@ class Scheduler:
             seat.newest_epoch = max(seat.newest_epoch, job.batch.epoch)
         seat.jobs.append(job)
         seat.idle_since = math.inf
-        self.num_waiting += 1
+        self._waiting[seat.caller] += 1
         if len(seat.jobs) == 1:
             self._ready.append(seat)
 
@@ -171,7 +185,7 @@ class Scheduler:
         if seat.is_closed:
             return
         seat.is_closed = True
-        self.num_waiting -= sum(not job.is_started for job in seat.jobs)
+        self._forget_waiting(seat, sum(not job.is_started for job in seat.jobs))
         if seat.is_running:
             return
         if seat.jobs:
@@ -195,7 +209,12 @@ class Scheduler:
         if not job.is_started:
             job.is_started = True
             job.queue_seconds = now - job.accepted
-            self.num_waiting -= 1
+            self._forget_waiting(job.seat, 1)
+
+    def _forget_waiting(self, seat: Seat, count: int) -> None:
+        self._waiting[seat.caller] -= count
+        if not self._waiting[seat.caller]:
+            del self._waiting[seat.caller]
 
     def _head(self, seat: Seat, now: float, step: Step) -> Job | None:
         """The seat's first job that is still wanted."""
@@ -206,7 +225,7 @@ class Scheduler:
                 return job
             seat.jobs.popleft()
             if not job.is_started:
-                self.num_waiting -= 1
+                self._forget_waiting(seat, 1)
             late = DeadlineExceeded("the deadline passed before the work was done")
             step.dropped.append((job, late if is_late else None))
         return None

@@ -21,7 +21,10 @@ from ciar.v1 import collaboration_pb2_grpc as pb_grpc
 from ciar.wire import MESSAGE_LIMIT_BYTES, SERVICE_NAME
 from ciar_cloud.bundle import CloudModel
 from ciar_cloud.config import ServeConfig
+from ciar_cloud.credentials import TlsFiles, server_credentials
 from ciar_cloud.engine import Engine
+from ciar_cloud.interceptor import KeyInterceptor
+from ciar_cloud.keys import KeyRing
 from ciar_cloud.metrics import CloudMetrics, serve_metrics
 from ciar_cloud.scheduler import Scheduler, Seat
 from ciar_cloud.servicer import Servicer
@@ -60,6 +63,7 @@ class CloudServer:
             slots, max_queue=config.max_queue, max_step_positions=config.max_step_positions
         )
         self.engine = Engine(target, scheduler, self.metrics)
+        self._keys = KeyRing(config.keys) if config.keys else None
         self.sessions = SessionRegistry(
             self.engine, max_sessions=config.max_sessions, lease_seconds=config.lease_seconds
         )
@@ -70,6 +74,7 @@ class CloudServer:
             sessions=self.sessions,
             prompts=self._prompts,
             observer=self.metrics,
+            keys=self._keys,
         )
         self._health = health.aio.HealthServicer()
         self._stop_metrics: Callable[[], None] | None = None
@@ -84,23 +89,31 @@ class CloudServer:
     async def start(self) -> int:
         """Listen and serve; returns the port. Raises `InvalidInput` if it cannot be had."""
         config = self.config
-        server = self._server = aio.server(options=OPTIONS)
+        interceptors = [KeyInterceptor(self._keys, self.metrics)] if self._keys else []
+        server = self._server = aio.server(options=OPTIONS, interceptors=interceptors)
         pb_grpc.add_CollaborationServicer_to_server(self._servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
         host = f"[{config.host}]" if ":" in config.host else config.host
+        address = f"{host}:{config.port}"
         try:
-            port = server.add_insecure_port(f"{host}:{config.port}")
+            if config.tls_cert is None or config.tls_key is None:
+                port = server.add_insecure_port(address)
+            else:
+                files = TlsFiles(
+                    cert=config.tls_cert, key=config.tls_key, client_ca=config.tls_client_ca
+                )
+                port = server.add_secure_port(address, server_credentials(files))
         except RuntimeError:
             raise InvalidInput(
                 "port",
-                f"{host}:{config.port}",
+                address,
                 "cannot listen there; choose another, or 0 for a free one",
             ) from None
         if config.metrics_port:
             _, self._stop_metrics = serve_metrics(
-                self.metrics, host=config.host, port=config.metrics_port
+                self.metrics, host=config.metrics_host, port=config.metrics_port
             )
         self.engine.start()
         await server.start()

@@ -22,6 +22,8 @@ from ciar.types import ImageRequest, ModelInfo, Prefix, Timings, Verdict
 from ciar.v1 import collaboration_pb2 as pb
 from ciar.v1 import collaboration_pb2_grpc as pb_grpc
 from ciar_cloud.engine import Engine
+from ciar_cloud.interceptor import caller_of
+from ciar_cloud.keys import Caller, KeyRing
 from ciar_cloud.observer import Observer
 from ciar_cloud.scheduler import Outcome
 from ciar_cloud.sessions import OpenSession, SessionRegistry
@@ -53,12 +55,18 @@ class Servicer(pb_grpc.CollaborationServicer):
         sessions: SessionRegistry,
         prompts: PromptEncoder,
         observer: Observer,
+        keys: KeyRing | None = None,
     ) -> None:
         self.info = info
         self.engine = engine
         self.sessions = sessions
         self.observer = observer
         self._prompts = prompts
+        self._keys = keys
+
+    def caller(self, context: Context) -> Caller:
+        """Whose call it is. Raises `AccessDenied`."""
+        return caller_of(context.invocation_metadata(), self._keys)
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
         return await self._guard("GetModel", context, self._get_model(request))
@@ -71,7 +79,10 @@ class Servicer(pb_grpc.CollaborationServicer):
     async def VerifyBatch(  # type: ignore[override]  # a coroutine that writes, not a generator
         self, request_iterator: object, context: Context
     ) -> None:
-        await self._guard("VerifyBatch", context, Stream(self, context).run())
+        await self._guard("VerifyBatch", context, self._serve_stream(context))
+
+    async def _serve_stream(self, context: Context) -> None:
+        await Stream(self, context).run()
 
     async def _guard(self, method: str, context: Context, handler: Awaitable[T]) -> T:
         """Run a handler; what it raises becomes the status of the call."""
@@ -99,7 +110,7 @@ class Servicer(pb_grpc.CollaborationServicer):
     ) -> pb.PrefixInjectResponse:
         self.observer.bytes_moved(num_up=request.ByteSize())
         image, dtype = wire.prefix_request_from_proto(request, info=self.info)
-        session, prompt = await self.open_session(image)
+        session, prompt = await self.open_session(image, self.caller(context))
         try:
             timings = Timings()
             if image.num_prefix:
@@ -121,16 +132,20 @@ class Servicer(pb_grpc.CollaborationServicer):
         return answer
 
     async def open_session(
-        self, image: ImageRequest, *, prepare: Callable[[SessionState], None] | None = None
+        self,
+        image: ImageRequest,
+        caller: Caller,
+        *,
+        prepare: Callable[[SessionState], None] | None = None,
     ) -> tuple[OpenSession, EncodedPrompt]:
-        """Check the request and open its session, which the caller owns, after `prepare(state)`."""
+        """Check the request and open its session, after `prepare(state)`: close it in the end."""
         info = self.info
         if image.fingerprint and image.fingerprint != info.fingerprint:
             raise PairMismatch(
                 f"the edge was trained for target {image.fingerprint}, this cloud serves "
                 f"{info.name} {info.fingerprint}: use the edge and cloud folders of one model"
             )
-        self.sessions.check_room()
+        self.sessions.check_room(caller)
         prompt = await self._prompts.encode(image.prompt)
         state = SessionState(
             image,
@@ -141,7 +156,7 @@ class Servicer(pb_grpc.CollaborationServicer):
         )
         if prepare:
             prepare(state)
-        return self.sessions.open(state), prompt
+        return self.sessions.open(state, caller), prompt
 
     async def _draw(self, session: OpenSession, until: int, deadline: float) -> Timings:
         done: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
@@ -167,6 +182,7 @@ class Stream:
         self._observer = servicer.observer
         self._sessions = servicer.sessions
         self._context = context
+        self._caller = servicer.caller(context)
         self._deadline = deadline_of(context)
         self._inbox: asyncio.Queue[Event] = asyncio.Queue()
         self._num_in_flight = 0
@@ -195,7 +211,7 @@ class Stream:
             return None
         kind = message.WhichOneof("message")
         if kind == "attach":
-            return self._sessions.attach(message.attach.session_id)
+            return self._sessions.attach(message.attach.session_id, self._caller)
         if kind != "resume":
             raise InvalidInput("message", kind, "a stream starts with attach or resume")
         resume = wire.resume_from_proto(message.resume, info=self._info)
@@ -204,7 +220,9 @@ class Stream:
             state.restore(resume.history)
             state.epoch = resume.epoch
 
-        session, _ = await self._servicer.open_session(resume.request, prepare=prepare)
+        session, _ = await self._servicer.open_session(
+            resume.request, self._caller, prepare=prepare
+        )
         return session
 
     async def _read(self, session: OpenSession) -> None:

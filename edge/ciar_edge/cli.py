@@ -7,6 +7,7 @@ at the same time as the edge.
 """
 
 import json
+import os
 import re
 import secrets
 import unicodedata
@@ -26,6 +27,7 @@ from ciar_edge.embedded import EmbeddedCloud
 from ciar_edge.ending import Ending
 
 if TYPE_CHECKING:
+    from ciar_edge.connection import Access
     from ciar_edge.draw import DrawOptions
     from ciar_edge.image import Drawing
 
@@ -33,7 +35,9 @@ EXIT_INTERRUPTED = 130
 MAX_NAME_CHARS = 60
 THRESHOLDS = ("budget", "threshold")
 CONSTANT_ROUTERS = ("always", "never")
-OPTIONAL = frozenset(("router", "cloud", *THRESHOLDS))  # parameters that may be None
+ACCESS = ("tls_ca", "tls_cert", "tls_key", "api_key_file")
+OPTIONAL = frozenset(("router", "cloud", *THRESHOLDS, *ACCESS))  # parameters that may be None
+KEY_VARIABLE = "CIAR_API_KEY"
 
 app = typer.Typer(
     help="Draw pictures on this machine, with a cloud for what is uncertain.",
@@ -102,6 +106,29 @@ def generate(
         str | None,
         _option(env="CLOUD", metavar="HOST:PORT", help="Default: an embedded cloud."),
     ] = None,
+    tls: Annotated[
+        bool, _option("--tls", env="TLS", help="Encrypt; the system knows the cloud's authority.")
+    ] = False,
+    tls_ca: Annotated[
+        Path | None, _option(env="TLS_CA", help="Encrypt; PEM authority of the cloud.")
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, _option(env="TLS_CERT", help="PEM certificate of this edge (mutual TLS).")
+    ] = None,
+    tls_key: Annotated[
+        Path | None, _option(env="TLS_KEY", help="PEM private key of that certificate.")
+    ] = None,
+    api_key_file: Annotated[
+        Path | None,
+        _option(
+            env="API_KEY_FILE",
+            help=f"File with the cloud's API key; or the key itself in {KEY_VARIABLE}.",
+        ),
+    ] = None,
+    insecure: Annotated[
+        bool,
+        _option("--insecure", env="INSECURE", help="Send the API key without encryption."),
+    ] = False,
     model: Annotated[
         str, _option(env="MODEL", help="A model folder, or the name of an embedded model.")
     ] = "ciar-mini",
@@ -188,7 +215,7 @@ def settle(params: Mapping[str, Any], flags: Set[str]) -> dict[str, Any]:
     if params["exact"]:
         idle += [(name, "--exact verifies every token") for name in ("router", *THRESHOLDS)]
     if params["offline"]:
-        alone = ("cloud", "deadline", "prefix_rate", *THRESHOLDS)
+        alone = ("cloud", "deadline", "prefix_rate", "tls", *ACCESS, *THRESHOLDS)
         idle += [(name, "--offline asks for nothing") for name in alone]
     if params["router"] in CONSTANT_ROUTERS:
         idle += [(name, "this router has no threshold") for name in THRESHOLDS]
@@ -239,8 +266,20 @@ def _draw_options(params: Mapping[str, Any], *, seed: int) -> "DrawOptions":
         remote=RemoteConfig(
             feature_dtype=params["feature_dtype"], deadline_seconds=params["deadline"]
         ),
+        access=_access(params),
         sampling={name: params[name] for name in sampling if params[name] is not None},
     )
+
+
+def _access(params: Mapping[str, Any]) -> "Access":
+    from ciar_edge.connection import Access, read_api_key
+
+    key = os.environ.get(KEY_VARIABLE, "")
+    if params["api_key_file"]:
+        key = read_api_key(params["api_key_file"])
+    pem = {name: params[name] for name in ("tls_ca", "tls_cert", "tls_key")}
+    is_encrypted = params["tls"] or any(pem.values())
+    return Access(api_key=key, is_encrypted=is_encrypted, may_leak=params["insecure"], **pem)
 
 
 def _check_paths(output: Path, map_file: Path | None) -> None:

@@ -6,7 +6,8 @@ Knows no gRPC; `ciar_edge.remote` and `remote_session` do the calls.
 import asyncio
 import random
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 
 from ciar.errors import CiarError, InvalidInput, Overloaded
 from ciar.packing import PACKED_DTYPES, PackedDtype
@@ -37,12 +38,65 @@ class RemoteConfig:
         if self.feature_dtype not in PACKED_DTYPES:
             remedy = f"give one of {', '.join(PACKED_DTYPES)}"
             raise InvalidInput("feature_dtype", self.feature_dtype, remedy)
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name.endswith("_seconds") and not 0 < value < float("inf"):
-                raise InvalidInput(field.name, value, "give a finite number of seconds above 0")
+        for name in (f.name for f in fields(self) if f.name.endswith("_seconds")):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise InvalidInput(
+                    name, getattr(self, name), "give a finite number of seconds above 0"
+                )
         if self.max_resumes < 0:
             raise InvalidInput("max_resumes", self.max_resumes, "give 0 (never) or a count")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """How the edge shows who it is, and knows the cloud by.
+
+    api_key: sent with every call.  is_encrypted: TLS.  tls_ca: PEM authority of the cloud's
+    certificate; None: those of the system.  tls_cert, tls_key: PEM, the edge's own (mutual TLS).
+    may_leak: send a key to another machine without TLS.
+    """
+
+    api_key: str = field(default="", repr=False)
+    is_encrypted: bool = False
+    tls_ca: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    may_leak: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            given = "tls-cert" if self.tls_cert else "tls-key"
+            raise InvalidInput(given, str(self.tls_cert or self.tls_key), "give cert and key")
+        if not self.is_encrypted and (self.tls_ca or self.tls_cert):
+            given = "tls-ca" if self.tls_ca else "tls-cert"
+            raise InvalidInput(given, str(self.tls_ca or self.tls_cert), "give --tls too")
+        if not (self.api_key.isascii() and self.api_key.isprintable()) or " " in self.api_key:
+            raise InvalidInput("api-key", "...", "give one line of printable ASCII")
+
+    def check(self, address: str) -> None:
+        """Raise `InvalidInput` where the key would travel in the open."""
+        is_local = address.startswith((*_LOOPBACK, "unix:"))
+        if self.api_key and not (self.is_encrypted or is_local or self.may_leak):
+            raise InvalidInput(
+                "cloud", address, "give --tls: the API key would travel unencrypted (or --insecure)"
+            )
+
+    def pem(self, name: str) -> bytes | None:
+        """The bytes of `tls_ca`, `tls_cert` or `tls_key`; None: not given."""
+        path: Path | None = getattr(self, name)
+        try:
+            return None if path is None else path.read_bytes()
+        except OSError as error:
+            remedy = f"cannot be read: {error.strerror}"
+            raise InvalidInput(name.replace("_", "-"), str(path), remedy) from None
+
+
+def read_api_key(path: Path) -> str:
+    """The key that a file holds in its one line."""
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput("api-key-file", str(path), f"cannot be read: {error}") from None
 
 
 @dataclass(kw_only=True)

@@ -16,7 +16,7 @@ from ciar.router import DEFAULT_ROUTER, Router, make_router
 from ciar.text import TextFeatures, load_text
 from ciar.types import MAX_SEED, SamplingParams
 from ciar_edge.config import DecodeConfig
-from ciar_edge.connection import RemoteConfig, check_address
+from ciar_edge.connection import Access, RemoteConfig, check_address
 from ciar_edge.embedded import EmbeddedCloud, num_cores
 from ciar_edge.image import Drawing, warnings_of
 from ciar_edge.loop import generate
@@ -41,6 +41,7 @@ class DrawOptions:
     cloud: str | None = None
     decode: DecodeConfig = dataclasses.field(default_factory=DecodeConfig)
     remote: RemoteConfig = dataclasses.field(default_factory=RemoteConfig)
+    access: Access = dataclasses.field(default_factory=Access)
     router: str | None = None
     budget: float | None = None
     threshold: float | None = None
@@ -55,6 +56,7 @@ class DrawOptions:
         make_router(router, budget=self.budget, threshold=self.threshold)  # checks all three
         if self.cloud is not None:
             check_address(self.cloud)
+            self.access.check(self.cloud)
         self.merge(SamplingParams())
 
     def merge(self, defaults: SamplingParams) -> SamplingParams:
@@ -93,7 +95,8 @@ async def draw(
 async def _draw_with_cloud(
     options: DrawOptions, address: str, model: EdgeModel, observer: Observer
 ) -> ImageResult:
-    async with RemoteVerifier(address, config=options.remote) as verifier:
+    access = options.access if options.cloud else Access()  # the embedded cloud asks for nothing
+    async with RemoteVerifier(address, config=options.remote, access=access) as verifier:
         info = await verifier.info()
         return await generate(
             options.prompt,

@@ -16,6 +16,7 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from ciar.errors import (
+    AccessDenied,
     CloudUnavailable,
     DeadlineExceeded,
     EngineError,
@@ -29,7 +30,7 @@ from ciar_edge.result import Observer, Origins
 
 # Of the cloud, or of another one that took its place: the image is finished alone. `InvalidInput`
 # is not among them: it would be a mistake of this side.
-_LOST = (CloudUnavailable, SessionLost, EngineError, PairMismatch)
+_LOST = (CloudUnavailable, SessionLost, EngineError, PairMismatch, AccessDenied)
 
 
 class Traffic(Protocol):

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Self, TypeVar
 
+import grpc
 from google.protobuf.message import Message
 from grpc import aio
 
@@ -24,7 +25,14 @@ from ciar.wire import (
     prefix_from_proto,
     prefix_request_to_proto,
 )
-from ciar_edge.connection import Patience, RemoteConfig, Traffic, channel_options, check_address
+from ciar_edge.connection import (
+    Access,
+    Patience,
+    RemoteConfig,
+    Traffic,
+    channel_options,
+    check_address,
+)
 from ciar_edge.remote_session import RemoteSession, explain, reading_reply
 
 if TYPE_CHECKING:
@@ -40,16 +48,24 @@ class RemoteVerifier:
     traffic: of all calls and finished sessions so far.
     """
 
-    def __init__(self, address: str, *, config: RemoteConfig | None = None) -> None:
+    def __init__(
+        self, address: str, *, config: RemoteConfig | None = None, access: Access | None = None
+    ) -> None:
         self.address = check_address(address)
         self.config = config or RemoteConfig()
+        self.access = access or Access()
+        self.access.check(address)
         self.traffic = Traffic()
         self._channel: aio.Channel | None = None
         self._info: ModelInfo | None = None
 
     async def __aenter__(self) -> Self:
         options = channel_options(self.address, message_limit_bytes=MESSAGE_LIMIT_BYTES)
-        self._channel = aio.insecure_channel(self.address, options=options)
+        if self.access.is_encrypted:
+            credentials = tls_credentials(self.access)
+            self._channel = aio.secure_channel(self.address, credentials, options=options)
+        else:
+            self._channel = aio.insecure_channel(self.address, options=options)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -86,6 +102,7 @@ class RemoteVerifier:
             address=self.address,
             config=self.config,
             traffic=traffic,
+            metadata=self._metadata,
         )
         await asyncio.sleep(0)  # the stream begins, so that the session is not left to its lease
         try:
@@ -122,13 +139,28 @@ class RemoteVerifier:
     ) -> Reply:
         traffic.uplink_bytes += request.ByteSize()
         try:
-            reply = await method(request, timeout=seconds)
+            reply = await method(request, timeout=seconds, metadata=self._metadata)
         except aio.AioRpcError as error:
             raise explain(error, self.address) from error
         traffic.downlink_bytes += reply.ByteSize()
         return reply
 
     @property
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        """Of every call."""
+        key = self.access.api_key
+        return (("authorization", f"Bearer {key}"),) if key else ()
+
+    @property
     def _stub(self) -> "CollaborationAsyncStub":
         assert self._channel is not None, "use `async with RemoteVerifier(...)`"
         return CollaborationStub(self._channel)
+
+
+def tls_credentials(access: Access) -> grpc.ChannelCredentials:
+    """Raises `InvalidInput` if a file cannot be read."""
+    return grpc.ssl_channel_credentials(
+        root_certificates=access.pem("tls_ca"),
+        private_key=access.pem("tls_key"),
+        certificate_chain=access.pem("tls_cert"),
+    )

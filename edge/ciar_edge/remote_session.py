@@ -73,8 +73,10 @@ class RemoteSession:
         address: str,
         config: RemoteConfig,
         traffic: Traffic,
+        metadata: tuple[tuple[str, str], ...] = (),
     ) -> None:
         self.prefix = prefix
+        self._metadata = metadata
         self.traffic = traffic
         self._stub, self._request, self._info = stub, request, info
         self._address, self._config = address, config
@@ -179,8 +181,8 @@ class RemoteSession:
 
     async def _converse(self, first: pb.VerifyBatchRequest, *, session_id: str) -> None:
         """One stream from its first message to its end; returns only when the session ends."""
-        metadata = ((SESSION_HEADER, session_id),) if session_id else ()
-        call = self._stub.VerifyBatch(metadata=metadata)
+        own = ((SESSION_HEADER, session_id),) if session_id else ()
+        call = self._stub.VerifyBatch(metadata=(*self._metadata, *own))
         self._outbox = asyncio.Queue()
         self._outbox.put_nowait(first)
         for flight in self._flights.values():

@@ -10,7 +10,8 @@
     ├── CheckpointError          5   a model folder is incomplete, damaged or of another kind
     ├── OutputError              6   the picture could not be written
     ├── SessionLost              7   the cloud no longer holds this session: resume it
-    └── EngineError              8   the model step failed
+    ├── EngineError              8   the model step failed
+    └── AccessDenied             9   the cloud wants an API key, or does not know the one it got
 
 One table in `status.py` (re-exported by `wire.py`) maps it to gRPC status codes and back.
 """
@@ -86,6 +87,12 @@ class EngineError(CiarError):
     """A model step failed, or gave what cannot be right; only the sessions in it are lost."""
 
     exit_code = 8
+
+
+class AccessDenied(CiarError):
+    """The cloud wants an API key, or does not know the one it got."""
+
+    exit_code = 9
 
 
 def shorten(value: Any, *, max_chars: int = 80) -> str:

@@ -14,6 +14,7 @@ from google.rpc.status_pb2 import Status
 from grpc import StatusCode, aio
 
 from ciar.errors import (
+    AccessDenied,
     CheckpointError,
     CiarError,
     CloudUnavailable,
@@ -39,6 +40,7 @@ _CODES: dict[type[CiarError], tuple[str, StatusCode]] = {
     DeadlineExceeded: ("DEADLINE_EXCEEDED", StatusCode.DEADLINE_EXCEEDED),
     CloudUnavailable: ("CLOUD_UNAVAILABLE", StatusCode.UNAVAILABLE),
     EngineError: ("ENGINE_ERROR", StatusCode.INTERNAL),
+    AccessDenied: ("ACCESS_DENIED", StatusCode.UNAUTHENTICATED),
     CiarError: ("ERROR", StatusCode.UNKNOWN),
 }
 _BY_REASON = {reason: kind for kind, (reason, _) in _CODES.items()}
@@ -54,8 +56,8 @@ _BY_FOREIGN_CODE: dict[StatusCode, type[CiarError]] = {
     StatusCode.UNAVAILABLE: CloudUnavailable,
     StatusCode.CANCELLED: CloudUnavailable,
     StatusCode.UNIMPLEMENTED: CloudUnavailable,
-    StatusCode.UNAUTHENTICATED: CloudUnavailable,
-    StatusCode.PERMISSION_DENIED: CloudUnavailable,
+    StatusCode.UNAUTHENTICATED: AccessDenied,
+    StatusCode.PERMISSION_DENIED: AccessDenied,
 }
 
 

@@ -1,0 +1,63 @@
+"""Nobody without a key gets to a method, health apart: probes and load balancers have none."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+from grpc import aio
+from grpc_health.v1 import health
+
+from ciar import wire
+from ciar.errors import AccessDenied
+from ciar_cloud.keys import ANYONE, Caller, KeyRing
+from ciar_cloud.observer import Observer
+
+HEALTH = f"/{health.SERVICE_NAME}/"
+HEADER, SCHEME = "authorization", "Bearer "
+
+Metadata = Any  # pairs of a name and a value, or None
+Handler = Any  # grpc.RpcMethodHandler, whose types the stubs leave open
+Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]
+
+
+class KeyInterceptor(aio.ServerInterceptor):  # type: ignore[misc]
+    def __init__(self, keys: KeyRing, observer: Observer) -> None:
+        self._keys = keys
+        self._observer = observer
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> Handler:
+        method = handler_call_details.method
+        if method.startswith(HEALTH):
+            return await continuation(handler_call_details)
+        try:
+            caller_of(handler_call_details.invocation_metadata, self._keys)
+        except AccessDenied as error:
+            self._observer.request_ended(
+                method=method.rpartition("/")[2], reason=type(error).__name__
+            )
+            return refusal(error)
+        return await continuation(handler_call_details)
+
+
+def caller_of(metadata: Metadata, keys: KeyRing | None) -> Caller:
+    """Who makes the call. Raises `AccessDenied`."""
+    if keys is None:
+        return ANYONE
+    value = dict(metadata or ()).get(HEADER)
+    if not isinstance(value, str) or not value.startswith(SCHEME):
+        raise AccessDenied("this cloud wants an API key: give one with --api-key-file")
+    caller = keys.find(value.removeprefix(SCHEME))
+    if caller is None:
+        raise AccessDenied("this cloud does not know the API key that it got")
+    return caller
+
+
+def refusal(error: AccessDenied) -> Handler:
+    """Ends a call of any kind before a message of it is read."""
+
+    async def refuse(_: object, context: aio.ServicerContext[Any, Any]) -> None:
+        await context.abort(*wire.status_from_error(error))
+
+    return grpc.stream_stream_rpc_method_handler(refuse)  # type: ignore[arg-type]
