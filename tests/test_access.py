@@ -1,6 +1,8 @@
 """Who may use a cloud: API keys and what they allow, TLS, and what an edge shows of itself."""
 
+import asyncio
 import hashlib
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -182,6 +184,43 @@ async def statuses(server: CloudServer, metadata: Any) -> dict[str, StatusCode |
                 found[name] = error.code()
         assert await client.health() == await client.health("") == 1
     return found
+
+
+def test_probes_need_neither_key_nor_certificate(
+    run: Any, model: CloudModel, keys: Path, tmp_path: Path
+) -> None:
+    """On a port of its own, which knows nothing else."""
+    pem, port = write_pem(tmp_path, AUTHORITY), free_port()
+    add_key(keys, "alice", Limits())
+    settings = {"tls_cert": pem["cert"], "tls_key": pem["key"], "keys": keys, "health_port": port}
+    address = f"127.0.0.1:{port}"
+
+    def probe(*arguments: str) -> Any:
+        return CliRunner().invoke(cloud_app, ["health", address, *arguments])
+
+    async def ask() -> None:
+        async with serving(model, **settings) as server:
+            for arguments, word in (((), "ready"), (("--live",), "alive")):
+                done = await asyncio.to_thread(probe, *arguments)
+                assert (done.exit_code, done.stdout) == (0, f"{word}\n")
+            async with aio.insecure_channel(address) as channel:
+                with pytest.raises(aio.AioRpcError) as error:
+                    await Client(server, port, channel).stub.GetModel(pb.GetModelRequest())
+            assert error.value.code() is StatusCode.UNIMPLEMENTED
+            await server.drain()
+            done = await asyncio.to_thread(probe)
+            assert isinstance(done.exception, CloudUnavailable)
+            assert "NOT_SERVING" in str(done.exception)
+            assert (await asyncio.to_thread(probe, "--live")).exit_code == 0
+        assert "no cloud" in str((await asyncio.to_thread(probe)).exception)
+
+    run(ask())
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def test_without_the_key_nothing_but_health_answers(

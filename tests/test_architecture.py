@@ -41,6 +41,7 @@ TRANSPORT_FILES = {
     "server.py",
     "interceptor.py",
     "credentials.py",
+    "probe.py",
     "cli.py",
 }
 SHARED_TRANSPORT_FILES = {"wire.py", "status.py"}

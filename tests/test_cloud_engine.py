@@ -1,6 +1,7 @@
 """Failures inside a step reach only those who caused them; what is done between steps."""
 
 import asyncio
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,9 @@ from ciar_cloud.bundle import CloudModel, load_cloud_model
 from ciar_cloud.engine import NOISE_AHEAD
 from ciar_cloud.solo import draw_alone
 from tests.cloud_client import (
+    NOT_SERVING,
+    SERVING,
+    Client,
     F,
     Sketch,
     cloud,
@@ -105,6 +109,48 @@ def test_a_model_thread_that_dies_leaves_nobody_waiting(model: CloudModel, run: 
             assert len(client.server.sessions) == 0
 
     run(scenario())
+
+
+def test_a_step_that_does_not_end_is_a_death_until_it_does(
+    model: CloudModel, truth: Callable[[int], list[int]], run: Any
+) -> None:
+    """Work that waits and no step: neither alive nor ready. Rest is no death."""
+    go_on = threading.Event()
+
+    async def scenario() -> None:
+        async with cloud(model, stuck_seconds=0.6) as client:
+            await asyncio.sleep(1.2)
+            assert await client.health("") == await client.health() == SERVING
+            link = await client.session(request(1))
+            extend = client.server.engine._extend
+
+            def waiting(running: Any) -> Any:
+                go_on.wait(20)
+                return extend(running)
+
+            client.server.engine._extend = waiting  # type: ignore[method-assign]
+            answer = asyncio.create_task(link.verify(uncertain(0, [1])))
+            await until(lambda: client.server.engine.seconds_stuck > 0.6)
+            await until_health(client, NOT_SERVING)
+            assert await client.health() == NOT_SERVING
+            go_on.set()
+            assert (await answer).token == truth(1)[0] or (await answer).num_agreed == 1
+            await until_health(client, SERVING)
+            assert await client.health() == SERVING
+
+    run(scenario())
+
+
+async def until(is_true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not is_true():
+            await asyncio.sleep(0.02)
+
+
+async def until_health(client: Client, wanted: int) -> None:
+    async with asyncio.timeout(10):
+        while await client.health("") != wanted:
+            await asyncio.sleep(0.05)
 
 
 def test_noise_of_the_next_positions_is_drawn_while_nobody_waits(

@@ -121,6 +121,9 @@ def serve(
     lease_seconds: Annotated[
         float, option("Time for a stream to attach to its session.", env="LEASE_SECONDS")
     ] = DEFAULTS.lease_seconds,
+    stuck_seconds: Annotated[
+        float, option("Work without a step for so long: not alive. 0: ever.", env="STUCK_SECONDS")
+    ] = DEFAULTS.stuck_seconds,
     drain_seconds: Annotated[
         float, option("Time for open images when asked to stop.", env="DRAIN_SECONDS")
     ] = DEFAULTS.drain_seconds,
@@ -130,6 +133,9 @@ def serve(
     metrics_port: Annotated[
         int, option("Port of /metrics, 0: none.", env="METRICS_PORT")
     ] = DEFAULTS.metrics_port,
+    health_port: Annotated[
+        int, option("Port for health alone, without TLS, 0: none.", env="HEALTH_PORT")
+    ] = DEFAULTS.health_port,
     ready_file: Annotated[
         Path | None, option("Write HOST:PORT there once serving.", env="READY_FILE")
     ] = DEFAULTS.ready_file,
@@ -232,6 +238,21 @@ def text_features(
     with progress(Console(stderr=True), is_quiet=False, what="prompts") as on_prompts:
         write_features(find_model(model) / "text", wanted, output, on_prompts=on_prompts)
     print(f"{output}: features of {len(wanted)} prompts")
+
+
+@app.command()
+def health(
+    address: Annotated[str, typer.Argument(help="HOST:PORT, without TLS.")] = "127.0.0.1:50051",
+    live: Annotated[
+        bool, option("Whether it is alive, not whether it is ready.", "--live")
+    ] = False,
+    timeout: Annotated[float, option("Seconds to wait for its answer.")] = 2.0,
+) -> None:
+    """Ask a cloud how it is; exit code 3 unless it is ready."""
+    from ciar_cloud.probe import check_health  # gRPC: only who asks waits for it
+
+    check_health(address, is_liveness=live, seconds=timeout)
+    print("alive" if live else "ready")
 
 
 @app.command()

@@ -34,14 +34,16 @@ class ServeConfig:
     dtype: str = "float32"
     cuda_graphs: bool = False  # replay steps of fixed shapes
     lease_seconds: float = 30.0
+    stuck_seconds: float = 30.0  # work without a step for so long: not alive
     drain_seconds: float = 30.0
     metrics_host: str = "127.0.0.1"
     metrics_port: int = 9464  # 0: none
+    health_port: int = 0  # health alone, without TLS, for probes that know none; 0: none
     ready_file: Path | None = None
     exit_with_parent: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("port", "metrics_port"):
+        for name in ("port", "metrics_port", "health_port"):
             if not 0 <= getattr(self, name) <= MAX_PORT:
                 raise InvalidInput(name, getattr(self, name), f"give a port from 0 to {MAX_PORT}")
         for name in ("slots", "threads", "max_batch_tokens"):

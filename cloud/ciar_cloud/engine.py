@@ -49,6 +49,7 @@ class Engine:
         self._is_stopping = False
         self._has_died = False
         self._current: list[Job] = []
+        self._step_ended = 0.0  # clock time; of the first submission, after a rest
         self._ahead: deque[tuple[Noise, int]] = deque(maxlen=MAX_AHEAD)
         self.died = asyncio.Event()  # set when the model thread ended by itself
         self._thread = threading.Thread(target=self._run, name="ciar-model", daemon=True)
@@ -69,6 +70,13 @@ class Engine:
     @property
     def num_slots_in_use(self) -> int:
         return self._scheduler.slots.num_in_use
+
+    @property
+    def seconds_stuck(self) -> float:
+        """How long there has been work and no step has ended; 0 while there is none."""
+        with self._wake:
+            has_work = bool(self._current) or self._scheduler.num_waiting > 0
+            return time.monotonic() - self._step_ended if has_work else 0.0
 
     def start(self) -> None:
         """Start the model thread; outcomes go to the running event loop."""
@@ -127,6 +135,8 @@ class Engine:
         with self._wake:
             if self._is_stopping or not self._thread.is_alive():
                 raise CloudUnavailable("the engine has stopped")
+            if not self._current and not self._scheduler.num_waiting:
+                self._step_ended = time.monotonic()
             self._scheduler.add(job)
             self._wake.notify()
 
@@ -136,7 +146,6 @@ class Engine:
     def _run(self) -> None:
         try:
             while jobs := self._next_jobs():
-                self._current = jobs
                 self._run_step(jobs)
         except Exception:
             log.exception("the model thread died")
@@ -149,6 +158,7 @@ class Engine:
         while True:
             with self._wake:
                 jobs = self._poll(can_sleep=not self._ahead)
+                self._current = jobs or []
             if jobs is not None:
                 return jobs
             noise, position = self._ahead.popleft()
@@ -188,7 +198,8 @@ class Engine:
         self._deliver(outcomes)
         done = {id(job) for job, _ in outcomes}
         with self._wake:
-            self._scheduler.end_step([(job, id(job) in done) for job in jobs], time.monotonic())
+            self._current, self._step_ended = [], time.monotonic()
+            self._scheduler.end_step([(job, id(job) in done) for job in jobs], self._step_ended)
         self._report(running, outcomes, seconds)
 
     def _report(

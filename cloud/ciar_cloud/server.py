@@ -1,11 +1,15 @@
 """The process: engine, sessions and services wired together, listening, and leaving in good order.
 
+A step that does not end, or work that no step takes, for `stuck_seconds`: neither alive nor ready.
+
 Going away: readiness turns NOT_SERVING first, sessions that are open may finish, new ones are
 refused, then the server stops. Liveness (service name "") stays SERVING until then, so that nobody
 kills a cloud that is finishing images.
 """
 
 import asyncio
+import logging
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -31,10 +35,14 @@ from ciar_cloud.servicer import Servicer
 from ciar_cloud.sessions import SessionRegistry
 from ciar_cloud.slots import SlotPool
 from ciar_cloud.text import PromptEncoder
+from ciar_cloud.warm_up import warm_up
+
+log = logging.getLogger(__name__)
 
 CPU_SLOTS, GPU_SLOTS = 16, 64  # most slots chosen by themselves
 MEMORY_SHARE = 0.25  # of what is free, for the slots
 STOP_SECONDS = 0.5  # for answers on their way when the server stops
+WATCH_SECONDS = 0.5  # between looks at the engine
 
 OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
@@ -57,7 +65,9 @@ class CloudServer:
         self.config = config
         self.metrics = CloudMetrics(model.info)
         num_slots = config.slots or choose_slots(model)
-        target = Target(model.target, num_slots=num_slots, has_static_steps=config.cuda_graphs)
+        target = self._target = Target(
+            model.target, num_slots=num_slots, has_static_steps=config.cuda_graphs
+        )
         slots: SlotPool[Seat] = SlotPool(num_slots, min_idle_seconds=config.min_idle_seconds)
         scheduler = Scheduler(
             slots, max_queue=config.max_queue, max_step_positions=config.max_step_positions
@@ -77,8 +87,11 @@ class CloudServer:
             keys=self._keys,
         )
         self._health = health.aio.HealthServicer()
+        self._is_draining = False
+        self._watch: asyncio.Task[None] | None = None
         self._stop_metrics: Callable[[], None] | None = None
         self._server: aio.Server | None = None
+        self._probes: aio.Server | None = None
         self.metrics.watch(
             queued=lambda: self.engine.num_waiting,
             slots=lambda: self.engine.num_slots,
@@ -115,20 +128,62 @@ class CloudServer:
             _, self._stop_metrics = serve_metrics(
                 self.metrics, host=config.metrics_host, port=config.metrics_port
             )
+        if config.health_port:
+            self._probes = await self._serve_probes(host)
+        await asyncio.to_thread(warm_up, self._target)
         self.engine.start()
         await server.start()
-        await self._health.set(SERVICE_NAME, health_pb2.HealthCheckResponse.SERVING)
+        await self._say_health()
+        self._watch = asyncio.create_task(self._watch_engine())
         return port
+
+    async def _serve_probes(self, host: str) -> aio.Server:
+        """Health alone, on a port of its own."""
+        server = aio.server(options=OPTIONS)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        port = self.config.health_port
+        try:
+            server.add_insecure_port(f"{host}:{port}")
+        except RuntimeError:
+            remedy = "cannot listen there; choose another, or 0 for none"
+            raise InvalidInput("health_port", port, remedy) from None
+        await server.start()
+        return server
+
+    async def _say_health(self) -> None:
+        is_alive = self.engine.seconds_stuck < (self.config.stuck_seconds or math.inf)
+        states = {"": is_alive, SERVICE_NAME: is_alive and not self._is_draining}
+        for service, is_well in states.items():
+            kind = health_pb2.HealthCheckResponse
+            await self._health.set(service, kind.SERVING if is_well else kind.NOT_SERVING)
+
+    async def _watch_engine(self) -> None:
+        """A heartbeat: what health says follows the steps of the model."""
+        was_stuck = False
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            seconds = self.engine.seconds_stuck
+            is_stuck = bool(self.config.stuck_seconds) and seconds >= self.config.stuck_seconds
+            if is_stuck != was_stuck:
+                log.error("no step for %.0f s" if is_stuck else "steps go on after %.0f s", seconds)
+                await self._say_health()
+            was_stuck = is_stuck
 
     async def drain(self) -> None:
         """Turn not ready, and let open sessions finish within `drain_seconds`."""
-        await self._health.set(SERVICE_NAME, health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._is_draining = True
+        await self._say_health()
         await self.sessions.drain(grace_seconds=self.config.drain_seconds)
 
     async def stop(self) -> None:
         """Stop at once: calls that still run are cancelled, every thread ends."""
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
         if self._server is not None:
             await self._server.stop(STOP_SECONDS)
+        if self._probes is not None:
+            await self._probes.stop(None)
         await self.engine.stop()
         self._prompts.close()
         if self._stop_metrics is not None:
