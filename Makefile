@@ -12,7 +12,9 @@ PROMPT ?= a dog on a beach
 OUT    ?= out.png
 ARGS   ?=
 RUN    ?= runs/tables
+MODEL  ?= ciar-mini
 SIZE   ?= mini-cpu
+SCORER ?= mini-cpu
 SCENES ?=
 EXTRACTOR ?= efficientnet,inception
 export PROMPT OUT
@@ -38,11 +40,11 @@ bench-latency: $(call stamp,bench)  ## Measure latency: base, blocking and exact
 	@$(BIN)/ciar-bench latency $(ARGS)
 
 # The drafter of EAGLE and the variants of the draft are no part of a bundle, so they are trained first.
-TABLE = $(BIN)/ciar-bench table --scenes "$(RUN)/scenes/held_out" --scorer mini-cpu \
+TABLE = $(BIN)/ciar-bench table --scenes "$(RUN)/scenes/held_out" --scorer "$(SCORER)" \
         --extractor "$(EXTRACTOR)"
 tables: $(call stamp,bench)  ## Every table of docs/tables.md into RUN/tables (hours; goes on where it stopped)
 	@$(BIN)/ciar-bench fetch-features
-	@$(BIN)/ciar-train adopt --frozen --size "$(SIZE)" --run "$(RUN)" ciar-mini
+	@$(BIN)/ciar-train adopt --frozen --size "$(SIZE)" --run "$(RUN)" "$(MODEL)"
 	@$(BIN)/ciar-train scenes --size "$(SIZE)" --run "$(RUN)" $(SCENES)
 	@$(BIN)/ciar-train draft --kind eagle --size "$(SIZE)" --run "$(RUN)"
 	@$(BIN)/ciar-train variant all --size "$(SIZE)" --run "$(RUN)"

@@ -3,8 +3,6 @@
 import asyncio
 import hashlib
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +23,9 @@ from ciar_cloud.cli import app as cloud_app
 from ciar_cloud.config import ServeConfig
 from ciar_cloud.keys import ANYONE, Caller, KeyRing, Limits, add_key
 from ciar_cloud.quotas import Quotas
-from ciar_cloud.server import CloudServer
 from ciar_edge.connection import Access, RemoteConfig, read_api_key
 from ciar_edge.remote import RemoteVerifier
-from tests.cloud_client import Client, request, uncertain
+from tests.cloud_client import SERVING, Client, cloud, request, uncertain
 
 QUICK = RemoteConfig(connect_seconds=3.0, deadline_seconds=20.0)
 AUTHORITY = trustme.CA()
@@ -137,52 +134,39 @@ def keys(tmp_path: Path) -> Path:
     return tmp_path / "keys.toml"
 
 
-@asynccontextmanager
-async def serving(model: CloudModel, **settings: Any) -> AsyncIterator[CloudServer]:
-    server = CloudServer(model, ServeConfig(**{"port": 0, "metrics_port": 0} | settings))
-    server.port = await server.start()  # type: ignore[attr-defined]
-    try:
-        yield server
-    finally:
-        await server.stop()
-
-
-def address_of(server: CloudServer, host: str = "127.0.0.1") -> str:
-    return f"{host}:{server.port}"  # type: ignore[attr-defined]
+def address_of(client: Client) -> str:
+    return f"127.0.0.1:{client.port}"
 
 
 def bearer(key: str) -> tuple[tuple[str, str], ...]:
     return (("authorization", f"Bearer {key}"),)
 
 
-async def statuses(server: CloudServer, metadata: Any) -> dict[str, StatusCode | None]:
+async def statuses(client: Client, metadata: Any) -> dict[str, StatusCode | None]:
     """How every method answers; None: it does."""
     found: dict[str, StatusCode | None] = {}
-    async with aio.insecure_channel(address_of(server)) as channel:
-        client = Client(server, 0, channel)
-        reflection = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo
-        unary = {
-            "GetModel": (client.stub.GetModel, pb.GetModelRequest(protocol_version=1)),
-            "PrefixInject": (client.stub.PrefixInject, pb.PrefixInjectRequest()),
-        }
-        streams = {
-            "VerifyBatch": (client.stub.VerifyBatch, pb.VerifyBatchRequest(attach=pb.Attach())),
-            "Reflection": (reflection, reflection_pb2.ServerReflectionRequest(list_services="")),
-        }
-        for name, (method, message) in unary.items():
-            try:
-                await method(message, metadata=metadata, timeout=5)
-                found[name] = None
-            except aio.AioRpcError as error:
-                found[name] = error.code()
-        for name, (method, message) in streams.items():
-            call = method(iter([message]), metadata=metadata, timeout=5)
-            try:
-                await call.read()
-                found[name] = None
-            except aio.AioRpcError as error:
-                found[name] = error.code()
-        assert await client.health() == await client.health("") == 1
+    reflection: Any = reflection_pb2_grpc.ServerReflectionStub(client.channel)  # type: ignore[arg-type]
+    unary: dict[str, tuple[Any, Any]] = {
+        "GetModel": (client.stub.GetModel, pb.GetModelRequest(protocol_version=1)),
+        "PrefixInject": (client.stub.PrefixInject, pb.PrefixInjectRequest()),
+    }
+    streams: dict[str, tuple[Any, Any]] = {
+        "VerifyBatch": (client.stub.VerifyBatch, pb.VerifyBatchRequest(attach=pb.Attach())),
+        "Reflection": (
+            reflection.ServerReflectionInfo,
+            reflection_pb2.ServerReflectionRequest(list_services=""),
+        ),
+    }
+    calls = {name: method(message, metadata=metadata) for name, (method, message) in unary.items()}
+    for name, (method, message) in streams.items():
+        calls[name] = method(iter([message]), metadata=metadata).read()
+    for name, call in calls.items():
+        try:
+            await asyncio.wait_for(call, 5)
+            found[name] = None
+        except aio.AioRpcError as error:
+            found[name] = error.code()
+    assert await client.health() == await client.health("") == SERVING
     return found
 
 
@@ -199,15 +183,15 @@ def test_probes_need_neither_key_nor_certificate(
         return CliRunner().invoke(cloud_app, ["health", address, *arguments])
 
     async def ask() -> None:
-        async with serving(model, **settings) as server:
+        async with cloud(model, **settings) as client:
             for arguments, word in (((), "ready"), (("--live",), "alive")):
                 done = await asyncio.to_thread(probe, *arguments)
                 assert (done.exit_code, done.stdout) == (0, f"{word}\n")
             async with aio.insecure_channel(address) as channel:
                 with pytest.raises(aio.AioRpcError) as error:
-                    await Client(server, port, channel).stub.GetModel(pb.GetModelRequest())
+                    await Client(client.server, port, channel).stub.GetModel(pb.GetModelRequest())
             assert error.value.code() is StatusCode.UNIMPLEMENTED
-            await server.drain()
+            await client.server.drain()
             done = await asyncio.to_thread(probe)
             assert isinstance(done.exception, CloudUnavailable)
             assert "NOT_SERVING" in str(done.exception)
@@ -229,13 +213,13 @@ def test_without_the_key_nothing_but_health_answers(
     key = add_key(keys, "alice", Limits())
 
     async def ask() -> None:
-        async with serving(model, keys=keys) as server:
+        async with cloud(model, keys=keys) as client:
             refused = [(), bearer("wrong"), bearer(""), (("authorization", key),)]
             for metadata in refused:
-                found = await statuses(server, metadata)
+                found = await statuses(client, metadata)
                 assert set(found.values()) == {StatusCode.UNAUTHENTICATED}, (metadata, found)
-            assert len(server.sessions) == 0
-            found = await statuses(server, bearer(key))
+            assert len(client.server.sessions) == 0
+            found = await statuses(client, bearer(key))
             assert found == {
                 "GetModel": None,
                 "PrefixInject": StatusCode.INVALID_ARGUMENT,
@@ -271,11 +255,11 @@ def test_an_edge_with_a_key_draws(run: Any, model: CloudModel, keys: Path) -> No
     )
 
     async def draw() -> None:
-        async with serving(model, keys=keys) as server:
+        async with cloud(model, keys=keys) as client:
             access = Access(api_key=key)
-            async with RemoteVerifier(address_of(server), config=QUICK, access=access) as verifier:
+            async with RemoteVerifier(address_of(client), config=QUICK, access=access) as verifier:
                 assert await tokens_of(verifier) == await tokens_of(local)
-            async with RemoteVerifier(address_of(server), config=QUICK) as verifier:
+            async with RemoteVerifier(address_of(client), config=QUICK) as verifier:
                 with pytest.raises(AccessDenied, match="--api-key-file"):
                     await verifier.info()
 
@@ -287,11 +271,8 @@ def test_a_session_is_for_the_key_that_opened_it(run: Any, model: CloudModel, ke
     alice, bob = (add_key(keys, name, Limits()) for name in ("alice", "bob"))
 
     async def steal() -> None:
-        async with (
-            serving(model, keys=keys) as server,
-            aio.insecure_channel(address_of(server)) as channel,
-        ):
-            stub = Client(server, 0, channel).stub
+        async with cloud(model, keys=keys) as client:
+            stub: Any = client.stub
             message = wire.prefix_request_to_proto(image())
             answer = await stub.PrefixInject(message, metadata=bearer(alice), timeout=20)
             texts = []
@@ -321,8 +302,8 @@ def test_a_key_has_as_many_sessions_and_images_as_it_may(
 
     async def draw() -> None:
         hasty = RemoteConfig(prefix_seconds=0.5)
-        async with serving(model, keys=keys) as server:
-            address = address_of(server)
+        async with cloud(model, keys=keys) as client:
+            address = address_of(client)
             access = [Access(api_key=key) for key in (few, slow)]
             async with (
                 RemoteVerifier(address, config=hasty, access=access[0]) as first,
@@ -374,8 +355,8 @@ def test_tls(run: Any, model: CloudModel, tmp_path: Path) -> None:
     settings = {"tls_cert": server_pem["cert"], "tls_key": server_pem["key"]}
 
     async def draw() -> None:
-        async with serving(model, **settings) as server:
-            address = address_of(server)
+        async with cloud(model, **settings) as client:
+            address = address_of(client)
             assert await greet(address, Access(is_encrypted=True, tls_ca=ca)) == model.info.name
             for access in (Access(), Access(is_encrypted=True, tls_ca=strange)):
                 with pytest.raises(CloudUnavailable):
@@ -392,10 +373,10 @@ def test_mutual_tls(run: Any, model: CloudModel, tmp_path: Path) -> None:
     settings = {"tls_cert": server_pem["cert"], "tls_key": server_pem["key"]}
 
     async def draw() -> None:
-        async with serving(model, **settings, tls_client_ca=client_ca) as server:
-            address = address_of(server)
+        async with cloud(model, **settings, tls_client_ca=client_ca) as client:
+            address = address_of(client)
 
-            def access(**pem: Path) -> Access:
+            def access(**pem: Any) -> Access:
                 return Access(is_encrypted=True, tls_ca=ca, **pem)
 
             own = access(tls_cert=good["cert"], tls_key=good["key"])
@@ -416,8 +397,8 @@ def test_a_new_certificate_is_used_without_a_restart(
     before, after = (Access(is_encrypted=True, tls_ca=path) for path in (old_ca, new_ca))
 
     async def draw() -> None:
-        async with serving(model, tls_cert=paths["cert"], tls_key=paths["key"]) as server:
-            address = address_of(server)
+        async with cloud(model, tls_cert=paths["cert"], tls_key=paths["key"]) as client:
+            address = address_of(client)
             assert await greet(address, before)
             paths["key"].write_text("half of a rotation")
             assert await greet(address, before), "files that do not fit change nothing"
@@ -456,7 +437,7 @@ def test_a_cloud_may_be_opened_on_purpose() -> None:
         pem | {"keys": Path("k")},
         pem | {"tls_client_ca": Path("c")},
     ):
-        ServeConfig(host="0.0.0.0", **settings)  # type: ignore[arg-type]
+        ServeConfig(host="0.0.0.0", **settings)
 
 
 def test_files_that_are_no_certificates_are_refused(
@@ -466,7 +447,7 @@ def test_files_that_are_no_certificates_are_refused(
     (tmp_path / "text").write_text("no certificate")
 
     async def start(**settings: Path) -> None:
-        async with serving(model, **settings):
+        async with cloud(model, **settings):
             pass
 
     wrong = [

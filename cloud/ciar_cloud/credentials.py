@@ -66,5 +66,7 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
         return found
 
     return grpc.dynamic_ssl_server_credentials(
-        first, fetch, require_client_authentication=files.client_ca is not None
+        first,
+        fetch,  # type: ignore[arg-type]  # the stubs forget that it may return None
+        require_client_authentication=files.client_ca is not None,
     )

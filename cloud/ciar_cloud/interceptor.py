@@ -20,7 +20,7 @@ Handler = Any  # grpc.RpcMethodHandler, whose types the stubs leave open
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]
 
 
-class KeyInterceptor(aio.ServerInterceptor):  # type: ignore[misc]
+class KeyInterceptor(aio.ServerInterceptor):
     def __init__(self, keys: KeyRing, observer: Observer) -> None:
         self._keys = keys
         self._observer = observer
@@ -60,4 +60,4 @@ def refusal(error: AccessDenied) -> Handler:
     async def refuse(_: object, context: aio.ServicerContext[Any, Any]) -> None:
         await context.abort(*wire.status_from_error(error))
 
-    return grpc.stream_stream_rpc_method_handler(refuse)  # type: ignore[arg-type]
+    return grpc.stream_stream_rpc_method_handler(refuse)

@@ -14,7 +14,7 @@ def check_health(address: str, *, is_liveness: bool, seconds: float) -> None:
         stub = health_pb2_grpc.HealthStub(channel)
         request = health_pb2.HealthCheckRequest(service=service)
         try:
-            answer = stub.Check(request, timeout=seconds)
+            answer = stub.Check(request, timeout=seconds)  # type: ignore[attr-defined]
         except grpc.RpcError as error:
             raise CloudUnavailable(f"no cloud at {address} ({error.code().name})") from None
     if answer.status != health_pb2.HealthCheckResponse.SERVING:
