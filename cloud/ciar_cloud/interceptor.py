@@ -13,6 +13,9 @@ from ciar_cloud.keys import ANYONE, Caller, KeyRing
 from ciar_cloud.observer import Observer
 
 HEALTH = f"/{health.SERVICE_NAME}/"
+OWN = f"/{wire.SERVICE_NAME}/"
+METHODS = frozenset(("GetModel", "PrefixInject", "VerifyBatch"))
+OTHER = "other"
 HEADER, SCHEME = "authorization", "Bearer "
 
 Metadata = Any  # pairs of a name and a value, or None
@@ -34,9 +37,10 @@ class KeyInterceptor(aio.ServerInterceptor):
         try:
             caller_of(handler_call_details.invocation_metadata, self._keys)
         except AccessDenied as error:
-            self._observer.request_ended(
-                method=method.rpartition("/")[2], reason=type(error).__name__
-            )
+            # Whoever has no key names no metric: the label would be theirs to choose.
+            own = method.removeprefix(OWN) if method.startswith(OWN) else ""
+            name = own if own in METHODS else OTHER
+            self._observer.request_ended(method=name, reason=type(error).__name__)
             return refusal(error)
         return await continuation(handler_call_details)
 
