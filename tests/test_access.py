@@ -219,9 +219,10 @@ def test_without_the_key_nothing_but_health_answers(
                 found = await statuses(client, metadata)
                 assert set(found.values()) == {StatusCode.UNAUTHENTICATED}, (metadata, found)
             assert len(client.server.sessions) == 0
+            nothing: Any = b""
             for name in ("/ciar.v1.Collaboration/Invented", "/Invented/GetModel"):
                 with pytest.raises(aio.AioRpcError) as error:
-                    await client.channel.unary_unary(name)(b"", timeout=5)
+                    await client.channel.unary_unary(name)(nothing, timeout=5)
                 assert error.value.code() is StatusCode.UNAUTHENTICATED
             methods = {
                 sample.labels["method"]
