@@ -121,6 +121,20 @@ def test_a_full_queue_refuses_with_a_hint() -> None:
     scheduler.check_room()
 
 
+def test_who_opens_many_sessions_keeps_nobody_waiting() -> None:
+    """A step has room for two: one of each caller, however late the second one comes."""
+    scheduler = new_scheduler(num_slots=8, max_positions=2 * (ROWS + 1))
+    seats = [new_seat() for _ in range(5)]
+    for seat, caller in zip(seats, ("a", "a", "a", "a", "b"), strict=True):
+        seat.caller = caller
+        scheduler.add(prefix(seat))
+    step = scheduler.next_step(0.0)
+    assert [job.seat for job in step.jobs] == [seats[0], seats[4]]
+    scheduler.end_step([(job, False) for job in step.jobs], 1.0)
+    step = scheduler.next_step(1.0)
+    assert [job.seat for job in step.jobs] == [seats[1], seats[4]]
+
+
 def test_one_caller_may_take_a_share_of_the_queue() -> None:
     """The others still get in, and what was dropped or closed does not count."""
     scheduler = new_scheduler(max_queue=4)

@@ -2,8 +2,9 @@
 
 A seat is a session's place in the engine: its state, its slot while it has one, and its works in
 order. Seats with work wait in one queue; a step takes the oldest first and each at most once, as
-long as their new rows fit the step. What takes several steps (a prefix) goes to the end of the
-queue after each, so that nobody waits for a whole image.
+long as their new rows fit the step: by turns of one seat a caller, so that who opens many sessions
+keeps nobody waiting. What takes several steps (a prefix) goes to the end of the queue after each,
+so that nobody waits for a whole image.
 
 Refused when too much is waiting are only works that open sessions: a session that has begun is
 worth finishing, and what it can queue is bounded by its stream.
@@ -11,8 +12,9 @@ worth finishing, and what it can queue is bounded by its stream.
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 from ciar.errors import CiarError, DeadlineExceeded, Overloaded
 from ciar.session import NOT_PREFILLED, PrefixWork, SessionState, VerifyWork
@@ -146,8 +148,8 @@ class Scheduler:
     def next_step(self, now: float) -> Step:
         """Take the jobs of the next step. Each one must come back through `end_step`."""
         step, left, num_rows = Step(), [], 0
-        while self._ready:
-            seat = self._ready.popleft()
+        waiting, self._ready = by_turns(self._ready), deque()
+        for seat in waiting:
             job = self._head(seat, now, step)
             if job is None:
                 seat.idle_since = now
@@ -229,3 +231,12 @@ class Scheduler:
             late = DeadlineExceeded("the deadline passed before the work was done")
             step.dropped.append((job, late if is_late else None))
         return None
+
+
+def by_turns(seats: Iterable[Seat]) -> list[Seat]:
+    """One of each caller, then another of each, ...; among those of a caller the order stays."""
+    queues: dict[str, list[Seat]] = {}
+    for seat in seats:
+        queues.setdefault(seat.caller, []).append(seat)
+    rounds = zip_longest(*queues.values())
+    return [seat for turn in rounds for seat in turn if seat is not None]
