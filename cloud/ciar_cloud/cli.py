@@ -1,4 +1,4 @@
-"""`ciar-cloud serve`, `generate`, `key`, `convert`, `text-features`.
+"""`ciar-cloud serve`, `generate`, `health`, `key`, `convert`, `text-features`.
 
 Errors are one line on stderr and an exit code.
 """
@@ -33,7 +33,7 @@ from ciar_cloud.solo import draw_picture
 from ciar_cloud.text import check_prompt
 from ciar_cloud.text_features import read_prompts, write_features
 
-DEFAULTS = ServeConfig()
+DEFAULTS, NO_LIMITS = ServeConfig(), Limits()
 NUM_LINES = 4  # of progress, when there is no terminal
 
 app = typer.Typer(
@@ -259,9 +259,15 @@ def health(
 def key(
     name: Annotated[str, typer.Argument(help="Whose key it is: letters, digits, - and _.")],
     keys: Annotated[Path, option("The file of keys; made if missing.", env="KEYS")],
-    max_sessions: Annotated[int, option("Most open sessions, 0: no limit.")] = 0,
-    images_per_minute: Annotated[int, option("Most images a minute, 0: no limit.")] = 0,
-    queue_share: Annotated[float, option("Share of the queue that it may take.")] = 1.0,
+    max_sessions: Annotated[
+        int, option("Most open sessions, 0: no limit.")
+    ] = NO_LIMITS.max_sessions,
+    images_per_minute: Annotated[
+        int, option("Most images a minute, 0: no limit.")
+    ] = NO_LIMITS.images_per_minute,
+    queue_share: Annotated[
+        float, option("Share of the queue that it may take.")
+    ] = NO_LIMITS.queue_share,
 ) -> None:
     """Make an API key: it is printed once, and its hash goes to the file."""
     limits = Limits(

@@ -58,18 +58,15 @@ class ServeConfig:
         check_dtype(self.dtype)
         self._check_access()
 
-    @property
-    def has_tls(self) -> bool:
-        return self.tls_cert is not None
-
     def _check_access(self) -> None:
+        has_tls = self.tls_cert is not None
         if (self.tls_cert is None) != (self.tls_key is None):
             given = "tls-cert" if self.tls_cert else "tls-key"
             raise InvalidInput(given, str(self.tls_cert or self.tls_key), "give cert and key")
-        if self.tls_client_ca is not None and not self.has_tls:
+        if self.tls_client_ca is not None and not has_tls:
             remedy = "give --tls-cert and --tls-key too"
             raise InvalidInput("tls-client-ca", str(self.tls_client_ca), remedy)
-        is_closed = self.has_tls and (self.keys is not None or self.tls_client_ca is not None)
+        is_closed = has_tls and (self.keys is not None or self.tls_client_ca is not None)
         if not (is_closed or self.insecure or is_loopback(self.host)):
             raise InvalidInput(
                 "host",

@@ -3,7 +3,6 @@
 A handshake that begins after a change sees the new ones; connections that are open stay.
 """
 
-import logging
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,7 @@ from pathlib import Path
 import grpc
 
 from ciar.errors import InvalidInput
-from ciar_cloud.keys import stamp_of
-
-log = logging.getLogger(__name__)
+from ciar_cloud.followed import Followed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +22,8 @@ class TlsFiles:
     client_ca: Path | None = None
 
     @property
-    def stamp(self) -> tuple[object, ...]:
-        paths = [path for path in (self.cert, self.key, self.client_ca) if path is not None]
-        return tuple(stamp_of(path, field="tls") for path in paths)
+    def paths(self) -> list[Path]:
+        return [path for path in (self.cert, self.key, self.client_ca) if path is not None]
 
     def read(self) -> grpc.ServerCertificateConfiguration:
         """Raises `InvalidInput` if they cannot be read, or are not for each other."""
@@ -50,23 +46,14 @@ class TlsFiles:
 
 
 def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
-    """Credentials that follow the files; files that turn wrong change nothing."""
-    stamp, first = files.stamp, files.read()
+    """Credentials that follow the files."""
+    pair = Followed(files.paths, files.read)
 
     def fetch() -> grpc.ServerCertificateConfiguration | None:
-        nonlocal stamp
-        try:
-            if files.stamp == stamp:
-                return None
-            stamp, found = files.stamp, files.read()
-        except InvalidInput as error:
-            log.error("the certificates stay as they are: %s", error)
-            return None
-        log.info("%s: a new certificate", files.cert)
-        return found
+        return pair.value if pair.refresh() else None
 
     return grpc.dynamic_ssl_server_credentials(
-        first,
+        pair.value,
         fetch,  # type: ignore[arg-type]  # the stubs forget that it may return None
         require_client_authentication=files.client_ca is not None,
     )

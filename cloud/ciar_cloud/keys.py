@@ -14,7 +14,6 @@ The file is read again when it changes; keys that are gone open no session any m
 
 import hashlib
 import hmac
-import logging
 import os
 import re
 import secrets
@@ -24,8 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ciar.errors import InvalidInput
-
-log = logging.getLogger(__name__)
+from ciar_cloud.followed import Followed
 
 PREFIX = "ciar_"  # by which scanners for leaked secrets can know one
 NUM_BYTES = 32
@@ -67,40 +65,18 @@ class KeyRing:
     """The keys of a file. Raises `InvalidInput` (field `keys`) if it cannot be read or is wrong."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._stamp = stamp_of(path, field="keys")
-        self._callers = read_keys(path)
+        self._callers = Followed([path], lambda: read_keys(path))
 
     def find(self, key: str) -> Caller | None:
         """Whose key it is. Takes as long for a wrong one."""
-        self._refresh()
+        self._callers.refresh()
         if len(key) > MAX_KEY_CHARS:
             return None
         digest, found = digest_of(key), None
-        for known, caller in self._callers.items():
+        for known, caller in self._callers.value.items():
             if hmac.compare_digest(known, digest):
                 found = caller
         return found
-
-    def _refresh(self) -> None:
-        """Read the file again if it changed; one that is wrong changes nothing."""
-        try:
-            stamp = stamp_of(self._path, field="keys")
-            if stamp == self._stamp:
-                return
-            self._stamp, self._callers = stamp, read_keys(self._path)
-            log.info("%s: %d keys", self._path, len(self._callers))
-        except InvalidInput as error:
-            log.error("the keys stay as they are: %s", error)
-
-
-def stamp_of(path: Path, *, field: str) -> tuple[int, int, int]:
-    """Changes with the file. Raises `InvalidInput` if it is not there."""
-    try:
-        found = path.stat()
-    except OSError as error:
-        raise InvalidInput(field, str(path), f"cannot be read: {error.strerror}") from None
-    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def read_keys(path: Path) -> dict[str, Caller]:
@@ -127,8 +103,7 @@ def read_keys(path: Path) -> dict[str, Caller]:
 
 
 def read_key(name: str, table: Any) -> tuple[str, Caller]:
-    if not NAME.fullmatch(name):
-        raise InvalidInput("name", name, "give up to 64 letters, digits, - and _")
+    check_name(name)
     if not isinstance(table, dict):
         raise InvalidInput("key", table, "give a table")
     table = dict(table)
@@ -141,14 +116,18 @@ def read_key(name: str, table: Any) -> tuple[str, Caller]:
     return digest, Caller(name=name, limits=Limits(**table))
 
 
+def check_name(name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise InvalidInput("name", name, "give up to 64 letters, digits, - and _")
+
+
 def digest_of(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
 def add_key(path: Path, name: str, limits: Limits) -> str:
     """Add a key to a file, which is made if missing; returns the key. Raises `InvalidInput`."""
-    if not NAME.fullmatch(name):
-        raise InvalidInput("name", name, "give up to 64 letters, digits, - and _")
+    check_name(name)
     known = read_keys(path) if path.exists() else {}
     if name in {caller.name for caller in known.values()}:
         raise InvalidInput("name", name, f"has a key in {path}; remove it there first")

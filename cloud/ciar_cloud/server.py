@@ -88,6 +88,7 @@ class CloudServer:
         )
         self._health = health.aio.HealthServicer()
         self._is_draining = False
+        self._is_stuck = False
         self._watch: asyncio.Task[None] | None = None
         self._stop_metrics: Callable[[], None] | None = None
         self._server: aio.Server | None = None
@@ -151,23 +152,21 @@ class CloudServer:
         return server
 
     async def _say_health(self) -> None:
-        is_alive = self.engine.seconds_stuck < (self.config.stuck_seconds or math.inf)
-        states = {"": is_alive, SERVICE_NAME: is_alive and not self._is_draining}
-        for service, is_well in states.items():
-            kind = health_pb2.HealthCheckResponse
+        kind = health_pb2.HealthCheckResponse
+        is_ready = not (self._is_stuck or self._is_draining)
+        for service, is_well in (("", not self._is_stuck), (SERVICE_NAME, is_ready)):
             await self._health.set(service, kind.SERVING if is_well else kind.NOT_SERVING)
 
     async def _watch_engine(self) -> None:
         """A heartbeat: what health says follows the steps of the model."""
-        was_stuck = False
+        most = self.config.stuck_seconds or math.inf
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            seconds = self.engine.seconds_stuck
-            is_stuck = bool(self.config.stuck_seconds) and seconds >= self.config.stuck_seconds
-            if is_stuck != was_stuck:
-                log.error("no step for %.0f s" if is_stuck else "steps go on after %.0f s", seconds)
+            is_stuck = self.engine.seconds_stuck >= most
+            if is_stuck != self._is_stuck:
+                log.error("no step for %g s" if is_stuck else "steps go on after %g s", most)
+                self._is_stuck = is_stuck
                 await self._say_health()
-            was_stuck = is_stuck
 
     async def drain(self) -> None:
         """Turn not ready, and let open sessions finish within `drain_seconds`."""

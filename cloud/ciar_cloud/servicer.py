@@ -79,10 +79,7 @@ class Servicer(pb_grpc.CollaborationServicer):
     async def VerifyBatch(  # type: ignore[override]  # a coroutine that writes, not a generator
         self, request_iterator: object, context: Context
     ) -> None:
-        await self._guard("VerifyBatch", context, self._serve_stream(context))
-
-    async def _serve_stream(self, context: Context) -> None:
-        await Stream(self, context).run()
+        await self._guard("VerifyBatch", context, Stream(self, context).run())
 
     async def _guard(self, method: str, context: Context, handler: Awaitable[T]) -> T:
         """Run a handler; what it raises becomes the status of the call."""
@@ -182,7 +179,6 @@ class Stream:
         self._observer = servicer.observer
         self._sessions = servicer.sessions
         self._context = context
-        self._caller = servicer.caller(context)
         self._deadline = deadline_of(context)
         self._inbox: asyncio.Queue[Event] = asyncio.Queue()
         self._num_in_flight = 0
@@ -209,9 +205,10 @@ class Stream:
         message = await self._next()
         if message is None:
             return None
+        caller = self._servicer.caller(self._context)
         kind = message.WhichOneof("message")
         if kind == "attach":
-            return self._sessions.attach(message.attach.session_id, self._caller)
+            return self._sessions.attach(message.attach.session_id, caller)
         if kind != "resume":
             raise InvalidInput("message", kind, "a stream starts with attach or resume")
         resume = wire.resume_from_proto(message.resume, info=self._info)
@@ -220,9 +217,7 @@ class Stream:
             state.restore(resume.history)
             state.epoch = resume.epoch
 
-        session, _ = await self._servicer.open_session(
-            resume.request, self._caller, prepare=prepare
-        )
+        session, _ = await self._servicer.open_session(resume.request, caller, prepare=prepare)
         return session
 
     async def _read(self, session: OpenSession) -> None:

@@ -12,8 +12,6 @@ RUN/variants/NAME              runs of their own for drafts of another kind (see
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
 from ciar.checkpoint import CONFIG_FILE, fingerprint, read_config, read_sampling, read_weights
 from ciar_train.codes import read_tokens
 from ciar_train.loop import STATE_FILE, Run, World
@@ -75,26 +73,25 @@ class RunFolder:
         if not self.keeps_target:
             to_train.append(self.size.transformer.neighbours)
         has_tables = any(model.ngrams for model in to_train)
-        return self.size.data.counted if has_tables and self._kept_entries is None else 0
+        return self.size.data.counted if has_tables and not self.has_counted_draft else 0
+
+    @property
+    def has_counted_draft(self) -> bool:
+        """Whether a draft came with the target, with tables of the contexts and size wanted."""
+        edge, wanted = self.bundle / "edge", self.size.draft.shape.neighbours
+        if not (wanted.ngrams and self.keeps_target and (edge / CONFIG_FILE).exists()):
+            return False
+        found = read_config(edge)["transformer"]["neighbours"]
+        return (found["ngrams"], found["ngram_slots"]) == (list(wanted.ngrams), wanted.ngram_slots)
 
     @property
     def ngrams(self) -> NgramSource | None:
         """What tables are filled from, if there are any to fill."""
         if self.num_counted:
             return NgramSource(tokens=read_tokens(self.codes("counted")))
-        entries = self._kept_entries
-        return None if entries is None else NgramSource(entries=entries)
-
-    @property
-    def _kept_entries(self) -> Tensor | None:
-        """[J, R] of the draft that came with the target, if its tables are those of the size."""
-        edge, wanted = self.bundle / "edge", self.size.draft.shape.neighbours
-        if not self.keeps_target or not (edge / CONFIG_FILE).exists():
-            return None
-        found = read_config(edge)["transformer"]["neighbours"]
-        if (found["ngrams"], found["ngram_slots"]) != (list(wanted.ngrams), wanted.ngram_slots):
-            return None
-        return read_weights(edge).get(ENTRIES)
+        if self.has_counted_draft:
+            return NgramSource(entries=read_weights(self.bundle / "edge")[ENTRIES])
+        return None
 
     def is_finished(self, step: str, plan: TrainingPlan) -> bool:
         """Whether a step of this run has done all of its plan before."""
