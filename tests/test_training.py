@@ -461,3 +461,18 @@ def test_sizes_that_come_with_the_package_are_consistent(name: str) -> None:
 def test_unknown_size_names_the_known_ones() -> None:
     with pytest.raises(InvalidInput, match="mini-cpu"):
         load_size("huge")
+
+
+def test_a_size_may_say_only_what_differs_from_another(tmp_path: Path) -> None:
+    path = tmp_path / "short.toml"
+    path.write_text('like = "mini"\n[draft.centre]\nsteps = 7\n')
+    whole, short = load_size("mini"), load_size(path)
+    assert short.draft.centre == replace(whole.draft.centre, steps=7)
+    assert replace(short, draft=whole.draft) == whole
+
+
+def test_a_size_like_itself_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    path.write_text(f'like = "{path}"\n')
+    with pytest.raises(InvalidInput, match=r"own\.toml"):
+        load_size(path)

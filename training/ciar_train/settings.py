@@ -1,15 +1,19 @@
-"""Settings in TOML files: those that come with the package by name, others by path."""
+"""Settings in TOML files: those that come with the package by name, others by path.
+
+A file with `like = "NAME"` holds what differs from another one, table by table.
+"""
 
 import tomllib
 from importlib.resources import files
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ciar.checkpoint import from_dict
 from ciar.errors import InvalidInput
 
 T = TypeVar("T")
 SUFFIX = ".toml"
+LIKE = "like"
 
 
 def names_in(package: str) -> list[str]:
@@ -19,12 +23,36 @@ def names_in(package: str) -> list[str]:
 
 def read_settings(kind: type[T], package: str, name: str | Path, *, field: str) -> T:
     """A dataclass from a file. Raises `InvalidInput` with the field, `CheckpointError`."""
+    return from_dict(kind, read_table(package, name, field=field), where=str(name))
+
+
+def read_table(
+    package: str, name: str | Path, *, field: str, above: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """A file, over the one that it is like, if it names one. above: files that are like this."""
+    if str(name) in above:
+        raise InvalidInput(field, str(name), f"give a file other than {', '.join(above)}")
+    table = tomllib.loads(read_text(package, name, field=field))
+    like = table.pop(LIKE, None)
+    if like is None:
+        return table
+    return over(read_table(package, like, field=LIKE, above=(*above, str(name))), table)
+
+
+def read_text(package: str, name: str | Path, *, field: str) -> str:
     path, known = Path(name), names_in(package)
-    text = path.read_text() if path.suffix == SUFFIX and path.exists() else None
-    if text is None:
-        if str(name) not in known:
-            raise InvalidInput(
-                field, str(name), f"give one of {', '.join(known)} or the path of a TOML file"
-            )
-        text = (files(package) / f"{name}{SUFFIX}").read_text()
-    return from_dict(kind, tomllib.loads(text), where=str(name))
+    if path.suffix == SUFFIX and path.exists():
+        return path.read_text()
+    if str(name) not in known:
+        raise InvalidInput(
+            field, str(name), f"give one of {', '.join(known)} or the path of a TOML file"
+        )
+    return (files(package) / f"{name}{SUFFIX}").read_text()
+
+
+def over(base: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
+    """Tables merge, all else is replaced."""
+    return base | {
+        key: over(base[key], value) if isinstance(value, dict) and key in base else value
+        for key, value in table.items()
+    }
