@@ -34,7 +34,7 @@ from ciar_train import teacher
 from ciar_train.codes import pad_left
 from ciar_train.draft import DraftShape, draft_from_target
 from ciar_train.export import export_draft, export_target
-from ciar_train.rollouts import BatchedDraft
+from ciar_train.lock_step import BatchedDraft
 from tests.test_convert import chameleon_name, small_vq
 from tests.toy_anole import (
     FIRST,
@@ -271,10 +271,10 @@ def test_drafting_token_by_token_is_the_model_at_once(pair: BenchModel) -> None:
             if position < 15:
                 drafter.commit(int(tokens[i, position]))
     steps = BatchedDraft(draft, features)
-    torch.testing.assert_close(steps.hidden, whole[:, 0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(steps.hidden[:, 0], whole[:, 0], atol=1e-4, rtol=1e-4)
     for position in range(1, 16):
         steps.feed(tokens[:, :position])
-        torch.testing.assert_close(steps.hidden, whole[:, position], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(steps.hidden[:, 0], whole[:, position], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
