@@ -13,8 +13,8 @@ OUT    ?= out.png
 ARGS   ?=
 RUN    ?= runs/tables
 MODEL  ?= ciar-mini
-SIZE   ?= mini-cpu
-SCORER ?= mini-cpu
+SIZE   ?= mini-short
+SCORER ?= mini
 SCENES ?=
 EXTRACTOR ?= efficientnet,inception
 export PROMPT OUT
@@ -39,32 +39,29 @@ serve: $(call stamp,edge)  ## Run a cloud (ARGS: options of ciar-cloud serve)
 bench-latency: $(call stamp,bench)  ## Measure latency: base, blocking and exact (ARGS: options)
 	@$(BIN)/ciar-bench latency $(ARGS)
 
-# The drafter of EAGLE and the variants of the draft are no part of a bundle, so they are trained first.
+# The drafter of EAGLE and the variants of the draft are no part of a bundle, so they are trained:
+# the drafter first, the variants, which only `losses` needs, last.
 TABLE = $(BIN)/ciar-bench table --scenes "$(RUN)/scenes/held_out" --scorer "$(SCORER)" \
-        --extractor "$(EXTRACTOR)"
+        --extractor "$(EXTRACTOR)" --model "$(RUN)/bundle" --out "$(RUN)/tables"
 tables: $(call stamp,bench)  ## Every table of docs/tables.md into RUN/tables (hours; goes on where it stopped)
 	@$(BIN)/ciar-bench fetch-features
 	@$(BIN)/ciar-train adopt --frozen --size "$(SIZE)" --run "$(RUN)" "$(MODEL)"
 	@$(BIN)/ciar-train scenes --size "$(SIZE)" --run "$(RUN)" $(SCENES)
 	@$(BIN)/ciar-train draft --kind eagle --size "$(SIZE)" --run "$(RUN)"
-	@$(BIN)/ciar-train variant all --size "$(SIZE)" --run "$(RUN)"
-	@$(TABLE) card --model "$(RUN)/bundle" --out "$(RUN)/tables" $(ARGS)
-	@$(TABLE) main --model "$(RUN)/bundle" --out "$(RUN)/tables" $(ARGS)
-	@$(TABLE) all --model "$(RUN)/variants/plain/bundle" --variants "$(RUN)/variants" --out "$(RUN)/tables/plain" $(ARGS)
+	@set -e; for name in card main uncertainty discrete prefix threshold risk; do $(TABLE) $$name $(ARGS); done
 	@test -f "$(RUN)/tables/routing.md" || $(BIN)/ciar-bench routing --model "$(RUN)/bundle" --size "$(SIZE)" --out "$(RUN)/tables/routing.md"
 	@test -f "$(RUN)/tables/head-scale.md" || $(BIN)/ciar-bench head-scale --out "$(RUN)/tables/head-scale.md"
+	@$(BIN)/ciar-train variant all --size "$(SIZE)" --run "$(RUN)"
+	@$(TABLE) losses --variants "$(RUN)/variants" $(ARGS)
 
 # What the documents show of it: every table, the curves, and the pictures of all methods.
 RESULTS := docs/results
 results:  ## Copy the tables and figures of RUN/tables that the documents show to docs/results
-	@mkdir -p $(RESULTS)/$(SIZE) $(RESULTS)/plain
-	@cp "$(RUN)"/tables/card*.* "$(RUN)"/tables/main*.* "$(RUN)/tables/routing.md" $(RESULTS)/$(SIZE)
-	@cp "$(RUN)/tables/head-scale.md" $(RESULTS)
-	@cp "$(RUN)"/tables/plain/*.md "$(RUN)"/tables/plain/*.csv $(RESULTS)/plain
-	@cp "$(RUN)"/tables/plain/main*.png "$(RUN)"/tables/plain/main-[mw]*.jpg "$(RUN)/tables/plain/losses-wall.jpg" "$(RUN)/tables/plain/risk.png" $(RESULTS)/plain
-	@rm -f $(RESULTS)/plain/card* $(RESULTS)/plain/main-map-ciar-u.jpg $(RESULTS)/$(SIZE)/card-wall.jpg \
-	  $(RESULTS)/$(SIZE)/main-*.jpg $(RESULTS)/$(SIZE)/main-*.png   # those of `plain` show more
-	@ls -s $(RESULTS)/$(SIZE) $(RESULTS)/plain
+	@mkdir -p $(RESULTS)/$(notdir $(MODEL))
+	@cp "$(RUN)"/tables/*.md "$(RUN)"/tables/*.csv $(RESULTS)/$(notdir $(MODEL))
+	@mv $(RESULTS)/$(notdir $(MODEL))/head-scale.md $(RESULTS)
+	@cd "$(RUN)"/tables && cp card-sheet-*.jpg card-map-*.jpg main*.png main-wall.jpg losses-wall.jpg risk.png $(CURDIR)/$(RESULTS)/$(notdir $(MODEL))
+	@ls -s $(RESULTS)/$(notdir $(MODEL))
 
 test: $(DEV)  ## Run the tests (ARGS: options of pytest)
 	$(BIN)/python -m pytest $(ARGS)

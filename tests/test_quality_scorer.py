@@ -133,7 +133,7 @@ def test_a_scorer_is_for_its_own_parts(scorer: Path, bundle: Path) -> None:
 
 
 def test_the_shipped_scorer_fits_the_shipped_model() -> None:
-    path = find_scorer("mini-cpu")
+    path = find_scorer("mini")
     _, metadata = load_scorer(path)
     assert path.stat().st_size < 5_000_000
     model = path.parents[1] / "ciar-mini"

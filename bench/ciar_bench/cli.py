@@ -93,7 +93,7 @@ def routing(
     ] = DEFAULT_MODEL,
     size: Annotated[
         str, typer.Option(help="The size whose nouns and places make the prompts.")
-    ] = "mini-cpu",
+    ] = "mini",
     images: Annotated[int, typer.Option(min=1, help="Seeded prompts.")] = 200,
     budget: Annotated[
         float, typer.Option(min=0.01, max=0.99, help="Share of tokens sent to the cloud.")

@@ -89,7 +89,7 @@ def quality(
         str, typer.Option(help=f"Features, separated by commas: {', '.join(EXTRACTORS)}.")
     ] = "efficientnet",
     scorer: Annotated[
-        str, typer.Option(help="A caption scorer: its file, or a name such as mini-cpu.")
+        str, typer.Option(help="A caption scorer: its file, or a name such as mini.")
     ] = "",
     model: Annotated[
         str, typer.Option(help="The model whose text encoder the scorer was trained with.")

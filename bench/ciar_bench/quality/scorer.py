@@ -49,7 +49,7 @@ class HeadsConfig:
     text_width: int
     nouns: tuple[str, ...]
     places: tuple[str, ...]
-    hidden: int = 512
+    hidden: int = 256
     width: int = 256
 
 
