@@ -38,9 +38,10 @@ from ciar.v1.collaboration_pb2_grpc import (
     add_CollaborationServicer_to_server,
 )
 from ciar.verifier import Session, Verifier
-from ciar.wire import verify_batch_to_proto
+from ciar.wire import IMAGE_HEADER, verify_batch_to_proto
 from ciar_cloud.bundle import CloudModel
 from ciar_cloud.config import ServeConfig
+from ciar_cloud.interceptor import caller_of
 from ciar_cloud.server import CloudServer
 from ciar_cloud.solo import draw_alone
 from ciar_edge.config import DecodeConfig, Mode
@@ -816,3 +817,25 @@ def test_what_follows_the_last_verdict_is_the_edges() -> None:
     history.miss(batch_at(1, (1, 2), "ku"))
     origins = history.origins()
     assert (origins.num_prefix, origins.num_kept, origins.num_fallback) == (1, 4, 1)
+
+
+def test_all_calls_of_an_image_carry_its_own_name_for_proxies(
+    model: CloudModel, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+
+    def recording(metadata: Any, keys: Any) -> Any:
+        names.append(dict(metadata)[IMAGE_HEADER])
+        return caller_of(metadata, keys)
+
+    async def two_images() -> None:
+        async with reaching(model) as verifier:
+            for seed in (1, 2):
+                await whole(verifier, Script(), seed)
+
+    monkeypatch.setattr("ciar_cloud.servicer.caller_of", recording)
+    run(two_images())
+    first, second = names[: len(names) // 2], names[len(names) // 2 :]
+    assert len(first) == len(second) == 2  # PrefixInject and one stream
+    assert len(set(first)) == len(set(second)) == 1
+    assert len({first[0], second[0]}) == 2 and len(first[0]) == 24

@@ -5,6 +5,7 @@ middle of an image and another one takes the address over.
 """
 
 import asyncio
+import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,6 +20,7 @@ from ciar.types import ImageRequest, ModelInfo, Prefix
 from ciar.v1 import collaboration_pb2 as pb
 from ciar.v1.collaboration_pb2_grpc import CollaborationStub
 from ciar.wire import (
+    IMAGE_HEADER,
     MESSAGE_LIMIT_BYTES,
     PROTOCOL_VERSION,
     model_info_from_proto,
@@ -33,13 +35,17 @@ from ciar_edge.connection import (
     channel_options,
     check_address,
 )
-from ciar_edge.remote_session import RemoteSession, explain, reading_reply
+from ciar_edge.remote_session import Metadata, RemoteSession, explain, reading_reply
 
 if TYPE_CHECKING:
     from ciar.v1.collaboration_pb2_grpc import CollaborationAsyncStub
 
 Request = TypeVar("Request", bound=Message)
 Reply = TypeVar("Reply", bound=Message)
+
+NUM_IMAGE_BYTES = (
+    12  # random ones, of the name by which proxies keep the calls of an image together
+)
 
 
 class RemoteVerifier:
@@ -78,7 +84,9 @@ class RemoteVerifier:
         if self._info is None:
             request = pb.GetModelRequest(protocol_version=PROTOCOL_VERSION)
             method = self._stub.GetModel
-            reply = await self._unary(method, request, self.config.connect_seconds, self.traffic)
+            reply = await self._unary(
+                method, request, self.config.connect_seconds, self.traffic, self._metadata
+            )
             with reading_reply(self.address):
                 self._info = model_info_from_proto(reply)
         return self._info
@@ -93,7 +101,8 @@ class RemoteVerifier:
         started = time.monotonic()
         info = await self.info()
         traffic = Traffic()
-        prefix = await self._inject(request, info, traffic)
+        metadata = (*self._metadata, (IMAGE_HEADER, secrets.token_hex(NUM_IMAGE_BYTES)))
+        prefix = await self._inject(request, info, traffic, metadata)
         session = RemoteSession(
             self._stub,
             request,
@@ -102,7 +111,7 @@ class RemoteVerifier:
             address=self.address,
             config=self.config,
             traffic=traffic,
-            metadata=self._metadata,
+            metadata=metadata,
         )
         await asyncio.sleep(0)  # the stream begins, so that the session is not left to its lease
         try:
@@ -116,14 +125,18 @@ class RemoteVerifier:
             await session.close()
             self.traffic.add(session.traffic)
 
-    async def _inject(self, request: ImageRequest, info: ModelInfo, traffic: Traffic) -> Prefix:
+    async def _inject(
+        self, request: ImageRequest, info: ModelInfo, traffic: Traffic, metadata: Metadata
+    ) -> Prefix:
         """PrefixInject; while the cloud is full, as often as it asks for within the time."""
         message = prefix_request_to_proto(request)
         patience = Patience(self.config, max_seconds=self.config.prefix_seconds)
         while True:
             seconds = self.config.prefix_seconds
             try:
-                reply = await self._unary(self._stub.PrefixInject, message, seconds, traffic)
+                reply = await self._unary(
+                    self._stub.PrefixInject, message, seconds, traffic, metadata
+                )
                 break
             except Overloaded as error:
                 await patience.wait(error)
@@ -136,17 +149,18 @@ class RemoteVerifier:
         request: Request,
         seconds: float,
         traffic: Traffic,
+        metadata: Metadata,
     ) -> Reply:
         traffic.uplink_bytes += request.ByteSize()
         try:
-            reply = await method(request, timeout=seconds, metadata=self._metadata)
+            reply = await method(request, timeout=seconds, metadata=metadata)
         except aio.AioRpcError as error:
             raise explain(error, self.address) from error
         traffic.downlink_bytes += reply.ByteSize()
         return reply
 
     @property
-    def _metadata(self) -> tuple[tuple[str, str], ...]:
+    def _metadata(self) -> Metadata:
         """Of every call."""
         key = self.access.api_key
         return (("authorization", f"Bearer {key}"),) if key else ()

@@ -26,7 +26,6 @@ from ciar.errors import (
 from ciar.types import ImageRequest, ModelInfo, Prefix, Resume, Verdict, VerifyBatch
 from ciar.v1 import collaboration_pb2 as pb
 from ciar.wire import (
-    SESSION_HEADER,
     ImageCounts,
     error_from_rpc,
     finish_to_proto,
@@ -42,6 +41,8 @@ if TYPE_CHECKING:
     from ciar.v1.collaboration_pb2_grpc import CollaborationAsyncStub
 
     Call = aio.StreamStreamCall[pb.VerifyBatchRequest, pb.VerifyBatchResponse]
+
+Metadata = tuple[tuple[str, str], ...]  # of a call: names and values
 
 _log = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ class RemoteSession:
     """One image in the cloud.
 
     traffic: what PrefixInject and its streams carried so far.
+    metadata: of each of its streams.
     """
 
     def __init__(
@@ -73,7 +75,7 @@ class RemoteSession:
         address: str,
         config: RemoteConfig,
         traffic: Traffic,
-        metadata: tuple[tuple[str, str], ...] = (),
+        metadata: Metadata = (),
     ) -> None:
         self.prefix = prefix
         self._metadata = metadata
@@ -160,17 +162,17 @@ class RemoteSession:
     async def _serve(self) -> None:
         """Keep a stream up until the session ends. All errors end in `verify`."""
         attach = pb.Attach(session_id=self.prefix.session_id)
-        session_id, first = self.prefix.session_id, pb.VerifyBatchRequest(attach=attach)
+        first = pb.VerifyBatchRequest(attach=attach)
         try:
             while not self._is_closing:
                 try:
-                    await self._converse(first, session_id=session_id)
+                    await self._converse(first)
                 except _MENDABLE as error:
                     _log.info("stream lost: %s", error)
                     self._trouble = error
                     await self._is_wanted.wait()
                     await self._patience.wait(error)
-                    session_id, first = "", self._resume_message()
+                    first = self._resume_message()
         except Exception as error:
             if self._is_closing:
                 _log.info("the last message did not arrive: %s", error)
@@ -179,10 +181,9 @@ class RemoteSession:
                 if not flight.verdict.done():
                     flight.verdict.set_exception(error)
 
-    async def _converse(self, first: pb.VerifyBatchRequest, *, session_id: str) -> None:
+    async def _converse(self, first: pb.VerifyBatchRequest) -> None:
         """One stream from its first message to its end; returns only when the session ends."""
-        own = ((SESSION_HEADER, session_id),) if session_id else ()
-        call = self._stub.VerifyBatch(metadata=(*self._metadata, *own))
+        call = self._stub.VerifyBatch(metadata=self._metadata)
         self._outbox = asyncio.Queue()
         self._outbox.put_nowait(first)
         for flight in self._flights.values():

@@ -36,7 +36,9 @@ from ciar.v1 import collaboration_pb2 as pb
 
 PROTOCOL_VERSION = 1
 SERVICE_NAME: str = pb.DESCRIPTOR.services_by_name["Collaboration"].full_name
-SESSION_HEADER = "x-ciar-session"  # metadata of the stream: the session id, for proxies
+IMAGE_HEADER = (
+    "x-ciar-image"  # metadata of all calls for one image, by which proxies keep them together
+)
 MESSAGE_LIMIT_BYTES = 16 * 1024 * 1024  # set on both sides, both ways
 
 _MAX_GRID_SIZE = 1024  # tokens a side

@@ -302,9 +302,7 @@ class PrefixInjectResponse(_message.Message):
     UNKNOWN_WORDS_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
-    """Names the session (opaque text); also the value of the header `x-ciar-session`, by which a proxy
-    can send the stream to the replica that holds the session.
-    """
+    """Names the session (opaque text)."""
     lease_seconds: _builtins.float
     """Time within which a stream must attach (seconds, counted from this answer)."""
     @_builtins.property
