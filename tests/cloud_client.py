@@ -143,7 +143,9 @@ class StreamEnded(Exception):
 
 @asynccontextmanager
 async def cloud(model: CloudModel, **settings: Any) -> AsyncIterator[Client]:
-    config = ServeConfig(**{"port": 0, "metrics_port": 0, "slots": 8} | settings)
+    config = ServeConfig(
+        **{"port": 0, "metrics_port": 0, "slots": 8, "single_process": True} | settings
+    )
     server = CloudServer(model, config)
     port = await server.start()
     try:

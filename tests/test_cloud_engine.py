@@ -100,7 +100,7 @@ def test_a_model_thread_that_dies_leaves_nobody_waiting(model: CloudModel, run: 
     async def scenario() -> None:
         async with cloud(model) as client:
             link = await client.session(request(1))
-            client.server.engine._extend = None  # type: ignore[assignment]
+            client.server.engine._steps.run = None
             with pytest.raises(CloudUnavailable):
                 await link.verify(uncertain(0, [1]))
             await asyncio.wait_for(client.server.engine.died.wait(), 5)
@@ -122,13 +122,13 @@ def test_a_step_that_does_not_end_is_a_death_until_it_does(
             await asyncio.sleep(1.2)
             assert await client.health("") == await client.health() == SERVING
             link = await client.session(request(1))
-            extend = client.server.engine._extend
+            run_step = client.server.engine._steps.run
 
             def waiting(running: Any) -> Any:
                 go_on.wait(20)
-                return extend(running)
+                return run_step(running)
 
-            client.server.engine._extend = waiting  # type: ignore[method-assign]
+            client.server.engine._steps.run = waiting
             answer = asyncio.create_task(link.verify(uncertain(0, [1])))
             await until(lambda: client.server.engine.seconds_stuck > 0.6)
             await until_health(client, NOT_SERVING)

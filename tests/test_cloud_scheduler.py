@@ -18,7 +18,9 @@ def new_scheduler(
     *, num_slots: int = 4, max_queue: int = 8, max_positions: int = 100, min_idle: float = 0.0
 ) -> Scheduler:
     slots: SlotPool[Seat] = SlotPool(num_slots, min_idle_seconds=min_idle)
-    return Scheduler(slots, max_queue=max_queue, max_step_positions=max_positions)
+    return Scheduler(
+        slots, max_queue=max_queue, max_step_positions=max_positions, max_chunk_rows=100
+    )
 
 
 def new_seat(num_known: int = 0) -> Seat:
@@ -112,13 +114,13 @@ def test_batches_of_older_epochs_are_dropped_without_an_answer() -> None:
 def test_a_full_queue_refuses_with_a_hint() -> None:
     scheduler = new_scheduler(max_queue=2)
     scheduler.add(prefix(new_seat()))
-    scheduler.check_room()
+    scheduler.backlog.check_room()
     scheduler.add(prefix(new_seat()))
     with pytest.raises(Overloaded) as caught:
-        scheduler.check_room()
+        scheduler.backlog.check_room()
     assert caught.value.retry_seconds > 0
     scheduler.next_step(0.0)
-    scheduler.check_room()
+    scheduler.backlog.check_room()
 
 
 def test_who_opens_many_sessions_keeps_nobody_waiting() -> None:
@@ -142,12 +144,12 @@ def test_one_caller_may_take_a_share_of_the_queue() -> None:
     for seat in seats:
         seat.caller = "alice"
         scheduler.add(prefix(seat))
-    scheduler.check_room("alice")
+    scheduler.backlog.check_room("alice")
     with pytest.raises(Overloaded, match="share"):
-        scheduler.check_room("alice", share=0.5)
-    scheduler.check_room("bob", share=0.5)
+        scheduler.backlog.check_room("alice", share=0.5)
+    scheduler.backlog.check_room("bob", share=0.5)
     scheduler.close(seats[0])
-    scheduler.check_room("alice", share=0.5)
+    scheduler.backlog.check_room("alice", share=0.5)
 
 
 def test_the_longest_idle_session_loses_its_slot() -> None:
