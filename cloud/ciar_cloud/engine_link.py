@@ -38,7 +38,7 @@ from ciar_cloud.scheduler import Outcome
 log = logging.getLogger(__name__)
 
 MAX_DEATHS = 2  # of engines under one work, before it is given up
-MAX_FAILED_STARTS = 5  # in a row
+MAX_FAILED_STARTS = 3  # in a row
 FIRST_DELAY, MAX_DELAY = 0.1, 5.0  # seconds between failed starts
 STOP_SECONDS = 2.0  # for a process to end by itself
 
@@ -302,6 +302,7 @@ class _Wire(asyncio.Protocol):
         self._link = link
         self._reader = FrameReader()
         self._transport: asyncio.Transport | None = None
+        self._frames: list[bytes] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's are of no class of asyncio
@@ -314,8 +315,15 @@ class _Wire(asyncio.Protocol):
         self._link.lost()
 
     def send(self, frame: bytes) -> None:
+        """Frames of one turn of the event loop go together: the engine sees them in one step."""
+        if not self._frames:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._frames.append(frame)
+
+    def _flush(self) -> None:
+        frames, self._frames = self._frames, []
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(frame)
+            self._transport.write(b"".join(frames))
 
     def close(self) -> None:
         if self._transport is not None:

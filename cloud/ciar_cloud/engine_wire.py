@@ -124,7 +124,9 @@ def outcome_to_json(outcome: Outcome) -> Head | None:
         return None
     if isinstance(outcome, CiarError):
         return {"error": error_to_json(outcome)}
-    return {"verdict" if isinstance(outcome, Verdict) else "timings": asdict(outcome)}
+    if isinstance(outcome, Timings):
+        return {"timings": vars(outcome)}
+    return {"verdict": vars(outcome) | {"timings": vars(outcome.timings)}}
 
 
 def outcome_from_json(value: Head | None) -> Outcome:
@@ -159,7 +161,7 @@ class Recorder:
 
     def __getattr__(self, name: str) -> Any:
         def record(**told: Any) -> None:
-            values = {k: asdict(v) if isinstance(v, Timings) else v for k, v in told.items()}
+            values = {k: vars(v) if isinstance(v, Timings) else v for k, v in told.items()}
             self._events.append((name, values))
 
         if name.startswith("_"):

@@ -61,8 +61,12 @@ class Fleet:
         return max(link.seconds_stuck for link in self.links)
 
     async def start(self) -> None:
-        """Start all processes. Raises what the first one raised that cannot start."""
-        await asyncio.gather(*(link.start() for link in self.links))
+        """Start all processes. Raises what the first raised that cannot start; none runs then."""
+        try:
+            await asyncio.gather(*(link.start() for link in self.links))
+        except BaseException:
+            await self.stop()
+            raise
 
     async def stop(self) -> None:
         self._is_stopped = True
