@@ -8,18 +8,23 @@ import torch
 from ciar.errors import DeadlineExceeded, InvalidInput, Overloaded
 from ciar.session import SessionState
 from ciar.types import ImageRequest, SamplingParams, VerifyBatch, no_features
-from ciar_cloud.scheduler import Job, Scheduler, Seat
+from ciar_cloud.scheduler import GAP_SECONDS, Job, Scheduler, Seat
 from ciar_cloud.slots import SlotPool
 
 ROWS = 5  # of a condition
 
 
 def new_scheduler(
-    *, num_slots: int = 4, max_queue: int = 8, max_positions: int = 100, min_idle: float = 0.0
+    *,
+    num_slots: int = 4,
+    max_queue: int = 8,
+    max_positions: int = 100,
+    max_chunk: int = 100,
+    min_idle: float = 0.0,
 ) -> Scheduler:
     slots: SlotPool[Seat] = SlotPool(num_slots, min_idle_seconds=min_idle)
     return Scheduler(
-        slots, max_queue=max_queue, max_step_positions=max_positions, max_chunk_rows=100
+        slots, max_queue=max_queue, max_step_positions=max_positions, max_chunk_rows=max_chunk
     )
 
 
@@ -209,3 +214,43 @@ def test_closing_twice_is_harmless() -> None:
 def test_no_slots_is_no_pool() -> None:
     with pytest.raises(InvalidInput, match="slots"):
         SlotPool(0)
+
+
+def test_a_long_catch_up_leaves_room_for_others() -> None:
+    """It is fed in parts, so it counts by its part."""
+    scheduler = new_scheduler(max_positions=2 * ROWS, max_chunk=ROWS)
+    long, short = verify(new_seat(num_known=12), position=12), verify(new_seat())
+    scheduler.add(long)
+    scheduler.add(short)
+    assert scheduler.next_step(0.0).jobs == [long, short]
+
+
+def test_a_batch_that_leaves_a_gap_waits_for_what_belongs_before_it() -> None:
+    scheduler, seat = new_scheduler(), new_seat()
+    early, first = verify(seat, position=1), verify(seat)
+    scheduler.add(early)
+    assert scheduler.next_step(0.0).jobs == []
+    assert scheduler.wake_at() == GAP_SECONDS
+    scheduler.add(first)
+    (job,) = scheduler.next_step(0.1).jobs
+    assert job is first
+    seat.state.tokens = [1]
+    scheduler.end_step([(first, True)], 0.2)
+    assert scheduler.next_step(0.2).jobs == [early]
+
+
+def test_a_gap_that_nobody_closes_is_not_waited_for() -> None:
+    scheduler, seat = new_scheduler(), new_seat()
+    early = verify(seat, position=1)
+    scheduler.add(early)
+    assert scheduler.next_step(GAP_SECONDS).jobs == [early]  # and is refused when it begins
+
+
+def test_steps_tell_which_works_begin() -> None:
+    scheduler, seat = new_scheduler(), new_seat()
+    job = prefix(seat)
+    scheduler.add(job)
+    assert scheduler.next_step(0.0).started == [job]
+    scheduler.end_step([(job, False)], 0.0)
+    step = scheduler.next_step(0.0)
+    assert (step.jobs, step.started) == ([job], [])
