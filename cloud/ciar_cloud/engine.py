@@ -2,11 +2,12 @@
 
     owner --submit--> scheduler (locked) --next_step--> model thread --outcomes--> owner
 
-The owner is the event loop of the server, or the main thread of an engine process. Sessions come
-and go between steps (continuous batching). What a session gets does not depend on who shares its
-steps: noise comes from (seed, position), and every feed attends to its own slot alone. While there
-is nothing to do, the thread draws the noise that the sessions it served will need next, then it
-sleeps on a condition. What becomes of a step that fails: see `steps`.
+The owner is the event loop of the server; in an engine process it is the model thread itself, which
+reads its works from a socket (`Bell`) between steps. Sessions come and go between steps, too
+(continuous batching). What a session gets does not depend on who shares its steps: noise comes from
+(seed, position), and every feed attends to its own slot alone. While there is nothing to do, the
+thread draws the noise that the sessions it served will need next, then it sleeps. What becomes of a
+step that fails: see `steps`.
 """
 
 import asyncio
@@ -39,6 +40,28 @@ Post = Callable[..., object]
 """Has a function called, with arguments, where the engine's owner lives."""
 
 
+class Bell:
+    """Where the model thread waits for work, and the lock on all that it shares with the owner."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition(threading.Lock())
+
+    def __enter__(self) -> None:
+        self._condition.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._condition.release()
+
+    def collect(self) -> None:
+        """Take works that have come: here their owner has brought them."""
+
+    def wait(self, seconds: float | None) -> None:
+        self._condition.wait(seconds)
+
+    def notify(self) -> None:
+        self._condition.notify()
+
+
 class Engine:
     """Owns the target's slots. All methods are called by its owner.
 
@@ -54,19 +77,20 @@ class Engine:
         observer: Observer,
         *,
         on_start: Callable[[list[Job]], None] = lambda jobs: None,
+        bell: Bell | None = None,
     ) -> None:
         self._target = target
         self._scheduler = scheduler
         self._steps = StepRunner(target, max_chunk_rows=scheduler.max_chunk_rows)
         self._observer = observer
         self._on_start = on_start
-        self._wake = threading.Condition(threading.Lock())
+        self._wake = bell or Bell()
+        self._is_running = False
         self._is_stopping = False
         self._current: list[Job] = []
         self._step_ended = 0.0  # clock time; of the first submission, after a rest
         self._ahead: deque[tuple[Noise, int]] = deque(maxlen=MAX_AHEAD)
         self.died = asyncio.Event()  # set when the model thread ended by itself
-        self._on_death: Callable[[], object] = self.died.set
         self._thread = threading.Thread(target=self._run, name="ciar-model", daemon=True)
         self._post: Post = lambda call, *arguments: call(*arguments)
 
@@ -92,7 +116,8 @@ class Engine:
     async def start(self) -> None:
         """Warm up, then start the model thread; outcomes go to the running event loop."""
         await asyncio.to_thread(self.warm_up)
-        self.begin(asyncio.get_running_loop().call_soon_threadsafe, on_death=self.died.set)
+        self._post, self._is_running = asyncio.get_running_loop().call_soon_threadsafe, True
+        self._thread.start()
 
     def warm_up(self) -> None:
         """Run a few steps before the first work comes."""
@@ -101,12 +126,10 @@ class Engine:
     def end_stuck(self, seconds: float) -> None:
         """A thread cannot be ended: whoever watches health ends the process."""
 
-    def begin(self, post: Post, *, on_death: Callable[[], object]) -> None:
-        """Start the model thread. post: takes outcomes to the owner.  on_death: called through it
-        when the thread ended by itself.
-        """
-        self._post, self._on_death = post, on_death
-        self._thread.start()
+    def run_here(self, post: Post) -> None:
+        """Be the model thread. Returns when it ends by itself."""
+        self._post, self._is_running = post, True
+        self._run()
 
     async def stop(self) -> None:
         """End the model thread after its step. Works that wait fail with `CloudUnavailable`."""
@@ -159,7 +182,7 @@ class Engine:
     def submit(self, job: Job) -> None:
         """Queue a work. Raises `CloudUnavailable` when the thread has ended."""
         with self._wake:
-            if self._is_stopping or not self._thread.is_alive():
+            if self._is_stopping or not self._is_running:
                 raise CloudUnavailable("the engine has stopped")
             if not self._current and not self._scheduler.num_waiting:
                 self._step_ended = time.monotonic()
@@ -178,9 +201,10 @@ class Engine:
             log.exception("the model thread died")
             has_died = True
         finally:
+            self._is_running = False
             self._abandon()
             if has_died:
-                self._post(self._on_death)
+                self._post(self.died.set)
 
     def _next_jobs(self) -> list[Job]:
         """Wait until there is a step to run; empty to stop."""
@@ -197,6 +221,7 @@ class Engine:
         """The jobs of the next step, empty to stop; None if there are none and it may not sleep."""
         slots = self._scheduler.slots
         while not self._is_stopping:
+            self._wake.collect()
             now, num_evictions = time.monotonic(), slots.num_evictions
             step = self._scheduler.next_step(now)
             for _ in range(slots.num_evictions - num_evictions):

@@ -1,7 +1,7 @@
 """`python -m ciar_cloud.engine_process FD PLAN`: the model in a process of its own.
 
-The main thread reads what the server says (`engine_wire`) and hands it to an `Engine`; its model
-thread answers. The process ends with the socket: whoever kills the server ends it, too. It ignores
+It reads what the server says (`engine_wire`) between the steps of an `Engine`, and while there is
+nothing to do. The process ends with the socket: whoever kills the server ends it, too. It ignores
 SIGINT and SIGTERM, for the server decides when images are finished.
 """
 
@@ -24,8 +24,9 @@ from torch import Tensor
 from ciar.errors import CiarError, EngineError
 from ciar.models.packed import pack
 from ciar.target import Target, TargetModel
+from ciar.types import no_features
 from ciar_cloud.bundle import DTYPES, check_device
-from ciar_cloud.engine import Engine
+from ciar_cloud.engine import Bell, Engine
 from ciar_cloud.engine_wire import (
     FrameReader,
     Head,
@@ -41,8 +42,7 @@ from ciar_cloud.process import set_threads
 from ciar_cloud.scheduler import Job, Outcome, Scheduler, Seat
 from ciar_cloud.slots import SlotPool
 
-EXIT_DIED = 1  # the model thread ended, or never began
-FLUSH_SECONDS = 0.1  # how long the server does without what was observed
+EXIT_DIED = 1  # the engine ended, or never began
 READ_BYTES = 1 << 18
 
 
@@ -88,35 +88,25 @@ def build_engine(
     return Engine(target, scheduler, observer, **hooks)
 
 
-class EngineServer:
-    """An engine behind a socket."""
+class EngineServer(Bell):
+    """An engine behind a socket. One thread reads, runs steps and answers: no lock, no handing over
+    between threads. (Another one watches the socket, for a step may hang.)
+    """
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        self._sending = threading.Lock()
+        self._reader = FrameReader()
         self._recorder = Recorder()
         self._seats: dict[int, Seat] = {}
         self._outcomes: list[list[Any]] = []
-        self._telling = threading.Lock()
         self._told_in_use = 0
 
     def run(self, plan: EnginePlan) -> None:
-        """Load, then serve until the socket closes."""
+        """Load, then serve until the socket closes or the engine dies."""
         logging.getLogger().addHandler(SocketLog(self))
+        threading.Thread(target=exit_with, args=(self._connection,), daemon=True).start()
         try:
-            set_threads(plan.threads)
-            check_device(plan.device)
-            folder, dtype = Path(plan.folder), DTYPES[plan.dtype]
-            model = TargetModel.load(folder, device=plan.device, dtype=dtype)
-            pack(model.transformer)
-            engine = build_engine(
-                plan,
-                model,
-                self._recorder,
-                max_queue=sys.maxsize,  # the server has asked for room
-                on_start=self._tell_started,
-            )
-            engine.warm_up()
+            engine, model = self._load(plan)
         except CiarError as error:
             self.send({"say": "failed", "error": error_to_json(error)})
             return
@@ -130,35 +120,68 @@ class EngineServer:
             "vocab_size": config.vocab_size,
             "feature_dim": model.feature_dim,
         }
+        self._no_features = no_features(model.feature_dim)
         gc.freeze()
-        engine.begin(self._post, on_death=lambda: os._exit(EXIT_DIED))
         self.send({"say": "ready", "slots": engine.num_slots})
-        self._serve()
+        engine.run_here(self._post)
+
+    def _load(self, plan: EnginePlan) -> tuple[Engine, TargetModel]:
+        set_threads(plan.threads)
+        check_device(plan.device)
+        folder, dtype = Path(plan.folder), DTYPES[plan.dtype]
+        model = TargetModel.load(folder, device=plan.device, dtype=dtype)
+        pack(model.transformer)
+        engine = build_engine(
+            plan,
+            model,
+            self._recorder,
+            max_queue=sys.maxsize,  # the server has asked for room
+            on_start=self._tell_started,
+            bell=self,
+        )
+        engine.warm_up()
+        return engine, model
 
     def send(self, head: Head) -> None:
-        """From either thread. A server that is gone ends the process."""
-        frame = encode_frame(head)
-        with self._sending:
-            try:
-                self._connection.sendall(frame)
-            except OSError:
-                os._exit(0)
+        """A server that is gone ends the process."""
+        try:
+            self._connection.sendall(encode_frame(head))
+        except OSError:
+            os._exit(0)
 
-    def _serve(self) -> None:
-        reader = FrameReader()
-        while True:
-            readable, _, _ = select.select([self._connection], [], [], FLUSH_SECONDS)
-            if not readable:
-                self._flush()
-                continue
-            try:
-                data = self._connection.recv(READ_BYTES)
-            except ConnectionResetError:  # the server was killed
-                return
-            if not data:
-                return
-            for head, tensors in reader.feed(data):
-                getattr(self, f"_{head['do']}")(head, tensors)
+    # ------------------------------------------------------------------------- as the engine's bell
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def notify(self) -> None:
+        pass
+
+    def collect(self) -> None:
+        """Take all that the server has said so far."""
+        while select.select([self._connection], [], [], 0)[0]:
+            self._read()
+
+    def wait(self, seconds: float | None) -> None:
+        """Until the server says something; what was observed does not wait for longer than that."""
+        self._say_step([])
+        if select.select([self._connection], [], [], seconds)[0]:
+            self._read()
+
+    def _read(self) -> None:
+        try:
+            data = self._connection.recv(READ_BYTES)
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            os._exit(0)  # the server is gone, or wants no more
+        for head, tensors in self._reader.feed(data):
+            getattr(self, f"_{head['do']}")(head, tensors)
+
+    # ------------------------------------------------------------------------- what the server says
 
     def _open(self, head: Head, tensors: list[Tensor]) -> None:
         state = state_from_frame(head, tensors, **self._sizes)
@@ -166,14 +189,15 @@ class EngineServer:
 
     def _close(self, head: Head, tensors: list[Tensor]) -> None:
         self._engine.close(self._seats.pop(head["seat"]))
-        self._flush()
+        self._say_step([])
 
     def _draw(self, head: Head, tensors: list[Tensor]) -> None:
         first = len(self._seats[head["seat"]].state.tokens)
         self._engine.submit(self._job(head, first=first, until=head["until"]))
 
     def _verify(self, head: Head, tensors: list[Tensor]) -> None:
-        self._engine.submit(self._job(head, batch=batch_from_frame(head, tensors)))
+        batch = batch_from_frame(head, tensors, nothing=self._no_features)
+        self._engine.submit(self._job(head, batch=batch))
 
     def _job(self, head: Head, *, first: int | None = None, **work: Any) -> Job:
         """first: tokens from there on are told with the outcome."""
@@ -186,7 +210,7 @@ class EngineServer:
         times = {"accepted": head["accepted"], "deadline": head["deadline"]}
         return Job(seat=seat, deliver=deliver, number=number, **times, **work)
 
-    # ---------------------------------------------------------------------------- model thread
+    # ------------------------------------------------------------------------- what it hears
 
     def _tell_started(self, jobs: list[Job]) -> None:
         self.send({"say": "started", "jobs": [job.number for job in jobs]})
@@ -196,17 +220,21 @@ class EngineServer:
         outcomes, self._outcomes = self._outcomes, []
         self._say_step(outcomes)
 
-    def _flush(self) -> None:
-        """What was observed, and which slots are in use, when no outcome tells."""
-        self._say_step([])
-
     def _say_step(self, outcomes: list[list[Any]]) -> None:
-        with self._telling:
-            events, in_use = self._recorder.take(), self._engine.num_slots_in_use
-            if outcomes or events or in_use != self._told_in_use:
-                self._told_in_use = in_use
-                step = {"say": "step", "outcomes": outcomes, "events": events, "in_use": in_use}
-                self.send(step)
+        """Outcomes, with what was observed and how many slots are in use."""
+        events, in_use = self._recorder.take(), self._engine.num_slots_in_use
+        if outcomes or events or in_use != self._told_in_use:
+            self._told_in_use = in_use
+            step = {"say": "step", "outcomes": outcomes, "events": events, "in_use": in_use}
+            self.send(step)
+
+
+def exit_with(connection: socket.socket) -> None:
+    """End the process when the other side of a socket has gone, whatever other threads do."""
+    watch = select.poll()
+    watch.register(connection, select.POLLRDHUP)
+    watch.poll()
+    os._exit(0)
 
 
 class SocketLog(logging.Handler):
@@ -229,7 +257,7 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     with socket.socket(fileno=descriptor) as connection, torch.inference_mode():
         EngineServer(connection).run(plan)
-    os._exit(0)  # the model thread may be in a step that nobody waits for
+    sys.exit(EXIT_DIED)
 
 
 if __name__ == "__main__":

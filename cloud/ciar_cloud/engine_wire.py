@@ -11,12 +11,12 @@ Seats and works go by numbers that the server gives them, times by the machine's
 """
 
 import json
+import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,15 +55,14 @@ class FrameReader:
             frame = bytes(self._bytes[PREFIX.size : end])
             del self._bytes[:end]
             head = json.loads(frame[:head_length])
-            yield head, list(read_arrays(frame[head_length:], head.get("shapes", ())))
+            shapes = head.get("shapes")
+            yield head, read_arrays(frame[head_length:], shapes) if shapes else []
 
 
-def read_arrays(data: bytes, shapes: Sequence[Sequence[int]]) -> Iterator[Tensor]:
-    values, first = np.frombuffer(data, np.float32).copy(), 0
-    for shape in shapes:
-        size = int(np.prod(shape))
-        yield torch.from_numpy(values[first : first + size].reshape(shape))
-        first += size
+def read_arrays(data: bytes, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+    values = torch.frombuffer(bytearray(data), dtype=torch.float32) if data else torch.zeros(0)
+    parts = torch.split(values, [math.prod(shape) for shape in shapes])
+    return [part.view(*shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 # ------------------------------------------------------------------------------ server -> engine
@@ -107,13 +106,16 @@ def verify_frame(head: Head, batch: VerifyBatch) -> bytes:
         "epoch": batch.epoch,
         "wants_next": batch.wants_next,
     }
-    return encode_frame({"do": "verify", "batch": content, **head}, [batch.features.float()])
+    features = [batch.features.float()] if batch.num_kept else []
+    return encode_frame({"do": "verify", "batch": content, **head}, features)
 
 
-def batch_from_frame(head: Head, tensors: Sequence[Tensor]) -> VerifyBatch:
+def batch_from_frame(head: Head, tensors: Sequence[Tensor], *, nothing: Tensor) -> VerifyBatch:
+    """nothing: the features of a batch without kept tokens."""
     content = head["batch"]
     tokens, uncertain = tuple(content.pop("tokens")), tuple(content.pop("uncertain"))
-    return VerifyBatch(tokens=tokens, uncertain=uncertain, features=tensors[0], **content)
+    features = tensors[0] if tensors else nothing
+    return VerifyBatch(tokens=tokens, uncertain=uncertain, features=features, **content)
 
 
 # ------------------------------------------------------------------------------ engine -> server
