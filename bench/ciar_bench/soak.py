@@ -101,7 +101,7 @@ async def draw_image(verifier: RemoteVerifier, info: ModelInfo, number: int) -> 
 async def fill(session: Session, info: ModelInfo, rng: random.Random, is_given_up: bool) -> None:
     position, epoch = len(session.prefix.tokens), 0
     while position < info.num_tokens:
-        if is_given_up and position > info.num_tokens // 2:
+        if is_given_up and position >= info.num_tokens // 2:
             raise GivenUp
         count = min(BATCH, info.num_tokens - position)
         batch = VerifyBatch(
