@@ -27,7 +27,7 @@ PROMPTS = ("a dog on a beach", "a cat in the snow", "two trees by a river", "a r
 BATCH = 16  # tokens, of which the last is uncertain
 NUM_PREFIX = 8
 GIVEN_UP = 10  # one image of so many
-WARM_SHARE, LAST_SHARE = 0.1, 0.1  # of the images: before memory counts, and at the end
+WARM_SHARE, LAST_SHARE = 0.25, 0.1  # of the images: before memory counts, and at the end
 LEFT_SECONDS = 10.0  # for sessions, slots and works to come back to zero
 GAUGES = ("sessions", "slots_in_use", "queued_works")
 
