@@ -2,7 +2,8 @@
 
 Edges without a draft model keep their tokens at random and ask for the last of each batch, so that
 the cloud has as much to do as it can. Of ten images one is given up half way. Resident memory is
-that of the cloud's process and of its engine processes, read from /proc.
+that of the cloud's process and of its engine processes, read from /proc. It grows at first: slots
+take memory when they are first used, and kernels keep what they prepare for each number of rows.
 """
 
 import asyncio
