@@ -107,7 +107,7 @@ class EngineLink:
         self._jobs: dict[int, RemoteJob] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._wire: _Wire | None = None
-        self._ready: asyncio.Future[int] | None = None
+        self._ready: asyncio.Future[None] | None = None
         self._restart: asyncio.Task[None] | None = None
         self._progress = 0.0  # clock time of the last sign of a step; of the first work, after rest
         self._is_stopping = False
@@ -132,13 +132,13 @@ class EngineLink:
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
             )
+        except OSError:
+            ours.close()
+            raise
         finally:
             theirs.close()
         _, self._wire = await loop.create_unix_connection(lambda: _Wire(self), sock=ours)
-        self.num_slots = self.backlog.num_slots = await self._ready
-        self.is_up, self._progress = True, time.monotonic()
-        for seat in self.seats.values():
-            self._open(seat)
+        await self._ready
 
     async def stop(self) -> None:
         """End the process. Works that wait fail with `CloudUnavailable`."""
@@ -213,9 +213,16 @@ class EngineLink:
                 head["level"], "%s: %s", self.plan.device, head["text"]
             )
         elif kind == "ready" and self._ready and not self._ready.done():
-            self._ready.set_result(head["slots"])
+            self._come_up(head["slots"])
+            self._ready.set_result(None)
         elif kind == "failed" and self._ready and not self._ready.done():
             self._ready.set_exception(error_from_json(head["error"]))
+
+    def _come_up(self, num_slots: int) -> None:
+        self.num_slots = self.backlog.num_slots = num_slots
+        self.is_up, self._progress = True, time.monotonic()
+        for seat in self.seats.values():
+            self._open(seat)
 
     def _take_step(self, head: Head) -> None:
         self._progress = time.monotonic()
