@@ -5,17 +5,17 @@ import threading
 from typing import Any
 
 from ciar.types import Verdict
-from tests.cloud_client import Client, Link, uncertain
+from tests.cloud_client import Client, Link, thread_engine, uncertain
 
 
 class HeldSteps:
     """The next step waits inside the model thread until `go_on`."""
 
     def __init__(self, client: Client) -> None:
-        self._engine = client.server.engine
+        self._engine = thread_engine(client)
         self._run = self._engine._steps.run
         self._is_reached, self._may_go_on = threading.Event(), threading.Event()
-        self._engine._steps.run = self._held
+        self._engine._steps.run = self._held  # type: ignore[method-assign]
 
     def _held(self, running: Any) -> Any:
         self._is_reached.set()

@@ -41,7 +41,7 @@ def is_running(pid: int) -> bool:
 async def health(address: str, service: str) -> int:
     async with aio.insecure_channel(address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
-        answer = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)
+        answer = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)  # type: ignore[attr-defined]
         return int(answer.status)
 
 

@@ -6,6 +6,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,10 @@ def links(client: Client) -> list[EngineLink]:
     fleet = client.server.engine
     assert isinstance(fleet, Fleet)
     return fleet.links
+
+
+def is_up(link: EngineLink) -> bool:
+    return link.is_up
 
 
 def kill(link: EngineLink, number: int = signal.SIGKILL) -> None:
@@ -137,7 +142,7 @@ def test_an_engine_that_is_killed_costs_no_image(front: FrontModel, devices: str
                 sketch.tokens, sketch.uncertain = tokens[:2], [True, True]
             for number, end in enumerate((5, 8, T)):
                 victim = links(client)[number % len(links(client))]
-                await until(lambda victim=victim: victim.is_up)
+                await until(partial(is_up, victim))
                 kill(victim)
                 drawn = await asyncio.gather(
                     *(s.go_on(link, until=end) for s, link in zip(sketches, opened, strict=True))
@@ -303,7 +308,7 @@ def test_frames_come_whole_however_they_are_cut() -> None:
     tensors = [torch.randn(3, 2), torch.zeros(0, 8)]
     data = encode_frame({"do": "x", "n": 2**64 - 1}, tensors) + encode_frame({"say": "y"})
     for size in (1, 7, len(data)):
-        reader, found = FrameReader(), []
+        reader, found = FrameReader(), list[tuple[Any, list[torch.Tensor]]]()
         for first in range(0, len(data), size):
             found += reader.feed(data[first : first + size])
         (one, arrays), (other, none) = found

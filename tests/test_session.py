@@ -270,11 +270,11 @@ def test_divided_feeds_give_what_whole_ones_give(
             feed = work.feed(0, max_rows=most)
             sizes.append(feed.num_new_rows)
             is_done = work.receive(target.extend([feed])[0])
-        found.append((work.verdict, session.tokens, session.num_cached))
+        own = (work.verdict, session.tokens, session.num_cached)
         next_one = replace(batch, position=len(session.tokens) - 1, tokens=(3,), uncertain=(True,))
         after = VerifyWork(session, replace(next_one, features=no_features(4), epoch=9))
         run(target, after)
-        found[-1] += (after.verdict,)
+        found.append((*own, after.verdict))
         if most is not None:
             assert len(sizes) > 1
             assert all(size <= max(most, 5) for size in sizes[:-1])  # 5: the condition

@@ -40,10 +40,7 @@ def test_memory_is_that_of_all_processes() -> None:
         assert process.stdout.readline() == b"big\n"
         assert resident_bytes(process.pid) > 50_000_000
     finally:
-        assert process.stdin is not None
-        process.stdin.close()
-        process.wait()
-        process.stdout.close()
+        process.communicate()
 
 
 def test_what_grows_or_stays_is_not_flat() -> None:

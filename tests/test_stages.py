@@ -103,20 +103,19 @@ def test_an_edge_process_that_goes_away_frees_all_it_had(
             other = await client.session(request(2, num_prefix=1))
             await other.verify(uncertain(1, [1]))
             await asyncio.sleep(0.05)
-            hold, tasks = None, own_tasks()
+            tasks = own_tasks()
+            hold: HeldSteps | None = None
             async with edge(client, stage, seconds=4 if way == "deadline" else 0) as process:
-                if stage != "answer":
+                if stage == "answer":
+                    await until(lambda: client.server.engine.num_slots_in_use == 2)
+                else:
                     hold = HeldSteps(client)
-                if stage == "queue":
-                    await other.send_batch(uncertain(1, [2], epoch=1))
+                    if stage == "queue":
+                        await other.send_batch(uncertain(1, [2], epoch=1))
+                        await hold.reached()
+                        await hold.waiting(1)
                     await hold.reached()
                 await until(lambda: len(client.server.sessions) == 2)
-                if stage in ("prefill", "step"):
-                    await hold.reached()
-                elif stage == "queue":
-                    await hold.waiting(1)
-                else:
-                    await until(lambda: client.server.engine.num_slots_in_use == 2)
                 if way == "kill":
                     process.send_signal(signal.SIGKILL)
                 await until(lambda: len(client.server.sessions) == 1)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ciar.errors import CiarError, CloudUnavailable
 from ciar.target import Feed, Target
 from ciar_cloud.bundle import CloudModel
-from tests.cloud_client import Client, Sketch, cloud, draw, request, uncertain
+from tests.cloud_client import Client, Sketch, cloud, draw, request, thread_engine, uncertain
 from tests.held_steps import HeldSteps
 
 Extend = Callable[[Sequence[Feed]], list[Tensor]]
@@ -20,7 +20,7 @@ class SmallMemory:
     """A device that runs out of memory above so many rows a step, until somebody frees it."""
 
     def __init__(self, client: Client, *, max_rows: int, error: Callable[[], Exception]) -> None:
-        target: Target = client.server.engine._target
+        target: Target = thread_engine(client)._target
         self._extend: Extend = target.extend
         self._max_rows, self._error = max_rows, error
         self.num_failures = 0
@@ -96,7 +96,7 @@ def test_whose_feed_breaks_a_step_fails_alone(
     async def scenario() -> None:
         async with cloud(model) as client:
             links = [await client.session(request(seed, num_prefix=1)) for seed in range(4)]
-            target: Target = client.server.engine._target
+            target: Target = thread_engine(client)._target
             extend = target.extend
             slot = 2  # of the third
 
@@ -133,7 +133,7 @@ def test_a_device_that_is_lost_ends_the_engine(model: CloudModel, run: Any) -> N
             def lost(feeds: Sequence[Feed]) -> list[Tensor]:
                 raise torch.AcceleratorError("CUDA error: device-side assert triggered")
 
-            client.server.engine._target.extend = lost
+            thread_engine(client)._target.extend = lost  # type: ignore[method-assign]
             with pytest.raises(CloudUnavailable):
                 await link.verify(uncertain(1, [1]))
             assert client.server.engine.died.is_set()
