@@ -26,8 +26,9 @@ from ciar.types import (
 )
 from ciar.v1 import collaboration_pb2 as pb
 from ciar.v1 import collaboration_pb2_grpc as pb_grpc
-from ciar_cloud.bundle import CloudModel
+from ciar_cloud.bundle import FrontModel
 from ciar_cloud.config import ServeConfig
+from ciar_cloud.engine import Engine
 from ciar_cloud.server import CloudServer
 from tests.rounding import round_features
 from tests.tiny import PROMPT
@@ -141,9 +142,18 @@ class StreamEnded(Exception):
     pass
 
 
+def thread_engine(client: Client) -> Engine:
+    """Of a cloud in a single process."""
+    engine = client.server.engine
+    assert isinstance(engine, Engine)
+    return engine
+
+
 @asynccontextmanager
-async def cloud(model: CloudModel, **settings: Any) -> AsyncIterator[Client]:
-    config = ServeConfig(**{"port": 0, "metrics_port": 0, "slots": 8} | settings)
+async def cloud(model: FrontModel, **settings: Any) -> AsyncIterator[Client]:
+    config = ServeConfig(
+        **{"port": 0, "metrics_port": 0, "slots": 8, "single_process": True} | settings
+    )
     server = CloudServer(model, config)
     port = await server.start()
     try:

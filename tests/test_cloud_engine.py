@@ -32,6 +32,7 @@ from tests.cloud_client import (
     draw,
     request,
     status_of,
+    thread_engine,
     uncertain,
 )
 from tests.tiny import PROMPT
@@ -47,7 +48,7 @@ def test_a_failed_step_fails_its_works_alone(
             victim, witness = await client.session(request(1)), await client.session(request(2))
             sketch = Sketch(2)
             await sketch.go_on(witness, until=4)
-            cache = client.server.engine._target.cache
+            cache = thread_engine(client)._target.cache
             whole, cache.data = cache.data, cache.data[:1]
             with pytest.raises(CiarError, match="step failed"):
                 await victim.verify(uncertain(0, [1]))
@@ -100,7 +101,7 @@ def test_a_model_thread_that_dies_leaves_nobody_waiting(model: CloudModel, run: 
     async def scenario() -> None:
         async with cloud(model) as client:
             link = await client.session(request(1))
-            client.server.engine._extend = None  # type: ignore[assignment]
+            thread_engine(client)._steps.run = None  # type: ignore[method-assign, assignment]
             with pytest.raises(CloudUnavailable):
                 await link.verify(uncertain(0, [1]))
             await asyncio.wait_for(client.server.engine.died.wait(), 5)
@@ -122,13 +123,13 @@ def test_a_step_that_does_not_end_is_a_death_until_it_does(
             await asyncio.sleep(1.2)
             assert await client.health("") == await client.health() == SERVING
             link = await client.session(request(1))
-            extend = client.server.engine._extend
+            run_step = thread_engine(client)._steps.run
 
             def waiting(running: Any) -> Any:
                 go_on.wait(20)
-                return extend(running)
+                return run_step(running)
 
-            client.server.engine._extend = waiting  # type: ignore[method-assign]
+            thread_engine(client)._steps.run = waiting  # type: ignore[method-assign]
             answer = asyncio.create_task(link.verify(uncertain(0, [1])))
             await until(lambda: client.server.engine.seconds_stuck > 0.6)
             await until_health(client, NOT_SERVING)

@@ -8,17 +8,24 @@ import torch
 from ciar.errors import DeadlineExceeded, InvalidInput, Overloaded
 from ciar.session import SessionState
 from ciar.types import ImageRequest, SamplingParams, VerifyBatch, no_features
-from ciar_cloud.scheduler import Job, Scheduler, Seat
+from ciar_cloud.scheduler import GAP_SECONDS, Job, Scheduler, Seat
 from ciar_cloud.slots import SlotPool
 
 ROWS = 5  # of a condition
 
 
 def new_scheduler(
-    *, num_slots: int = 4, max_queue: int = 8, max_positions: int = 100, min_idle: float = 0.0
+    *,
+    num_slots: int = 4,
+    max_queue: int = 8,
+    max_positions: int = 100,
+    max_chunk: int = 100,
+    min_idle: float = 0.0,
 ) -> Scheduler:
     slots: SlotPool[Seat] = SlotPool(num_slots, min_idle_seconds=min_idle)
-    return Scheduler(slots, max_queue=max_queue, max_step_positions=max_positions)
+    return Scheduler(
+        slots, max_queue=max_queue, max_step_positions=max_positions, max_chunk_rows=max_chunk
+    )
 
 
 def new_seat(num_known: int = 0) -> Seat:
@@ -112,13 +119,13 @@ def test_batches_of_older_epochs_are_dropped_without_an_answer() -> None:
 def test_a_full_queue_refuses_with_a_hint() -> None:
     scheduler = new_scheduler(max_queue=2)
     scheduler.add(prefix(new_seat()))
-    scheduler.check_room()
+    scheduler.backlog.check_room()
     scheduler.add(prefix(new_seat()))
     with pytest.raises(Overloaded) as caught:
-        scheduler.check_room()
+        scheduler.backlog.check_room()
     assert caught.value.retry_seconds > 0
     scheduler.next_step(0.0)
-    scheduler.check_room()
+    scheduler.backlog.check_room()
 
 
 def test_who_opens_many_sessions_keeps_nobody_waiting() -> None:
@@ -142,12 +149,12 @@ def test_one_caller_may_take_a_share_of_the_queue() -> None:
     for seat in seats:
         seat.caller = "alice"
         scheduler.add(prefix(seat))
-    scheduler.check_room("alice")
+    scheduler.backlog.check_room("alice")
     with pytest.raises(Overloaded, match="share"):
-        scheduler.check_room("alice", share=0.5)
-    scheduler.check_room("bob", share=0.5)
+        scheduler.backlog.check_room("alice", share=0.5)
+    scheduler.backlog.check_room("bob", share=0.5)
     scheduler.close(seats[0])
-    scheduler.check_room("alice", share=0.5)
+    scheduler.backlog.check_room("alice", share=0.5)
 
 
 def test_the_longest_idle_session_loses_its_slot() -> None:
@@ -207,3 +214,43 @@ def test_closing_twice_is_harmless() -> None:
 def test_no_slots_is_no_pool() -> None:
     with pytest.raises(InvalidInput, match="slots"):
         SlotPool(0)
+
+
+def test_a_long_catch_up_leaves_room_for_others() -> None:
+    """It is fed in parts, so it counts by its part."""
+    scheduler = new_scheduler(max_positions=2 * ROWS, max_chunk=ROWS)
+    long, short = verify(new_seat(num_known=12), position=12), verify(new_seat())
+    scheduler.add(long)
+    scheduler.add(short)
+    assert scheduler.next_step(0.0).jobs == [long, short]
+
+
+def test_a_batch_that_leaves_a_gap_waits_for_what_belongs_before_it() -> None:
+    scheduler, seat = new_scheduler(), new_seat()
+    early, first = verify(seat, position=1), verify(seat)
+    scheduler.add(early)
+    assert scheduler.next_step(0.0).jobs == []
+    assert scheduler.wake_at() == GAP_SECONDS
+    scheduler.add(first)
+    (job,) = scheduler.next_step(0.1).jobs
+    assert job is first
+    seat.state.tokens = [1]
+    scheduler.end_step([(first, True)], 0.2)
+    assert scheduler.next_step(0.2).jobs == [early]
+
+
+def test_a_gap_that_nobody_closes_is_not_waited_for() -> None:
+    scheduler, seat = new_scheduler(), new_seat()
+    early = verify(seat, position=1)
+    scheduler.add(early)
+    assert scheduler.next_step(GAP_SECONDS).jobs == [early]  # and is refused when it begins
+
+
+def test_steps_tell_which_works_begin() -> None:
+    scheduler, seat = new_scheduler(), new_seat()
+    job = prefix(seat)
+    scheduler.add(job)
+    assert scheduler.next_step(0.0).started == [job]
+    scheduler.end_step([(job, False)], 0.0)
+    step = scheduler.next_step(0.0)
+    assert (step.jobs, step.started) == ([job], [])

@@ -23,6 +23,7 @@ from tests.cloud_client import (
     draw,
     request,
     status_of,
+    thread_engine,
     uncertain,
 )
 from tests.tiny import PROMPT
@@ -62,7 +63,7 @@ def test_eight_at_once_draw_what_each_draws_alone(model: CloudModel, slots: int,
             alone = [await draw(client, seed, keep=0.5) for seed in range(8)]
         async with cloud(model, slots=slots, min_idle_seconds=0.0) as client:
             together = await asyncio.gather(*(draw(client, seed, keep=0.5) for seed in range(8)))
-            evictions = client.server.engine._scheduler.slots.num_evictions
+            evictions = thread_engine(client)._scheduler.slots.num_evictions
             assert await client.is_free()
         assert together == alone
         assert (evictions > 0) == (slots < 8)

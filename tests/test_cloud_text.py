@@ -39,7 +39,7 @@ def test_encoding_is_the_encoders_and_comes_from_the_cache_again(
     model: CloudModel, run: Any
 ) -> None:
     target = Target(model.target, num_slots=1)
-    prompts = PromptEncoder(model.encoder, target, cache_size=2)
+    prompts = PromptEncoder(model.encoder, model.condition_rows, cache_size=2)
     try:
         first = run(prompts.encode(PROMPT))
         (features,) = model.encoder.encode([PROMPT])
@@ -54,7 +54,7 @@ def test_encoding_is_the_encoders_and_comes_from_the_cache_again(
 
 
 def test_unknown_words_are_told(model: CloudModel) -> None:
-    prompts = PromptEncoder(model.encoder, Target(model.target, num_slots=1))
+    prompts = PromptEncoder(model.encoder, model.condition_rows)
     assert prompts.encode_now("a 🐶 dog").unknown_words == ("🐶",)
     assert prompts.encode_now(PROMPT).unknown_words == ()
     prompts.close()

@@ -70,7 +70,7 @@ def edge(bundle: Path) -> EdgeModel:
 @asynccontextmanager
 async def serving(model: CloudModel, **settings: Any) -> AsyncIterator[str]:
     """A real cloud in this process; gives its address."""
-    defaults = {"port": 0, "metrics_port": 0, "slots": 2}
+    defaults = {"port": 0, "metrics_port": 0, "slots": 2, "single_process": True}
     server = CloudServer(model, ServeConfig(**defaults | settings))
     port = await server.start()
     try:
@@ -700,7 +700,9 @@ def test_the_cloud_hears_how_the_tokens_came_about(run: Run, model: CloudModel) 
     """The counts of the finished image reach the cloud's metrics, and sum to T."""
 
     async def ask() -> None:
-        server = CloudServer(model, ServeConfig(port=0, metrics_port=0, slots=2))
+        server = CloudServer(
+            model, ServeConfig(port=0, metrics_port=0, slots=2, single_process=True)
+        )
         port = await server.start()
         try:
             async with RemoteVerifier(f"127.0.0.1:{port}", config=QUICK) as verifier:
@@ -728,7 +730,9 @@ def test_the_cloud_counts_what_the_image_says(
     """Also where the edge kept its own over the cloud's bonus, and behind the last verdict."""
 
     async def ask() -> None:
-        server = CloudServer(model, ServeConfig(port=0, metrics_port=0, slots=2))
+        server = CloudServer(
+            model, ServeConfig(port=0, metrics_port=0, slots=2, single_process=True)
+        )
         port = await server.start()
         try:
             async with RemoteVerifier(f"127.0.0.1:{port}", config=QUICK) as verifier:

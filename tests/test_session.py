@@ -245,3 +245,61 @@ def test_bad_batches_name_the_field(batch: VerifyBatch, field: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         VerifyWork(new_session(), batch)
     assert field in caught.value.field
+
+
+@pytest.mark.parametrize("max_rows", [1, 2, 7])
+@pytest.mark.parametrize("position", [0, 1, 9])
+def test_divided_feeds_give_what_whole_ones_give(
+    target: Target, max_rows: int, position: int
+) -> None:
+    """A rebuilt session catches up in parts, and so does a batch of many kept tokens."""
+    known, rng = image(target), random.Random(0)
+    kept = torch.randn(5, 4, generator=torch.Generator().manual_seed(2))
+    batch = VerifyBatch(
+        position=position,
+        tokens=tuple(rng.randrange(24) for _ in range(6)),
+        uncertain=(False,) * 5 + (True,),
+        features=kept,
+    )
+    found = []
+    for most in (None, max_rows):
+        session = new_session()
+        session.adopt(known[:position], torch.zeros(0, 4), 0)
+        work, sizes, is_done = VerifyWork(session, batch), [], False
+        while not is_done:
+            feed = work.feed(0, max_rows=most)
+            sizes.append(feed.num_new_rows)
+            is_done = work.receive(target.extend([feed])[0])
+        own = (work.verdict, session.tokens, session.num_cached)
+        next_one = replace(batch, position=len(session.tokens) - 1, tokens=(3,), uncertain=(True,))
+        after = VerifyWork(session, replace(next_one, features=no_features(4), epoch=9))
+        run(target, after)
+        found.append((*own, after.verdict))
+        if most is not None:
+            assert len(sizes) > 1
+            assert all(size <= max(most, 5) for size in sizes[:-1])  # 5: the condition
+    assert found[0] == found[1]
+
+
+def test_a_part_of_a_work_that_was_given_up_leaves_nothing(target: Target) -> None:
+    """Rows of its batch are in the cache; the next batch is fed from its own beginning."""
+    known = image(target)
+    session, other = new_session(), [(t + 1) % 24 for t in known[:8]]
+    features = torch.ones(8, 4)
+    given_up = VerifyWork(
+        session,
+        VerifyBatch(
+            position=0,
+            tokens=(*other, 1),
+            uncertain=(False,) * 8 + (True,),
+            features=features,
+        ),
+    )
+    for _ in range(3):
+        assert not given_up.receive(target.extend([given_up.feed(0, max_rows=2)])[0])
+    tokens = tuple(known[:4])
+    batch = VerifyBatch(
+        position=0, tokens=tokens, uncertain=(True,) * 4, features=no_features(4), epoch=1
+    )
+    verdict = verify(target, session, batch)
+    assert (verdict.num_agreed, verdict.token) == (4, known[4])

@@ -23,6 +23,7 @@ from ciar_bench.machine import describe_machine
 from ciar_bench.pair import write_random_pair
 from ciar_bench.quality.cli import add_commands
 from ciar_bench.routing import RoutingReport, report_routing, watch_bundle
+from ciar_bench.soak_cli import soak
 from ciar_bench.tables.cli import table
 from ciar_bench.workload import seeded_prompts
 from ciar_edge.models import load_draft_model
@@ -126,6 +127,7 @@ add_commands(app)
 app.command()(table)
 app.command()(head_scale)
 app.command()(full_size)
+app.command()(soak)
 
 
 def routing_markdown(report: RoutingReport, name: str) -> str:

@@ -32,16 +32,16 @@ def cores() -> list[int]:
 def cloud_process(
     model: Path, *, core: int | None, threads: int = 1, options: Sequence[str] = ()
 ) -> Iterator[CloudProcess]:
-    """Serve a bundle on a free loopback port. core: None leaves it unpinned.
+    """Serve a bundle on a free loopback port, in a single process. core: None leaves it unpinned.
 
-    options: more of those of `ciar-cloud serve`.
+    options: more of those of `ciar-cloud serve`, such as `--engine-process`.
     """
     with tempfile.TemporaryDirectory(prefix="ciar-bench-") as folder:
         ready, log = Path(folder, "ready"), Path(folder, "log")
         command = [sys.executable, "-m", "ciar_cloud.cli", "serve", "--model", str(model)]
         command += ["--port", "0", "--metrics-port", "0", "--threads", str(threads)]
         command += ["--ready-file", str(ready), "--drain-seconds", "0", "--exit-with-parent"]
-        command += options
+        command += ["--single-process", *options]
         with log.open("wb") as output:
             process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT

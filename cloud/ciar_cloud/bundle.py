@@ -5,10 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ciar.checkpoint import find_model, fingerprint, read_config, read_sampling
+from ciar.checkpoint import (
+    find_model,
+    fingerprint,
+    load_into,
+    read_config,
+    read_sampling,
+    read_weights,
+    to_device,
+)
 from ciar.errors import CheckpointError, InvalidInput
+from ciar.families import make_transformer, read_sizes
 from ciar.models.packed import pack
+from ciar.models.transformer import Transformer, TransformerConfig
 from ciar.target import TargetModel
 from ciar.text import TextFeatures, load_text
 from ciar.types import ModelInfo
@@ -18,13 +29,28 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class CloudModel:
-    """What a cloud serves."""
+class FrontModel:
+    """What serving needs where the target itself is elsewhere.
+
+    transformer: of the target; nothing but its prompt's part need have weights.
+    """
 
     folder: Path
-    target: TargetModel
     encoder: TextFeatures
     info: ModelInfo
+    transformer: Transformer
+
+    def condition_rows(self, features: Tensor) -> Tensor:
+        """Text features [L, condition_dim] to an edge's first rows: float32 [L, D], on the CPU."""
+        like = next(self.transformer.cls_embedding.buffers())
+        return self.transformer.condition_rows(features.to(like)).float().cpu()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CloudModel(FrontModel):
+    """What a cloud serves."""
+
+    target: TargetModel
 
 
 def load_cloud_model(
@@ -39,19 +65,50 @@ def load_cloud_model(
     check_dtype(dtype)
     check_device(device)
     folder = find_model(model)
+    config = read_target_config(folder / "cloud")
+    target = TargetModel.load(folder / "cloud", device=device, dtype=DTYPES[dtype])
+    encoder = load_text(folder / "text")
+    check_fit(folder, target.config, encoder)
+    pack(target.transformer)
+    info = model_info(
+        folder / "cloud", config, target.transformer, max_batch_tokens=max_batch_tokens
+    )
+    return CloudModel(
+        folder=folder, encoder=encoder, info=info, transformer=target.transformer, target=target
+    )
+
+
+def load_front_model(
+    model: str, *, dtype: str = "float32", max_batch_tokens: int = 0
+) -> FrontModel:
+    """As `load_cloud_model`, with no more of the target than prompts go through."""
+    check_dtype(dtype)
+    folder = find_model(model)
     cloud = folder / "cloud"
+    config = read_target_config(cloud)
+    sizes = read_sizes(config, where=cloud)
+    encoder = load_text(folder / "text")
+    check_fit(folder, sizes, encoder)
+    with torch.device("meta"):
+        transformer = make_transformer(sizes)
+    part = "transformer.cls_embedding."
+    weights = read_weights(cloud, dtype=DTYPES[dtype], part=part)
+    load_into(transformer.cls_embedding, weights, where=cloud)
+    to_device(transformer.cls_embedding, device="cpu", dtype=DTYPES[dtype])
+    pack(transformer.cls_embedding)
+    info = model_info(cloud, config, transformer, max_batch_tokens=max_batch_tokens)
+    return FrontModel(folder=folder, encoder=encoder, info=info, transformer=transformer)
+
+
+def read_target_config(cloud: Path) -> dict[str, Any]:
+    """Of the cloud's folder of a bundle. Raises `CheckpointError`."""
     config = read_config(cloud)
     if config.get("kind") != "target":
         raise CheckpointError(f"{cloud}: kind {config.get('kind')!r}, expected 'target'")
     for key in ("transformer", "feature_dim", "name"):
         if key not in config:
             raise CheckpointError(f"{cloud}: no {key!r} in its configuration")
-    target = TargetModel.load(cloud, device=device, dtype=DTYPES[dtype])
-    encoder = load_text(folder / "text")
-    check_fit(folder, target, encoder)
-    pack(target.transformer)
-    info = model_info(cloud, config, target, max_batch_tokens=max_batch_tokens)
-    return CloudModel(folder=folder, target=target, encoder=encoder, info=info)
+    return config
 
 
 def check_dtype(dtype: str) -> None:
@@ -71,9 +128,8 @@ def check_device(device: str) -> None:
         ) from None
 
 
-def check_fit(folder: Path, target: TargetModel, text: TextFeatures) -> None:
+def check_fit(folder: Path, sizes: TransformerConfig, text: TextFeatures) -> None:
     """Raise `CheckpointError` unless the text encoder gives what the target was trained on."""
-    sizes = target.config
     if text.dim != sizes.condition_dim or text.max_tokens > sizes.num_condition:
         raise CheckpointError(
             f"{folder}: text/ gives up to {text.max_tokens} rows of {text.dim}, but cloud/ takes "
@@ -82,9 +138,9 @@ def check_fit(folder: Path, target: TargetModel, text: TextFeatures) -> None:
 
 
 def model_info(
-    cloud: Path, config: dict[str, Any], target: TargetModel, *, max_batch_tokens: int
+    cloud: Path, config: dict[str, Any], transformer: Transformer, *, max_batch_tokens: int
 ) -> ModelInfo:
-    sizes = target.config
+    sizes = transformer.config
     return ModelInfo(
         name=str(config["name"]),
         family=str(config["family"]),
@@ -92,7 +148,7 @@ def model_info(
         grid_size=sizes.grid_size,
         vocab_size=sizes.vocab_size,
         condition_dim=sizes.dim,
-        feature_dim=target.feature_dim,
+        feature_dim=int(config["feature_dim"]),
         max_prompt_chars=MAX_PROMPT_CHARS,
         max_batch_tokens=min(max_batch_tokens, sizes.num_tokens) or sizes.num_tokens,
         sampling=read_sampling(cloud),

@@ -23,7 +23,7 @@ from ciar.checkpoint import DEFAULT_MODEL, find_model
 from ciar.errors import CiarError
 from ciar.event_loop import fast_loop
 from ciar.picture import check_picture_path
-from ciar_cloud.bundle import CloudModel, load_cloud_model
+from ciar_cloud.bundle import FrontModel, load_cloud_model, load_front_model
 from ciar_cloud.config import ServeConfig
 from ciar_cloud.convert.cli import convert_command
 from ciar_cloud.keys import Limits, add_key
@@ -57,6 +57,7 @@ def option(text: str, *names: str, env: str = "", **more: Any) -> Any:
 Model = Annotated[str, option("Model folder, or the name of an embedded one.", env="MODEL")]
 Threads = Annotated[int, option("Threads of the model, 0: automatic.", env="THREADS")]
 Device = Annotated[str, option("cpu, cuda, cuda:1, ...", env="DEVICE")]
+Devices = Annotated[str, option("As cpu, cuda:1; several with commas between.", env="DEVICE")]
 Dtype = Annotated[str, option("float32, bfloat16 or float16.", env="DTYPE")]
 
 
@@ -97,6 +98,9 @@ def serve(
         Path | None, option("File of API keys: see `ciar-cloud key`.", env="KEYS")
     ] = DEFAULTS.keys,
     slots: Annotated[int, option("KV slots, 0: by memory.", env="SLOTS")] = DEFAULTS.slots,
+    kv_budget: Annotated[
+        str, option("KV memory of a device, such as 2GiB.", env="KV_BUDGET")
+    ] = DEFAULTS.kv_budget,
     min_idle_seconds: Annotated[
         float, option("Idle time after which a slot can be taken.", env="MIN_IDLE_SECONDS")
     ] = DEFAULTS.min_idle_seconds,
@@ -109,11 +113,22 @@ def serve(
     max_step_positions: Annotated[
         int, option("Most positions in one step.", env="MAX_STEP_POSITIONS")
     ] = DEFAULTS.max_step_positions,
+    max_chunk_rows: Annotated[
+        int, option("Most rows that a session catches up with in one step.", env="MAX_CHUNK_ROWS")
+    ] = DEFAULTS.max_chunk_rows,
     max_batch_tokens: Annotated[
         int, option("Most tokens in one batch, 0: as in an image.", env="MAX_BATCH_TOKENS")
     ] = DEFAULTS.max_batch_tokens,
     threads: Threads = DEFAULTS.threads,
-    device: Device = DEFAULTS.device,
+    device: Devices = DEFAULTS.device,
+    single_process: Annotated[
+        bool,
+        option(
+            "The model in the server's process, not in one of its own.",
+            "--single-process/--engine-process",
+            env="SINGLE_PROCESS",
+        ),
+    ] = DEFAULTS.single_process,
     dtype: Dtype = DEFAULTS.dtype,
     cuda_graphs: Annotated[
         bool, option("Replay steps of fixed shapes (GPU).", "--cuda-graphs", env="CUDA_GRAPHS")
@@ -148,16 +163,18 @@ def serve(
     if config.exit_with_parent:
         end_with_parent()
     set_threads(config.threads)
-    loaded = load_cloud_model(
-        config.model,
-        device=config.device,
-        dtype=config.dtype,
-        max_batch_tokens=config.max_batch_tokens,
-    )
-    run_serve(loaded, config)
+    run_serve(load_model(config), config)
 
 
-def run_serve(model: CloudModel, config: ServeConfig) -> None:
+def load_model(config: ServeConfig) -> FrontModel:
+    """What the server itself needs of its model: all of it in a single process."""
+    sizes: dict[str, Any] = {"dtype": config.dtype, "max_batch_tokens": config.max_batch_tokens}
+    if config.single_process:
+        return load_cloud_model(config.model, device=config.device, **sizes)
+    return load_front_model(config.model, **sizes)
+
+
+def run_serve(model: FrontModel, config: ServeConfig) -> None:
     from ciar_cloud.server import CloudServer, run_server  # gRPC: only who serves waits for it
 
     def on_ready(port: int) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from ciar.checkpoint import DEFAULT_MODEL
 from ciar.errors import InvalidInput
 from ciar_cloud.bundle import check_dtype
+from ciar_cloud.kv_budget import read_bytes
 
 MAX_PORT = 65535
 
@@ -24,13 +25,16 @@ class ServeConfig:
     tls_client_ca: Path | None = None  # whose clients may connect: mutual TLS
     keys: Path | None = None  # API keys (`keys.py`); None: anybody may call
     slots: int = 0
+    kv_budget: str = ""  # bytes of KV memory on each device, such as 2GiB; empty: no bound of bytes
     min_idle_seconds: float = 0.25  # how long a session without work keeps its slot
     max_queue: int = 64
     max_sessions: int = 256
     max_step_positions: int = 512
+    max_chunk_rows: int = 64  # of one session in one step, when it has more to catch up
     max_batch_tokens: int = 0
     threads: int = 0
-    device: str = "cpu"
+    device: str = "cpu"  # or several, with commas between: an engine process each
+    single_process: bool = False  # the model in a thread of the server, not in a process of its own
     dtype: str = "float32"
     cuda_graphs: bool = False  # replay steps of fixed shapes
     lease_seconds: float = 30.0
@@ -49,14 +53,24 @@ class ServeConfig:
         for name in ("slots", "threads", "max_batch_tokens"):
             if getattr(self, name) < 0:
                 raise InvalidInput(name, getattr(self, name), "give 0 (automatic) or a count")
-        for name in ("max_queue", "max_sessions", "max_step_positions"):
+        for name in ("max_queue", "max_sessions", "max_step_positions", "max_chunk_rows"):
             if getattr(self, name) < 1:
                 raise InvalidInput(name, getattr(self, name), "give at least 1")
         for name in (f.name for f in fields(self) if f.name.endswith("_seconds")):
             if not 0 <= getattr(self, name) <= 86400:
                 raise InvalidInput(name, getattr(self, name), "give 0 to 86400 seconds")
         check_dtype(self.dtype)
+        read_bytes(self.kv_budget)
+        if not all(self.devices):
+            raise InvalidInput("device", self.device, "give cpu, cuda:0,cuda:1, ...")
+        if self.single_process and len(self.devices) > 1:
+            remedy = "give one device, or leave out --single-process"
+            raise InvalidInput("device", self.device, remedy)
         self._check_access()
+
+    @property
+    def devices(self) -> list[str]:
+        return [device.strip() for device in self.device.split(",")]
 
     def _check_access(self) -> None:
         has_tls = self.tls_cert is not None

@@ -1,12 +1,13 @@
 """The engine: one thread, one operation. A step is one `Target.extend` over a feed a session.
 
-    event loop --submit--> scheduler (locked) --next_step--> model thread --outcomes--> event loop
+    owner --submit--> scheduler (locked) --next_step--> model thread --outcomes--> owner
 
-Sessions come and go between steps (continuous batching). What a session gets does not depend on who
-shares its steps: noise comes from (seed, position), and every feed attends to its own slot alone.
-While there is nothing to do, the thread draws the noise that the sessions it served will need next,
-then it sleeps on a condition. A step that fails fails the works in it, a feed with logits that are
-no numbers its own work.
+The owner is the event loop of the server; in an engine process it is the model thread itself, which
+reads its works from a socket (`Bell`) between steps. Sessions come and go between steps, too
+(continuous batching). What a session gets does not depend on who shares its steps: noise comes from
+(seed, position), and every feed attends to its own slot alone. While there is nothing to do, the
+thread draws the noise that the sessions it served will need next, then it sleeps. What becomes of a
+step that fails: see `steps`.
 """
 
 import asyncio
@@ -19,45 +20,79 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
-from ciar.errors import CiarError, CloudUnavailable, EngineError
+from ciar.errors import CiarError, CloudUnavailable
 from ciar.sampling import Noise
 from ciar.session import PrefixWork, SessionState, VerifyWork
-from ciar.target import Feed, Target
+from ciar.target import Target
 from ciar.types import Verdict, VerifyBatch
 from ciar_cloud.observer import Observer
 from ciar_cloud.scheduler import Job, Outcome, Scheduler, Seat
+from ciar_cloud.steps import Running, StepRunner, Work
+from ciar_cloud.warm_up import warm_up
 
 log = logging.getLogger(__name__)
 
 NOISE_AHEAD = 8  # positions of a session
 MAX_AHEAD = 256  # rows still to be drawn, over all sessions; the oldest are given up
 
-Work = PrefixWork | VerifyWork
-Running = tuple[Job, Work, Feed]
+Post = Callable[..., object]
+"""Has a function called, with arguments, where the engine's owner lives."""
+
+
+class Bell:
+    """Where the model thread waits for work, and the lock on all that it shares with the owner."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition(threading.Lock())
+
+    def __enter__(self) -> None:
+        self._condition.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._condition.release()
+
+    def collect(self) -> None:
+        """Take works that have come: here their owner has brought them."""
+
+    def wait(self, seconds: float | None) -> None:
+        self._condition.wait(seconds)
+
+    def notify(self) -> None:
+        self._condition.notify()
 
 
 class Engine:
-    """Owns the target's slots. All methods are called from the event loop it was started in."""
+    """Owns the target's slots. All methods are called by its owner.
 
-    def __init__(self, target: Target, scheduler: Scheduler, observer: Observer) -> None:
+    on_start: told the works that a step takes for the first time, in the model thread.
+    """
+
+    is_ready = True
+
+    def __init__(
+        self,
+        target: Target,
+        scheduler: Scheduler,
+        observer: Observer,
+        *,
+        on_start: Callable[[list[Job]], None] = lambda jobs: None,
+        bell: Bell | None = None,
+    ) -> None:
         self._target = target
         self._scheduler = scheduler
+        self._steps = StepRunner(target, max_chunk_rows=scheduler.max_chunk_rows)
         self._observer = observer
-        self._wake = threading.Condition(threading.Lock())
+        self._on_start = on_start
+        self._wake = bell or Bell()
+        self._is_running = False
         self._is_stopping = False
-        self._has_died = False
         self._current: list[Job] = []
         self._step_ended = 0.0  # clock time; of the first submission, after a rest
         self._ahead: deque[tuple[Noise, int]] = deque(maxlen=MAX_AHEAD)
         self.died = asyncio.Event()  # set when the model thread ended by itself
         self._thread = threading.Thread(target=self._run, name="ciar-model", daemon=True)
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    @property
-    def is_alive(self) -> bool:
-        return self._thread.is_alive()
+        self._post: Post = lambda call, *arguments: call(*arguments)
 
     @property
     def num_waiting(self) -> int:
@@ -78,10 +113,23 @@ class Engine:
             has_work = bool(self._current) or self._scheduler.num_waiting > 0
             return time.monotonic() - self._step_ended if has_work else 0.0
 
-    def start(self) -> None:
-        """Start the model thread; outcomes go to the running event loop."""
-        self._loop = asyncio.get_running_loop()
+    async def start(self) -> None:
+        """Warm up, then start the model thread; outcomes go to the running event loop."""
+        await asyncio.to_thread(self.warm_up)
+        self._post, self._is_running = asyncio.get_running_loop().call_soon_threadsafe, True
         self._thread.start()
+
+    def warm_up(self) -> None:
+        """Run a few steps before the first work comes."""
+        warm_up(self._target)
+
+    def end_stuck(self, seconds: float) -> None:
+        """A thread cannot be ended: whoever watches health ends the process."""
+
+    def run_here(self, post: Post) -> None:
+        """Be the model thread. Returns when it ends by itself."""
+        self._post, self._is_running = post, True
+        self._run()
 
     async def stop(self) -> None:
         """End the model thread after its step. Works that wait fail with `CloudUnavailable`."""
@@ -94,7 +142,7 @@ class Engine:
     def check_room(self, caller: str = "", *, share: float = 1.0) -> None:
         """Raise `Overloaded` when the work of a new session would have to wait behind too many."""
         with self._wake:
-            self._scheduler.check_room(caller, share=share)
+            self._scheduler.backlog.check_room(caller, share=share)
 
     def open(self, state: SessionState, *, caller: str = "") -> Seat:
         """A place for a session; it gets a slot with its first work."""
@@ -117,7 +165,7 @@ class Engine:
         """Draw tokens until `until` are known, more than there are; delivers the `Timings`."""
         assert until > len(seat.state.tokens), "nothing to draw"
         now = time.monotonic()
-        self._submit(Job(seat=seat, deliver=deliver, accepted=now, until=until, deadline=deadline))
+        self.submit(Job(seat=seat, deliver=deliver, accepted=now, until=until, deadline=deadline))
 
     def verify(
         self,
@@ -129,11 +177,12 @@ class Engine:
     ) -> None:
         """Verify a batch after the seat's earlier ones; delivers the `Verdict`, or None if void."""
         now = time.monotonic()
-        self._submit(Job(seat=seat, deliver=deliver, accepted=now, batch=batch, deadline=deadline))
+        self.submit(Job(seat=seat, deliver=deliver, accepted=now, batch=batch, deadline=deadline))
 
-    def _submit(self, job: Job) -> None:
+    def submit(self, job: Job) -> None:
+        """Queue a work. Raises `CloudUnavailable` when the thread has ended."""
         with self._wake:
-            if self._is_stopping or not self._thread.is_alive():
+            if self._is_stopping or not self._is_running:
                 raise CloudUnavailable("the engine has stopped")
             if not self._current and not self._scheduler.num_waiting:
                 self._step_ended = time.monotonic()
@@ -144,14 +193,18 @@ class Engine:
 
     @torch.inference_mode()
     def _run(self) -> None:
+        has_died = False
         try:
             while jobs := self._next_jobs():
                 self._run_step(jobs)
         except Exception:
             log.exception("the model thread died")
-            self._has_died = True
+            has_died = True
         finally:
+            self._is_running = False
             self._abandon()
+            if has_died:
+                self._post(self.died.set)
 
     def _next_jobs(self) -> list[Job]:
         """Wait until there is a step to run; empty to stop."""
@@ -168,12 +221,15 @@ class Engine:
         """The jobs of the next step, empty to stop; None if there are none and it may not sleep."""
         slots = self._scheduler.slots
         while not self._is_stopping:
+            self._wake.collect()
             now, num_evictions = time.monotonic(), slots.num_evictions
             step = self._scheduler.next_step(now)
             for _ in range(slots.num_evictions - num_evictions):
                 self._observer.slot_evicted()
             if step.dropped:
                 self._deliver(list(step.dropped))
+            if step.started:
+                self._on_start(step.started)
             if step.jobs:
                 return step.jobs
             if not can_sleep:
@@ -185,7 +241,7 @@ class Engine:
     def _run_step(self, jobs: list[Job]) -> None:
         started = time.monotonic()
         running, outcomes = self._begin(jobs)
-        results = self._extend(running) if running else []
+        results = self._steps.run(running) if running else []
         seconds = time.monotonic() - started
         for (job, work, feed), result in zip(running, results, strict=True):
             job.num_forwards += 1
@@ -229,34 +285,16 @@ class Engine:
         running: list[Running] = []
         outcomes: list[tuple[Job, Outcome]] = []
         for job in jobs:
-            slot = job.seat.slot
-            assert slot is not None, "a job of a step has a slot"
+            known = job.batch and job.seat.state.answer_to(job.batch)
+            if known:  # the batch has come twice
+                outcomes.append((job, replace(known, timings=job.timings)))
+                continue
             try:
                 work = job.work = job.work or new_work(job)
-                running.append((job, work, work.feed(slot)))
+                running.append(self._steps.feed(job, work))
             except CiarError as error:
                 outcomes.append((job, error))
         return running, outcomes
-
-    def _extend(self, running: list[Running]) -> list[bool | CiarError]:
-        """One forward pass: whether each work is done, or what went wrong with it."""
-        try:
-            logits = self._target.extend([feed for _, _, feed in running])
-        except Exception as error:  # whatever a device can raise concerns this step alone
-            log.exception("a step over %d sessions failed", len(running))
-            for job, _, _ in running:
-                job.seat.state.forget_cache()
-            return [EngineError(f"the model step failed: {error}") for _ in running]
-        return [
-            self._receive(job, work, own)
-            for (job, work, _), own in zip(running, logits, strict=True)
-        ]
-
-    def _receive(self, job: Job, work: Work, logits: Tensor) -> bool | CiarError:
-        if bool(logits.isfinite().all()):
-            return work.receive(logits)
-        job.seat.state.forget_cache()
-        return EngineError("the model gave logits that are not finite numbers")
 
     def _look_ahead(self, state: SessionState) -> None:
         """Have noise drawn for the positions that the session's next batch will ask about."""
@@ -268,8 +306,7 @@ class Engine:
 
     def _deliver(self, outcomes: list[tuple[Job, Outcome]]) -> None:
         if outcomes:
-            assert self._loop is not None, "the thread runs after start()"
-            self._loop.call_soon_threadsafe(hand_out, outcomes)
+            self._post(hand_out, outcomes)
 
     def _abandon(self) -> None:
         """The thread ends: nobody shall wait for it."""
@@ -278,8 +315,6 @@ class Engine:
             seats = {id(job.seat): job.seat for job in [*self._current, *self._scheduler.waiting()]}
             jobs = [job for seat in seats.values() for job in seat.jobs]
         self._deliver([(job, CloudUnavailable("the engine has stopped")) for job in jobs])
-        if self._has_died and self._loop is not None:
-            self._loop.call_soon_threadsafe(self.died.set)
 
 
 def new_work(job: Job) -> Work:
@@ -296,6 +331,6 @@ def success(job: Job, work: Work) -> Outcome:
 
 
 def hand_out(outcomes: list[tuple[Job, Outcome]]) -> None:
-    """In the event loop: every outcome to who asked for it."""
+    """Where the owner lives: every outcome to who asked for it."""
     for job, outcome in outcomes:
         job.deliver(outcome)

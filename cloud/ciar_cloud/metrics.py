@@ -26,6 +26,7 @@ class CloudMetrics:
         self._positions = self._counter("positions", "Token positions fed to the target model")
         self._verified = self._counter("verified_tokens", "Uncertain tokens compared", "result")
         self._evictions = self._counter("evictions", "Slots taken from idle sessions")
+        self._engine_deaths = self._counter("engine_deaths", "Engine processes that died")
         self._images = self._counter("images", "Images that edges reported as finished")
         self._tokens = self._counter("image_tokens", "Tokens of finished images", "source")
         self._trips = self._counter("image_round_trips", "Round trips of finished images")
@@ -70,6 +71,9 @@ class CloudMetrics:
 
     def slot_evicted(self) -> None:
         self._evictions.inc()
+
+    def engine_died(self) -> None:
+        self._engine_deaths.inc()
 
     def request_ended(self, *, method: str, reason: str) -> None:
         self._requests.labels(method).inc()

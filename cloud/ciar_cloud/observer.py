@@ -27,6 +27,10 @@ class Observer(Protocol):
         """An idle session lost its slot to another one."""
         ...
 
+    def engine_died(self) -> None:
+        """An engine process ended, and another one follows."""
+        ...
+
     def request_ended(self, *, method: str, reason: str) -> None:
         """reason: empty, or the class of the error that ended the call, such as `Overloaded`."""
         ...

@@ -4,25 +4,26 @@ A seat is a session's place in the engine: its state, its slot while it has one,
 order. Seats with work wait in one queue; a step takes the oldest first and each at most once, as
 long as their new rows fit the step: by turns of one seat a caller, so that who opens many sessions
 keeps nobody waiting. What takes several steps (a prefix) goes to the end of the queue after each,
-so that nobody waits for a whole image.
+so that nobody waits for a whole image. Nor for a long catch-up (of a session that is rebuilt): none
+feeds more than `max_chunk_rows` a step, if its feed can be divided.
 
-Refused when too much is waiting are only works that open sessions: a session that has begun is
-worth finishing, and what it can queue is bounded by its stream.
+Batches of a seat are taken in the order of their epochs and positions, whatever order they came in;
+one that would leave a gap waits `GAP_SECONDS` for what belongs before it.
 """
 
 import math
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
-from ciar.errors import CiarError, DeadlineExceeded, Overloaded
+from ciar.errors import CiarError, DeadlineExceeded
 from ciar.session import NOT_PREFILLED, PrefixWork, SessionState, VerifyWork
 from ciar.types import Timings, Verdict, VerifyBatch
+from ciar_cloud.backlog import Backlog
 from ciar_cloud.slots import SlotPool
 
-MIN_RETRY_SECONDS = 0.1
-MAX_RETRY_SECONDS = 30.0
+GAP_SECONDS = 0.5
 
 Outcome = Verdict | Timings | CiarError | None
 """Of a work: a verdict, what a prefix cost, an error, or None for a batch that was void."""
@@ -38,6 +39,7 @@ class Job:
     batch: VerifyBatch | None = None
     until: int = 0
     deadline: float = math.inf  # clock time after which nobody wants it
+    number: int = 0  # by which its owner knows it
     work: PrefixWork | VerifyWork | None = None  # made when its first step begins
     is_started: bool = False
     queue_seconds: float = 0.0
@@ -53,6 +55,11 @@ class Job:
     def is_void(self) -> bool:
         batch, seat = self.batch, self.seat
         return batch is not None and (batch.epoch < seat.newest_epoch or seat.state.is_void(batch))
+
+    @property
+    def leaves_gap(self) -> bool:
+        """Whether tokens before its batch are not known yet."""
+        return self.batch is not None and self.batch.position > len(self.seat.state.tokens)
 
     @property
     def num_rows(self) -> int:
@@ -96,52 +103,47 @@ class Seat:
 
 @dataclass(eq=False, slots=True)
 class Step:
-    """jobs: to run together, each with a slot.  dropped: jobs that will not run, and why."""
+    """jobs: to run together, each with a slot.  started: those of them that never ran before.
+    dropped: jobs that will not run, and why.
+    """
 
     jobs: list[Job] = field(default_factory=list)
+    started: list[Job] = field(default_factory=list)
     dropped: list[tuple[Job, Outcome]] = field(default_factory=list)
 
 
 class Scheduler:
     """Not thread-safe: its owner holds a lock."""
 
-    def __init__(self, slots: SlotPool[Seat], *, max_queue: int, max_step_positions: int) -> None:
+    def __init__(
+        self,
+        slots: SlotPool[Seat],
+        *,
+        max_queue: int,
+        max_step_positions: int,
+        max_chunk_rows: int,
+    ) -> None:
         self.slots = slots
-        self.max_queue = max_queue
+        self.backlog = Backlog(max_queue=max_queue, num_slots=slots.num_slots)
         self.max_step_positions = max_step_positions
-        self._waiting: Counter[str] = Counter()  # works that no step has taken yet, by caller
+        self.max_chunk_rows = max_chunk_rows
         self._ready: deque[Seat] = deque()  # seats with work that no step is running
-        self._work_seconds = 0.05  # running mean of what one work costs
 
     @property
     def num_waiting(self) -> int:
         """Works that no step has taken yet."""
-        return self._waiting.total()
-
-    def check_room(self, caller: str = "", *, share: float = 1.0) -> None:
-        """Raise `Overloaded` when a work that opens a session would wait behind too many.
-
-        share: of the queue, that works of the same caller may take.
-        """
-        if self.num_waiting >= self.max_queue:
-            text = f"{self.num_waiting} works are waiting, the queue is full"
-        elif share < 1 and self._waiting[caller] >= max(1, share * self.max_queue):
-            text = f"{self._waiting[caller]} works of this key are waiting, its share of the queue"
-        else:
-            return
-        wait = self._work_seconds * self.num_waiting / self.slots.num_slots
-        raise Overloaded(text, retry_seconds=min(max(wait, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS))
+        return self.backlog.num_waiting
 
     def add(self, job: Job) -> None:
-        """Queue a job behind its seat's others; a closed seat takes none."""
+        """Queue a job behind its seat's others, or where it belongs; a closed seat takes none."""
         seat = job.seat
         if seat.is_closed:
             return
         if job.batch is not None:
             seat.newest_epoch = max(seat.newest_epoch, job.batch.epoch)
-        seat.jobs.append(job)
+        seat.jobs.insert(place_of(job), job)
         seat.idle_since = math.inf
-        self._waiting[seat.caller] += 1
+        self.backlog.add(seat.caller)
         if len(seat.jobs) == 1:
             self._ready.append(seat)
 
@@ -154,13 +156,17 @@ class Scheduler:
             if job is None:
                 seat.idle_since = now
                 continue
-            rows = job.num_rows
+            if gap_closes_at(job) > now:
+                left.append(seat)
+                continue
+            rows = min(job.num_rows, self.max_chunk_rows)
             fits = not step.jobs or num_rows + rows <= self.max_step_positions
             if not fits or (seat.slot is None and not self.slots.lease(seat, now=now)):
                 left.append(seat)
                 continue
             num_rows += rows
-            self._start(job, now)
+            if self._start(job, now):
+                step.started.append(job)
             step.jobs.append(job)
         self._ready.extend(left)
         return step
@@ -171,7 +177,7 @@ class Scheduler:
             seat = job.seat
             seat.is_running = False
             if is_done:
-                self._work_seconds += 0.1 * (job.compute_seconds - self._work_seconds)
+                self.backlog.note_cost(job.compute_seconds)
                 if not seat.is_closed:
                     seat.jobs.popleft()
             if seat.is_closed:
@@ -187,7 +193,7 @@ class Scheduler:
         if seat.is_closed:
             return
         seat.is_closed = True
-        self._forget_waiting(seat, sum(not job.is_started for job in seat.jobs))
+        self.backlog.remove(seat.caller, sum(not job.is_started for job in seat.jobs))
         if seat.is_running:
             return
         if seat.jobs:
@@ -203,20 +209,21 @@ class Scheduler:
         """Clock time at which `next_step` may find more than just now; infinity: not by itself."""
         if not self._ready:
             return math.inf
-        deadline = min(seat.jobs[0].deadline for seat in self._ready)
-        return min(self.slots.next_lease_at(), deadline)
+        heads = [seat.jobs[0] for seat in self._ready]
+        deadline = min(job.deadline for job in heads)
+        gaps = [gap_closes_at(job) for job in heads if job.leaves_gap]
+        slot = self.slots.next_lease_at() if len(gaps) < len(heads) else math.inf
+        return min(deadline, slot, *gaps)
 
-    def _start(self, job: Job, now: float) -> None:
+    def _start(self, job: Job, now: float) -> bool:
+        """Whether it is the job's first step."""
         job.seat.is_running = True
-        if not job.is_started:
-            job.is_started = True
-            job.queue_seconds = now - job.accepted
-            self._forget_waiting(job.seat, 1)
-
-    def _forget_waiting(self, seat: Seat, count: int) -> None:
-        self._waiting[seat.caller] -= count
-        if not self._waiting[seat.caller]:
-            del self._waiting[seat.caller]
+        if job.is_started:
+            return False
+        job.is_started = True
+        job.queue_seconds = now - job.accepted
+        self.backlog.remove(job.seat.caller)
+        return True
 
     def _head(self, seat: Seat, now: float, step: Step) -> Job | None:
         """The seat's first job that is still wanted."""
@@ -227,10 +234,33 @@ class Scheduler:
                 return job
             seat.jobs.popleft()
             if not job.is_started:
-                self._forget_waiting(seat, 1)
+                self.backlog.remove(seat.caller)
             late = DeadlineExceeded("the deadline passed before the work was done")
             step.dropped.append((job, late if is_late else None))
         return None
+
+
+def place_of(job: Job) -> int:
+    """Where a job belongs among those of its seat: a batch before later ones of its epoch that no
+    step has begun.
+    """
+    jobs, batch = job.seat.jobs, job.batch
+    index = len(jobs)
+    while batch is not None and index and is_later(jobs[index - 1], batch):
+        index -= 1
+    return index
+
+
+def is_later(job: Job, batch: VerifyBatch) -> bool:
+    other = job.batch
+    if job.is_started or other is None:
+        return False
+    return other.epoch == batch.epoch and other.position > batch.position
+
+
+def gap_closes_at(job: Job) -> float:
+    """Clock time up to which a batch waits for tokens before it; -inf: it need not wait."""
+    return job.accepted + GAP_SECONDS if job.leaves_gap else -math.inf
 
 
 def by_turns(seats: Iterable[Seat]) -> list[Seat]:

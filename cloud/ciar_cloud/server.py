@@ -1,6 +1,7 @@
 """The process: engine, sessions and services wired together, listening, and leaving in good order.
 
-A step that does not end, or work that no step takes, for `stuck_seconds`: neither alive nor ready.
+A step that does not end, or work that no step takes, for `stuck_seconds`: neither alive nor ready;
+an engine process that hangs so is ended, and another one takes its place. No engine: not ready.
 
 Going away: readiness turns NOT_SERVING first, sessions that are open may finish, new ones are
 refused, then the server stops. Liveness (service name "") stays SERVING until then, so that nobody
@@ -10,37 +11,29 @@ kills a cloud that is finishing images.
 import asyncio
 import logging
 import math
-import os
 import signal
 from collections.abc import Callable
 
-import torch
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from ciar.errors import EngineError, InvalidInput
-from ciar.target import Target
 from ciar.v1 import collaboration_pb2_grpc as pb_grpc
 from ciar.wire import MESSAGE_LIMIT_BYTES, SERVICE_NAME
-from ciar_cloud.bundle import CloudModel
+from ciar_cloud.bundle import FrontModel
 from ciar_cloud.config import ServeConfig
 from ciar_cloud.credentials import TlsFiles, server_credentials
-from ciar_cloud.engine import Engine
+from ciar_cloud.engines import make_engine
 from ciar_cloud.interceptor import KeyInterceptor
 from ciar_cloud.keys import KeyRing
 from ciar_cloud.metrics import CloudMetrics, serve_metrics
-from ciar_cloud.scheduler import Scheduler, Seat
 from ciar_cloud.servicer import Servicer
 from ciar_cloud.sessions import SessionRegistry
-from ciar_cloud.slots import SlotPool
 from ciar_cloud.text import PromptEncoder
-from ciar_cloud.warm_up import warm_up
 
 log = logging.getLogger(__name__)
 
-CPU_SLOTS, GPU_SLOTS = 16, 64  # most slots chosen by themselves
-MEMORY_SHARE = 0.25  # of what is free, for the slots
 STOP_SECONDS = 0.5  # for answers on their way when the server stops
 WATCH_SECONDS = 0.5  # between looks at the engine
 
@@ -61,23 +54,15 @@ OPTIONS: list[tuple[str, int]] = [
 class CloudServer:
     """A cloud that can be started, drained and stopped once, all in one event loop."""
 
-    def __init__(self, model: CloudModel, config: ServeConfig) -> None:
+    def __init__(self, model: FrontModel, config: ServeConfig) -> None:
         self.config = config
         self.metrics = CloudMetrics(model.info)
-        num_slots = config.slots or choose_slots(model)
-        target = self._target = Target(
-            model.target, num_slots=num_slots, has_static_steps=config.cuda_graphs
-        )
-        slots: SlotPool[Seat] = SlotPool(num_slots, min_idle_seconds=config.min_idle_seconds)
-        scheduler = Scheduler(
-            slots, max_queue=config.max_queue, max_step_positions=config.max_step_positions
-        )
-        self.engine = Engine(target, scheduler, self.metrics)
+        self.engine = make_engine(model, config, self.metrics)
         self._keys = KeyRing(config.keys) if config.keys else None
         self.sessions = SessionRegistry(
             self.engine, max_sessions=config.max_sessions, lease_seconds=config.lease_seconds
         )
-        self._prompts = PromptEncoder(model.encoder, target)
+        self._prompts = PromptEncoder(model.encoder, model.condition_rows)
         self._servicer = Servicer(
             info=model.info,
             engine=self.engine,
@@ -89,6 +74,7 @@ class CloudServer:
         self._health = health.aio.HealthServicer()
         self._is_draining = False
         self._is_stuck = False
+        self._has_engine = True
         self._watch: asyncio.Task[None] | None = None
         self._stop_metrics: Callable[[], None] | None = None
         self._server: aio.Server | None = None
@@ -131,8 +117,7 @@ class CloudServer:
             )
         if config.health_port:
             self._probes = await self._serve_probes(host)
-        await asyncio.to_thread(warm_up, self._target)
-        self.engine.start()
+        await self.engine.start()
         await server.start()
         await self._say_health()
         self._watch = asyncio.create_task(self._watch_engine())
@@ -153,7 +138,7 @@ class CloudServer:
 
     async def _say_health(self) -> None:
         kind = health_pb2.HealthCheckResponse
-        is_ready = not (self._is_stuck or self._is_draining)
+        is_ready = self._has_engine and not (self._is_stuck or self._is_draining)
         for service, is_well in (("", not self._is_stuck), (SERVICE_NAME, is_ready)):
             await self._health.set(service, kind.SERVING if is_well else kind.NOT_SERVING)
 
@@ -163,10 +148,13 @@ class CloudServer:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             is_stuck = self.engine.seconds_stuck >= most
+            has_engine = self.engine.is_ready
             if is_stuck != self._is_stuck:
                 log.error("no step for %g s" if is_stuck else "steps go on after %g s", most)
-                self._is_stuck = is_stuck
+            if (is_stuck, has_engine) != (self._is_stuck, self._has_engine):
+                self._is_stuck, self._has_engine = is_stuck, has_engine
                 await self._say_health()
+            self.engine.end_stuck(most)
 
     async def drain(self) -> None:
         """Turn not ready, and let open sessions finish within `drain_seconds`."""
@@ -208,17 +196,6 @@ async def run_server(server: CloudServer, on_ready: Callable[[int], None]) -> No
             second = asyncio.create_task(signals.get())
             await asyncio.wait({drained, second, died}, return_when=asyncio.FIRST_COMPLETED)
         if died.done():
-            raise EngineError("the model thread died; the log says why")
+            raise EngineError("the engine died; the log says why")
     finally:
         await server.stop()
-
-
-def choose_slots(model: CloudModel) -> int:
-    """As many as fit a quarter of the free memory, up to a limit."""
-    device = model.target.transformer.tok_embeddings.weight.device
-    slot_bytes = Target(model.target, num_slots=1).cache.num_bytes
-    if device.type == "cuda":
-        free, most = torch.cuda.mem_get_info(device)[0], GPU_SLOTS
-    else:
-        free, most = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), CPU_SLOTS
-    return max(1, min(most, int(free * MEMORY_SHARE) // slot_bytes))

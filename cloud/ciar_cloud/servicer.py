@@ -21,7 +21,7 @@ from ciar.session import SessionState
 from ciar.types import ImageRequest, ModelInfo, Prefix, Timings, Verdict
 from ciar.v1 import collaboration_pb2 as pb
 from ciar.v1 import collaboration_pb2_grpc as pb_grpc
-from ciar_cloud.engine import Engine
+from ciar_cloud.engines import AnyEngine
 from ciar_cloud.interceptor import caller_of
 from ciar_cloud.keys import Caller, KeyRing
 from ciar_cloud.observer import Observer
@@ -51,7 +51,7 @@ class Servicer(pb_grpc.CollaborationServicer):
         self,
         *,
         info: ModelInfo,
-        engine: Engine,
+        engine: AnyEngine,
         sessions: SessionRegistry,
         prompts: PromptEncoder,
         observer: Observer,
@@ -245,6 +245,8 @@ class Stream:
                 return wire.finish_from_proto(message.finish, info=info)
             elif kind == "cancel":
                 return _End()
+            elif kind == "attach" and message.attach.session_id == session.id:
+                continue  # it came twice
             else:
                 raise InvalidInput("message", kind, "an open stream takes batch, finish or cancel")
         while self._num_in_flight:  # the edge closed its side and still listens

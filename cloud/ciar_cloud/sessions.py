@@ -11,16 +11,15 @@ from dataclasses import dataclass
 
 from ciar.errors import CloudUnavailable, Overloaded, SessionLost
 from ciar.session import SessionState
-from ciar_cloud.engine import Engine
+from ciar_cloud.engines import AnyEngine, Place
 from ciar_cloud.keys import ANYONE, Caller
 from ciar_cloud.quotas import Quotas
-from ciar_cloud.scheduler import Seat
 
 
 @dataclass(eq=False, slots=True)
 class OpenSession:
     id: str
-    seat: Seat
+    seat: Place
     caller: Caller
     lease: asyncio.TimerHandle | None = None  # None while a call or a stream owns the session
 
@@ -31,7 +30,7 @@ class SessionRegistry:
     Ids cannot be guessed, and are of use to who opened the session alone.
     """
 
-    def __init__(self, engine: Engine, *, max_sessions: int, lease_seconds: float) -> None:
+    def __init__(self, engine: AnyEngine, *, max_sessions: int, lease_seconds: float) -> None:
         self.lease_seconds = lease_seconds
         self._engine = engine
         self._max_sessions = max_sessions

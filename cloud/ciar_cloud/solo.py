@@ -50,7 +50,7 @@ def draw_picture(
     painter = Painter.load(model.folder / "vq")
     painter.check_codebook(info.vocab_size)
     target = Target(model.target, num_slots=1)
-    encoded = PromptEncoder(model.encoder, target).encode_now(prompt)
+    encoded = PromptEncoder(model.encoder, model.condition_rows).encode_now(prompt)
     image = draw_alone(
         target, request, encoded.features, on_token=lambda n: on_token(n, info.num_tokens)
     )

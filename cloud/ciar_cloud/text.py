@@ -7,6 +7,7 @@ cache serves prompts that come again (other seeds, retries).
 import asyncio
 import unicodedata
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -15,7 +16,6 @@ from torch import Tensor
 
 from ciar.errors import InvalidInput
 from ciar.models.wordpiece import words
-from ciar.target import Target
 from ciar.text import TextFeatures
 
 MAX_PROMPT_CHARS = 1000
@@ -47,11 +47,20 @@ def check_prompt(prompt: str) -> None:
 
 
 class PromptEncoder:
-    """Text encoder and the target's projection, with a cache of the last `cache_size` prompts."""
+    """Text encoder and the target's projection, with a cache of the last `cache_size` prompts.
 
-    def __init__(self, encoder: TextFeatures, target: Target, *, cache_size: int = 256) -> None:
+    condition_rows: features [L, condition_dim] to the rows [L, D] of the edge.
+    """
+
+    def __init__(
+        self,
+        encoder: TextFeatures,
+        condition_rows: Callable[[Tensor], Tensor],
+        *,
+        cache_size: int = 256,
+    ) -> None:
         self._encoder = encoder
-        self._target = target
+        self._condition_rows = condition_rows
         self._cache_size = cache_size
         self._cache: OrderedDict[str, EncodedPrompt] = OrderedDict()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ciar-text")
@@ -73,11 +82,9 @@ class PromptEncoder:
     def encode_now(self, prompt: str) -> EncodedPrompt:
         """In the calling thread, unchecked and uncached."""
         (features,) = self._encoder.encode([prompt])  # [L, condition_dim]
-        weight = self._target.model.transformer.tok_embeddings.weight
-        rows = self._target.condition_rows(features.to(weight))  # [L, D]
         return EncodedPrompt(
             features=features,
-            rows=rows.float().cpu(),
+            rows=self._condition_rows(features),
             unknown_words=tuple(self._encoder.unknown_words(prompt)),
         )
 

@@ -96,7 +96,7 @@ class EmbeddedCloud:
         }
         flat = [part for option in options.items() for part in option]
         serve = [sys.executable, "-m", "ciar_cloud.cli", "serve"]
-        return [*serve, *flat, "--exit-with-parent"]
+        return [*serve, *flat, "--single-process", "--exit-with-parent"]
 
     def _last_words(self) -> str:
         lines = self._log.read_text(errors="replace").strip().splitlines()

@@ -115,10 +115,13 @@ def shard_names(index: Path) -> list[str]:
         ) from error
 
 
-def read_weights(folder: Path, *, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+def read_weights(
+    folder: Path, *, dtype: torch.dtype = torch.float32, part: str = ""
+) -> dict[str, Tensor]:
     """All tensors of a model folder, int8 rows unpacked, all floating ones in `dtype`.
 
-    Those stored in it are memory-mapped. Raises `CheckpointError`.
+    Those stored in it are memory-mapped. part: only those whose names begin so, and without it.
+    Raises `CheckpointError`.
     """
     packed: dict[str, Tensor] = {}
     for path in weights_files(folder):
@@ -126,7 +129,8 @@ def read_weights(folder: Path, *, dtype: torch.dtype = torch.float32) -> dict[st
             packed |= mapped_tensors(path)
         except FileNotFoundError:
             raise CheckpointError(f"{folder}: no {path.name}") from None
-    return unpack_state_dict(packed, dtype=dtype)
+    wanted = {n.removeprefix(part): t for n, t in packed.items() if n.startswith(part)}
+    return unpack_state_dict(wanted, dtype=dtype)
 
 
 def load_into(module: nn.Module, state: Mapping[str, Tensor], *, where: Path) -> None:

@@ -8,8 +8,12 @@ steps (a prefix) or one (a verify).
     cached tokens   the first `num_cached` of them, -1 while not even the condition is prefilled
 
 Because the cloud's token at a position depends only on (seed, position, known tokens, features),
-anything here can be repeated, rolled back or rebuilt in another slot without changing a token.
+anything here can be repeated, rolled back or rebuilt in another slot without changing a token. A
+batch that comes twice finds the verdict it had: see `SessionState.answer_to`.
 """
+
+import zlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -46,6 +50,8 @@ class SessionState:
         self.noise = Noise(request.sampling.seed, vocab_size=vocab_size)
         self.num_cached = NOT_PREFILLED
         self.epoch = 0
+        self.answers: dict[tuple[int, int], Answer] = {}  # by epoch and position
+        self._part_end: int | None = None  # tokens cached behind a feed that is not the last
 
     @property
     def is_complete(self) -> bool:
@@ -67,6 +73,13 @@ class SessionState:
         self.check_span(history, field="history")
         self.tokens = []
         self._append(history, len(history.tokens))
+        self.forget_cache()
+
+    def adopt(self, tokens: Sequence[int], features: Tensor, epoch: int) -> None:
+        """Take over what another process knew of this image; features: [known, F], or no rows."""
+        self.tokens = list(tokens)
+        self.features[: len(features)] = features
+        self.epoch = epoch
         self.forget_cache()
 
     def is_void(self, batch: VerifyBatch) -> bool:
@@ -115,11 +128,52 @@ class SessionState:
         del self.tokens[position:]
         self.features[position:] = 0
         self.num_cached = min(self.num_cached, position)
+        self.answers = {
+            key: answer
+            for key, answer in self.answers.items()
+            if key[0] >= self.epoch and key[1] < position
+        }
 
-    def feed(self, slot: int, *, first_needed: int, drafted: VerifyBatch | None = None) -> Feed:
+    def answer_to(self, batch: VerifyBatch) -> Verdict | None:
+        """The verdict that this very batch got before, if nothing has undone it since."""
+        answer = self.answers.get((batch.epoch, batch.position))
+        if answer is None or self.is_void(batch) or answer[0] != digest(batch):
+            return None
+        _, num_agreed, token = answer
+        return Verdict(
+            epoch=batch.epoch, position=batch.position, num_agreed=num_agreed, token=token
+        )
+
+    def take(self, batch: VerifyBatch, verdict: Verdict) -> None:
+        """Know what the verdict on a batch says, whoever found it.
+
+        A difference makes older batches void. A verdict taken before changes nothing.
+        """
+        if self.answer_to(batch) is not None:
+            return
+        count = verdict.num_agreed
+        is_different = count < len(batch.tokens)
+        self.epoch = max(self.epoch, batch.epoch + is_different)
+        self.roll_back(batch.position)
+        self.accept(batch, count, verdict.token)
+        if not is_different:
+            key = (batch.epoch, batch.position)
+            self.answers[key] = (digest(batch), count, verdict.token)
+
+    def feed(
+        self,
+        slot: int,
+        *,
+        first_needed: int,
+        drafted: VerifyBatch | None = None,
+        max_rows: int | None = None,
+    ) -> Feed:
         """All known and drafted tokens that the cache lacks, the last only for what follows it.
 
         It begins early enough to get logits from `first_needed` on, which the first row predicts.
+
+        max_rows: feed so many rows at most, where that is possible: the condition, and what gives
+        logits, are never divided. Then `take_part` says that another feed must follow.
         """
         tokens = self.tokens + list(drafted.tokens) if drafted else self.tokens
         start = self._start(first_needed)
@@ -127,11 +181,18 @@ class SessionState:
         end = min(len(tokens), self.num_tokens - 1)  # nothing follows the last of an image
         if drafted and not drafted.wants_next:
             end = min(end, len(tokens) - 1)
+        num_outputs = max(0, end - first_needed + 1)
+        part_end = self._end_of_part(start, end - num_outputs, max_rows)
+        self._part_end = None
+        if part_end is not None:
+            self._part_end = end = part_end
+            num_outputs = 0
         codes = self.features[position:end]
         if drafted and drafted.num_kept:
-            kept = [p - position for p in kept_positions(drafted) if p < end]
+            kept = kept_positions(drafted)
+            fed = [i for i, p in enumerate(kept) if position <= p < end]
             codes = codes.clone()
-            codes[kept] = drafted.features[: len(kept)].float()
+            codes[[kept[i] - position for i in fed]] = drafted.features[fed].float()
         ids = torch.tensor(tokens[:end], dtype=torch.long)
         return Feed(
             slot=slot,
@@ -143,8 +204,27 @@ class SessionState:
             cfg_interval=self.request.sampling.cfg_interval,
             condition=self.condition if start == NOT_PREFILLED else None,
             features=codes if bool(codes.any()) else None,
-            num_outputs=max(0, end - first_needed + 1),
+            num_outputs=num_outputs,
         )
+
+    def take_part(self) -> bool:
+        """Whether the last feed was a part of what is needed; it is in the cache then."""
+        if self._part_end is None:
+            return False
+        self.num_cached, self._part_end = self._part_end, None
+        return True
+
+    def _end_of_part(self, start: int, most: int, max_rows: int | None) -> int | None:
+        """Where a feed of `max_rows` ends that begins at `start`; None: it need not be divided.
+
+        most: position before which no logits are wanted.
+        """
+        if max_rows is None:
+            return None
+        position = max(start, 0)
+        room = max_rows - (len(self.condition) if start == NOT_PREFILLED else 0)
+        end = max(position + room, 0 if start == NOT_PREFILLED else position + 1)
+        return end if end < most else None
 
     def _start(self, first_needed: int) -> int:
         """First position to feed, so that there is at least one.
@@ -168,6 +248,16 @@ class SessionState:
             self.features[kept] = span.features[: len(kept)].float()
 
 
+Answer = tuple[int, int, int | None]
+"""Of a batch: its digest, how many of its tokens stand, and the token behind them."""
+
+
+def digest(batch: VerifyBatch) -> int:
+    """Tells batches of the same epoch and position apart."""
+    content = (batch.tokens, batch.uncertain, batch.wants_next)
+    return zlib.crc32(batch.features.numpy().tobytes(), zlib.crc32(repr(content).encode()))
+
+
 def kept_positions(span: TokenSpan) -> list[int]:
     """Absolute positions of the tokens the edge decided alone."""
     return [span.position + i for i, is_uncertain in enumerate(span.uncertain) if not is_uncertain]
@@ -184,12 +274,14 @@ class PrefixWork:
     def is_done(self) -> bool:
         return len(self.session.tokens) >= self.until
 
-    def feed(self, slot: int) -> Feed:
-        return self.session.feed(slot, first_needed=len(self.session.tokens))
+    def feed(self, slot: int, *, max_rows: int | None = None) -> Feed:
+        return self.session.feed(slot, first_needed=len(self.session.tokens), max_rows=max_rows)
 
     def receive(self, logits: Tensor) -> bool:
         """Take the logits of the last feed; true when the work is done."""
         session = self.session
+        if session.take_part():
+            return False
         sampling, noise = session.request.sampling, session.noise
         token = coupled_draw(logits[-1], len(session.tokens), sampling, noise)
         session.accept(None, 0, token)
@@ -197,7 +289,8 @@ class PrefixWork:
 
 
 class VerifyWork:
-    """Extend by a batch in one step and compare its uncertain tokens with the cloud's own draws.
+    """Extend by a batch and compare its uncertain tokens with the cloud's own draws: in one step,
+    unless feeds are divided.
 
     Construct it when its step begins, after the session's earlier works: it rolls the session back
     to the batch.
@@ -212,15 +305,16 @@ class VerifyWork:
         session.epoch = max(session.epoch, batch.epoch)
         session.roll_back(batch.position)
 
-    def feed(self, slot: int) -> Feed:
-        return self.session.feed(slot, first_needed=self._first_needed, drafted=self.batch)
+    def feed(self, slot: int, *, max_rows: int | None = None) -> Feed:
+        return self.session.feed(
+            slot, first_needed=self._first_needed, drafted=self.batch, max_rows=max_rows
+        )
 
     def receive(self, logits: Tensor) -> bool:
-        """Take the logits of the feed; always done after one.
-
-        A difference makes older batches void.
-        """
+        """Take the logits of the last feed; true when the work is done."""
         session, batch = self.session, self.batch
+        if session.take_part():
+            return False
         first = self._first_needed
         count, token = len(batch.tokens), None
         for index, is_uncertain in enumerate(batch.uncertain):
@@ -228,14 +322,13 @@ class VerifyWork:
                 own = self._draw(logits, batch.position + index, first)
                 if own != batch.tokens[index]:
                     count, token = index, own
-                    session.epoch = batch.epoch + 1
                     break
         if token is None and batch.wants_next and batch.end < session.num_tokens:
             token = self._draw(logits, batch.end, first)
-        session.accept(batch, count, token)
         self.verdict = Verdict(
             epoch=batch.epoch, position=batch.position, num_agreed=count, token=token
         )
+        session.take(batch, self.verdict)
         return True
 
     def _draw(self, logits: Tensor, position: int, first: int) -> int:

@@ -34,10 +34,13 @@ class StaticSteps:
         self._steps: dict[tuple[int, int], StaticStep] = {}
 
     def fits(self, segments: Sequence[Segment]) -> bool:
-        """Whether a step is small enough, and plain: trees of drafts have masks of their own."""
+        """Whether a step is small enough, and plain: trees of drafts have masks of their own, and
+        prompts rows of one sequence alone.
+        """
         longest = max(segment.count for segment in segments)
         is_small = len(segments) <= BATCHES[-1] and longest <= COUNTS[-1]
-        return is_small and all(segment.sees is None for segment in segments)
+        is_plain = all(s.sees is None and not s.is_first_only for s in segments)
+        return is_small and is_plain
 
     def hidden(self, x: Tensor, rope: Tensor, segments: Sequence[Segment]) -> Tensor:
         """As `Transformer.hidden` with the cache's attention: x [N, D], rope [N, d/2, 2] -> [N, D].

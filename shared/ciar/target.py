@@ -28,6 +28,7 @@ from ciar.checkpoint import load_into, read_config, read_weights, to_device
 from ciar.families import make_transformer, read_sizes
 from ciar.models.kv_cache import KVCache, Segment
 from ciar.models.transformer import TransformerConfig
+from ciar.models.uncond_prefix import UncondPrefix
 from ciar.sampling import guide, scale_at
 from ciar.static_steps import NUM_SPARE, StaticSteps
 
@@ -194,6 +195,8 @@ class Target:
             dtype=weight.dtype,
             is_padded=is_padded,
         )
+        # Steps of fixed shapes replay a prompt as a whole.
+        self._uncond = None if has_static_steps else UncondPrefix(model.transformer, self.cache)
         self._static = StaticSteps(model.transformer, self.cache) if has_static_steps else None
 
     def extend(self, feeds: Sequence[Feed]) -> list[Tensor]:
@@ -207,21 +210,24 @@ class Target:
     def outputs(self, feeds: Sequence[Feed]) -> list[Output]:
         """As `extend`, with the hidden states behind the logits."""
         transformer = self.model.transformer
-        inputs, ropes, segments, followers = zip(*(self._pack(feed) for feed in feeds), strict=True)
+        inputs, ropes, parts, followers = zip(*(self._pack(feed) for feed in feeds), strict=True)
+        segments = [segment for own in parts for segment in own]
         hidden = self._hidden(torch.cat(inputs), torch.cat(ropes), segments)
         blocks = torch.split(hidden, [len(x) for x in inputs])
         wanted = []
         for feed, block, following in zip(feeds, blocks, followers, strict=True):
-            rows = block.view(self.ROWS, feed.num_new_rows, -1)[:, feed.first_output :]  # [2, k, D]
+            first = self._num_alone(feed)
+            both = block[first:].view(self.ROWS, feed.num_new_rows - first, -1)
+            rows = both[:, feed.first_output - first :]  # [2, k, D]
             if following is not None:
                 rows = transformer.recall(rows, following[feed.first_output :])
             wanted.append(rows)
         sizes = [w.shape[1] for w in wanted]
         logits = transformer.output(torch.cat(wanted, dim=1))  # [2, sum k, V]
-        parts = torch.split(logits, sizes, dim=1)  # [2, k, V] each
+        shares = torch.split(logits, sizes, dim=1)  # [2, k, V] each
         return [
-            Output(guide(part[0], part[1], feed.scale(part.device)), hidden=rows)
-            for feed, part, rows in zip(feeds, parts, wanted, strict=True)
+            Output(guide(own[0], own[1], feed.scale(own.device)), hidden=rows)
+            for feed, own, rows in zip(feeds, shares, wanted, strict=True)
         ]
 
     def _hidden(self, x: Tensor, rope: Tensor, segments: Sequence[Segment]) -> Tensor:
@@ -257,17 +263,17 @@ class Target:
         rope = transformer.fed_rope(feed.num_condition, feed.position, len(feed.tokens))
         return *transformer.inputs(tokens, first), rope
 
-    def _pack(self, feed: Feed) -> tuple[Tensor, Tensor, Segment, Tensor | None]:
-        """Inputs [2 * new, D], their rotary rows, where they go, and their followers [new, J].
+    def _pack(self, feed: Feed) -> tuple[Tensor, Tensor, list[Segment], Tensor | None]:
+        """Packed inputs [N, D], their rotary rows, where they go, and the followers [new, J].
 
-        First the conditional rows, then the unconditional ones.
+        First the conditional rows, then the unconditional ones; of a prompt first those that the
+        unconditional branch need not compute (`UncondPrefix`).
         """
         transformer, rows = self.model.transformer, feed.num_condition
         x, followers, rope = self._image_rows(feed)
         if feed.features is not None:
             x = x + self.model.injection(feed.features.to(x))
         both = x.expand(self.ROWS, -1, -1)
-        start = rows + feed.position
         if feed.condition is not None:
             assert feed.position == 0, "a prefill starts at the first token"
             prompt = transformer.prompt_rows(feed.condition.to(x))
@@ -275,14 +281,32 @@ class Target:
             rope = torch.cat([transformer.prompt_rope(rows), rope], dim=1)
             if followers is not None:
                 followers = F.pad(followers, (0, 0, rows, 0), value=self.config.vocab_size)
-            start = 0
+        rope = rope.expand(self.ROWS, -1, -1, -1)
+        first = self._num_alone(feed)
+        packed = torch.cat([both[0, :first], both[:, first:].flatten(0, 1)])
+        turns = torch.cat([rope[0, :first], rope[:, first:].flatten(0, 1)])
+        return packed, turns, self._segments(feed, first), followers
+
+    def _segments(self, feed: Feed, first: int) -> list[Segment]:
+        """Of a feed whose `first` rows are of the conditional sequence alone."""
+        rows, alone = feed.num_condition, []
+        start = 0 if feed.condition is not None else rows + feed.position
+        if first and self._uncond is not None:
+            self._uncond.copy_to(feed.slot, rows)
+            alone = [Segment(slot=feed.slot, start=0, count=first, is_first_only=True)]
         sees = F.pad(feed.scatter.sees, (rows, 0), value=True) if feed.scatter else None
-        segment = Segment(
+        both = Segment(
             slot=feed.slot,
-            start=start,
-            count=feed.num_new_rows,
+            start=start + first,
+            count=feed.num_new_rows - first,
             sees=sees,
-            num_hidden=transformer.num_hidden(rows),
+            num_hidden=self.model.transformer.num_hidden(rows),
         )
-        rope = rope.expand(self.ROWS, -1, -1, -1).flatten(0, 1)
-        return both.flatten(0, 1), rope, segment, followers
+        return [*alone, both]
+
+    def _num_alone(self, feed: Feed) -> int:
+        """How many rows, from the first, are fed to the conditional sequence alone: all of a prompt
+        but the last, which predicts the first token.
+        """
+        is_shared = feed.condition is not None and self._uncond is not None
+        return feed.num_condition - 1 if is_shared else 0

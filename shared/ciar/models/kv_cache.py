@@ -28,6 +28,7 @@ class Segment:
 
     sees: [count, start + count] bool, which rows each new one attends to; None: all up to itself.
     num_hidden: rows, from the first, that all sequences but the first do not see.
+    is_first_only: of the first sequence alone.
     """
 
     slot: int
@@ -35,6 +36,11 @@ class Segment:
     count: int
     sees: Tensor | None = None
     num_hidden: int = 0
+    is_first_only: bool = False
+
+    def num_sequences(self, num_rows: int) -> int:
+        """Of the `num_rows` that a slot has."""
+        return 1 if self.is_first_only else num_rows
 
     @property
     def end(self) -> int:
@@ -99,7 +105,7 @@ class KVCache:
         segments: Sequence[Segment],
         masks: Sequence[Tensor | None],
     ) -> Tensor:
-        sizes = [self.num_rows * s.count for s in segments]
+        sizes = [s.num_sequences(self.num_rows) * s.count for s in segments]
         shares = (torch.split(x, sizes) for x in (q, k, v))
         parts = zip(segments, masks, *shares, strict=True)
         return torch.cat(
@@ -137,8 +143,10 @@ class KVCache:
     ) -> Tensor:
         count, end = segment.count, segment.end
         heads, head_dim = q.shape[1:]
-        shape = (self.num_rows, count, heads, head_dim)
-        keys, values = self.data[layer, :, segment.slot].unbind(0)  # [num_rows, H, max_rows, d]
+        num_rows = segment.num_sequences(self.num_rows)
+        shape = (num_rows, count, heads, head_dim)
+        block = self.data[layer, :, segment.slot, :num_rows]
+        keys, values = block.unbind(0)  # [num_rows, H, max_rows, d]
         keys[:, :, segment.start : end] = k.reshape(shape).transpose(1, 2)
         values[:, :, segment.start : end] = v.reshape(shape).transpose(1, 2)
         y = F.scaled_dot_product_attention(
@@ -165,7 +173,7 @@ class PackedLayout:
         rows = [
             (index, s.slot, row, offset, s.start + offset)
             for index, s in enumerate(segments)
-            for row in range(num_rows)
+            for row in range(s.num_sequences(num_rows))
             for offset in range(s.count)
         ]
         table = torch.tensor(rows, device=device).t()  # [5, N]
@@ -190,7 +198,7 @@ class PackedLayout:
 
 def row_mask(segment: Segment, num_rows: int, like: Tensor) -> Tensor | None:
     """What its new rows attend to, as attention takes it; None when nothing is hidden."""
-    if segment.num_hidden:
+    if segment.num_hidden and not segment.is_first_only:
         return sequence_masks(segment, num_rows).to(like.device)
     if segment.sees is not None:
         return segment.sees.to(like.device)
