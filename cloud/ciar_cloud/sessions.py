@@ -9,7 +9,7 @@ import asyncio
 import secrets
 from dataclasses import dataclass
 
-from ciar.errors import CloudUnavailable, Overloaded, SessionLost
+from ciar.errors import Draining, Overloaded, SessionLost
 from ciar.session import SessionState
 from ciar_cloud.engines import AnyEngine, Place
 from ciar_cloud.keys import ANYONE, Caller
@@ -46,7 +46,7 @@ class SessionRegistry:
     def check_room(self, caller: Caller = ANYONE) -> None:
         """Raise what `open` would, before work is spent on a request."""
         if self._is_draining:
-            raise CloudUnavailable("the cloud is shutting down")
+            raise Draining("the cloud is shutting down", retry_seconds=1.0)
         if len(self._sessions) >= self._max_sessions:
             raise Overloaded(f"{self._max_sessions} sessions are open", retry_seconds=1.0)
         self._quotas.check(caller)

@@ -9,7 +9,7 @@ import time
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from ciar.errors import CiarError, InvalidInput, Overloaded
+from ciar.errors import CiarError, InvalidInput, TryLater
 from ciar.packing import PACKED_DTYPES, PackedDtype
 
 _LOOPBACK = ("127.", "localhost:", "[::1]:")
@@ -133,7 +133,7 @@ class Patience:
         return self._started + self._max_seconds - time.monotonic()
 
     async def wait(self, error: CiarError) -> None:
-        """Sleep until it may be tried again, for `Overloaded` as long as the cloud asks for.
+        """Sleep until it may be tried again, for `TryLater` as long as the cloud asks for.
 
         Raises `error` when there were enough attempts, or when the time is over before that.
         """
@@ -144,7 +144,7 @@ class Patience:
             config.first_backoff_seconds * 2.0**self._num_waits, config.max_backoff_seconds
         )
         seconds = backoff * random.uniform(0.5, 1.0)
-        if isinstance(error, Overloaded):
+        if isinstance(error, TryLater):
             seconds += error.retry_seconds
         if self._num_waits >= config.max_resumes or seconds >= self.seconds_left:
             raise error

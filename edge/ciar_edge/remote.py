@@ -15,7 +15,7 @@ import grpc
 from google.protobuf.message import Message
 from grpc import aio
 
-from ciar.errors import Overloaded
+from ciar.errors import TryLater
 from ciar.types import ImageRequest, ModelInfo, Prefix
 from ciar.v1 import collaboration_pb2 as pb
 from ciar.v1.collaboration_pb2_grpc import CollaborationStub
@@ -128,7 +128,7 @@ class RemoteVerifier:
     async def _inject(
         self, request: ImageRequest, info: ModelInfo, traffic: Traffic, metadata: Metadata
     ) -> Prefix:
-        """PrefixInject; while the cloud is full, as often as it asks for within the time."""
+        """PrefixInject; while it is full or drains, as often as it asks for within the time."""
         message = prefix_request_to_proto(request)
         patience = Patience(self.config, max_seconds=self.config.prefix_seconds)
         while True:
@@ -138,7 +138,7 @@ class RemoteVerifier:
                     self._stub.PrefixInject, message, seconds, traffic, metadata
                 )
                 break
-            except Overloaded as error:
+            except TryLater as error:
                 await patience.wait(error)
         with reading_reply(self.address):
             return prefix_from_proto(reply, info=info)

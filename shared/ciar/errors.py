@@ -42,7 +42,7 @@ class MissingExtra(CiarError):
 
 
 class CloudUnavailable(CiarError):
-    """There is no cloud at the address, or it is shutting down."""
+    """There is no cloud at the address."""
 
     exit_code = 3
 
@@ -51,12 +51,20 @@ class DeadlineExceeded(CloudUnavailable):
     """The cloud did not answer within the call's deadline."""
 
 
-class Overloaded(CloudUnavailable):
-    """The cloud's queue or slots are full. Come back after `retry_seconds`."""
+class TryLater(CloudUnavailable):
+    """The cloud takes no image now. Come back after `retry_seconds`."""
 
     def __init__(self, message: str, *, retry_seconds: float = 0.5) -> None:
         self.retry_seconds = retry_seconds
         super().__init__(message)
+
+
+class Overloaded(TryLater):
+    """The cloud's queue or slots are full."""
+
+
+class Draining(TryLater):
+    """The cloud is shutting down; another one may be behind the address by then."""
 
 
 class PairMismatch(CiarError):

@@ -2,8 +2,8 @@
 
 A status of ours carries `google.rpc.ErrorInfo` (domain "ciar", reason = the row of the table, the
 field, value and remedy of an `InvalidInput`): both sides raise the same error with the same text.
-`Overloaded` carries `google.rpc.RetryInfo` too. A status without our ErrorInfo (from a proxy, or
-from gRPC itself) is read by its code alone.
+`Overloaded` and `Draining` carry `google.rpc.RetryInfo` too. A status without our ErrorInfo (from a
+proxy, or from gRPC itself) is read by its code alone.
 """
 
 from typing import NamedTuple
@@ -19,11 +19,13 @@ from ciar.errors import (
     CiarError,
     CloudUnavailable,
     DeadlineExceeded,
+    Draining,
     EngineError,
     InvalidInput,
     Overloaded,
     PairMismatch,
     SessionLost,
+    TryLater,
 )
 
 ERROR_DOMAIN = "ciar"
@@ -38,6 +40,7 @@ _CODES: dict[type[CiarError], tuple[str, StatusCode]] = {
     SessionLost: ("SESSION_LOST", StatusCode.ABORTED),
     Overloaded: ("OVERLOADED", StatusCode.RESOURCE_EXHAUSTED),
     DeadlineExceeded: ("DEADLINE_EXCEEDED", StatusCode.DEADLINE_EXCEEDED),
+    Draining: ("DRAINING", StatusCode.UNAVAILABLE),
     CloudUnavailable: ("CLOUD_UNAVAILABLE", StatusCode.UNAVAILABLE),
     EngineError: ("ENGINE_ERROR", StatusCode.INTERNAL),
     AccessDenied: ("ACCESS_DENIED", StatusCode.UNAUTHENTICATED),
@@ -86,7 +89,7 @@ def status_from_error(error: CiarError) -> RpcStatus:
         info.metadata.update(field=error.field, value=error.value, remedy=error.remedy)
     status = Status(code=code.value[0], message=message)
     status.details.add().Pack(info)
-    if isinstance(error, Overloaded):
+    if isinstance(error, TryLater):
         retry = error_details.RetryInfo()
         retry.retry_delay.FromNanoseconds(round(error.retry_seconds * 1e9))
         status.details.add().Pack(retry)
@@ -115,8 +118,8 @@ def error_from_status(
         return InvalidInput(
             _printable(info.metadata["field"]), value, _printable(info.metadata["remedy"])
         )
-    if kind is Overloaded:
-        return Overloaded(message, retry_seconds=retry_seconds)
+    if kind and issubclass(kind, TryLater):
+        return kind(message, retry_seconds=retry_seconds)
     return kind(message) if kind else _foreign_error(code, message)
 
 
