@@ -64,7 +64,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def scorer(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scorer")
-    plan = TrainPlan(epochs=12, batch_size=32, learning_rate=1e-2)
+    plan = TrainPlan(epochs=30, batch_size=32, learning_rate=1e-2)
     heads, metadata = train_scorer(
         write_scenes(folder / "train", 256, seed=0),
         write_scenes(folder / "held_out", 40, seed=1),
