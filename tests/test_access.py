@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from ciar_cloud.keys import ANYONE, Caller, KeyRing, Limits, add_key
 from ciar_cloud.quotas import Quotas
 from ciar_edge.connection import Access, RemoteConfig, read_api_key
 from ciar_edge.remote import RemoteVerifier
-from tests.cloud_client import SERVING, Client, cloud, request, uncertain
+from tests.cloud_client import SERVING, Client, cloud, free_port, request, uncertain
 
 QUICK = RemoteConfig(connect_seconds=3.0, deadline_seconds=20.0)
 AUTHORITY = trustme.CA()
@@ -203,12 +202,6 @@ def test_probes_need_neither_key_nor_certificate(
         assert "no cloud" in str((await asyncio.to_thread(probe)).exception)
 
     run(ask())
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_without_the_key_nothing_but_health_answers(

@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,42 +83,41 @@ def test_asked_to_stop_a_cloud_finishes_its_images(
         assert process.wait(10) == 0
 
 
+async def cut_off(address: str, end: Callable[[], Awaitable[None]]) -> None:
+    """An image in the middle of which the cloud ends, which the edge hears of."""
+    async with RemoteVerifier(address, config=QUICK) as verifier:
+        with pytest.raises(CiarError):
+            async with verifier.open(image(3)) as session:
+                await session.verify(uncertain(0, [1]))
+                await end()
+                await session.verify(uncertain(2, [1], epoch=1))
+
+
 def test_asked_twice_a_cloud_stops_at_once(bundle: Path, mode: str, run: Any) -> None:
     with serving(bundle, mode, "--drain-seconds", "60") as (process, line):
         address = line.split()[3]
 
-        async def scenario() -> None:
-            async with RemoteVerifier(address, config=QUICK) as verifier:
-                with pytest.raises(CiarError):
-                    async with verifier.open(image(3)) as session:
-                        await session.verify(uncertain(0, [1]))
-                        process.send_signal(signal.SIGTERM)
-                        while await health(address, SERVICE_NAME) != NOT_SERVING:
-                            await asyncio.sleep(0.02)
-                        process.send_signal(signal.SIGTERM)
-                        started = time.monotonic()
-                        await asyncio.to_thread(process.wait, 10)
-                        assert time.monotonic() - started < 4
-                        await session.verify(uncertain(2, [1], epoch=1))
+        async def end() -> None:
+            process.send_signal(signal.SIGTERM)
+            while await health(address, SERVICE_NAME) != NOT_SERVING:
+                await asyncio.sleep(0.02)
+            process.send_signal(signal.SIGTERM)
+            started = time.monotonic()
+            await asyncio.to_thread(process.wait, 10)
+            assert time.monotonic() - started < 4
 
-        run(scenario())
+        run(cut_off(address, end))
         assert process.returncode == 0
 
 
 def test_grace_ends(bundle: Path, mode: str, run: Any) -> None:
     with serving(bundle, mode, "--drain-seconds", "0.3") as (process, line):
-        address = line.split()[3]
 
-        async def scenario() -> None:
-            async with RemoteVerifier(address, config=QUICK) as verifier:
-                with pytest.raises(CiarError):
-                    async with verifier.open(image(3)) as session:
-                        await session.verify(uncertain(0, [1]))
-                        process.send_signal(signal.SIGTERM)
-                        await asyncio.to_thread(process.wait, 10)
-                        await session.verify(uncertain(2, [1], epoch=1))
+        async def end() -> None:
+            process.send_signal(signal.SIGTERM)
+            await asyncio.to_thread(process.wait, 10)
 
-        run(scenario())
+        run(cut_off(line.split()[3], end))
         assert process.returncode == 0
 
 

@@ -3,11 +3,10 @@
 import asyncio
 import importlib.util
 import signal
-import socket
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from importlib.resources import files
 from pathlib import Path
 from urllib.request import urlopen
@@ -17,6 +16,7 @@ import pytest
 from ciar_cloud.bundle import CloudModel
 from ciar_edge.connection import Traffic
 from ciar_edge.remote import RemoteVerifier
+from tests.cloud_client import free_port
 from tests.test_remote import PATIENT, CloudProcess, Run, Script, draw, local, request, whole
 
 pytestmark = pytest.mark.skipif(
@@ -25,13 +25,6 @@ pytestmark = pytest.mark.skipif(
 CONFIG = Path(__file__).parents[1] / "docker/envoy/envoy.yaml"
 NUM_IMAGES, NUM_REPLICAS = 24, 3
 PAUSE_SECONDS = 0.15  # an edge drafts for so long between two batches
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def on_loopback(config: str, *, port: int, admin: int, replicas: list[int]) -> str:
@@ -87,15 +80,52 @@ async def until_ready(admin: int, count: int = NUM_REPLICAS) -> None:
     raise AssertionError(f"not {count} replicas in two minutes")
 
 
+class Replicas:
+    """Clouds behind an Envoy. verifier: an edge's, through it."""
+
+    def __init__(self, bundle: Path, folder: Path) -> None:
+        self._bundle, self._folder = bundle, folder
+        self.port, self.admin, *self._ports = (free_port() for _ in range(2 + NUM_REPLICAS))
+        self._clouds: list[CloudProcess] = []
+        self.disturbances: Counter[str] = Counter()
+
+    def _start(self, port: int) -> CloudProcess:
+        return CloudProcess(self._bundle, self._folder, port=port)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[RemoteVerifier]:
+        config = on_loopback(
+            CONFIG.read_text(), port=self.port, admin=self.admin, replicas=self._ports
+        )
+        try:
+            with envoy(config, self._folder):
+                self._clouds = [self._start(port) for port in self._ports]
+                for cloud in self._clouds:
+                    await cloud.address()
+                await until_ready(self.admin)
+                async with RemoteVerifier(f"127.0.0.1:{self.port}", config=PATIENT) as verifier:
+                    yield verifier
+        finally:
+            for cloud in self._clouds:
+                cloud.kill()
+
+    async def replace(self, index: int, how: signal.Signals) -> None:
+        """End a replica, and wait until another one on its port is sent calls."""
+        process = self._clouds[index].process
+        process.send_signal(how)
+        await asyncio.to_thread(process.wait)
+        self._clouds[index] = self._start(self._ports[index])
+        await self._clouds[index].address()
+        await until_ready(self.admin)
+        self.disturbances[how.name] += 1
+
+
 def test_images_survive_replicas_that_are_killed_and_rolled(
     run: Run, model: CloudModel, bundle: Path, tmp_path: Path
 ) -> None:
     """24 images at a time; SIGKILL of one replica and its return, then a roll of all three."""
-    port, admin, *ports = (free_port() for _ in range(2 + NUM_REPLICAS))
-    script = Script(kept_share=0.5)
-    traffic = Traffic()
+    replicas, script = Replicas(bundle, tmp_path), Script(kept_share=0.5)
     found: list[tuple[int, list[int]]] = []
-    disturbances: Counter[str] = Counter()
 
     async def keep_drawing(verifier: RemoteVerifier, first: int, is_over: asyncio.Event) -> None:
         seed = first
@@ -105,66 +135,35 @@ def test_images_survive_replicas_that_are_killed_and_rolled(
             found.append((seed, tokens))
             seed += NUM_IMAGES
 
-    async def replace(clouds: list[CloudProcess], index: int, how: signal.Signals) -> None:
-        clouds[index].process.send_signal(how)
-        await asyncio.to_thread(clouds[index].process.wait)
-        clouds[index] = CloudProcess(bundle, tmp_path, port=ports[index])
-        await clouds[index].address()
-        await until_ready(admin)
-        disturbances[how.name] += 1
+    async def disturbed() -> Traffic:
+        async with replicas.running() as verifier:
+            is_over = asyncio.Event()
+            edges = [
+                asyncio.create_task(keep_drawing(verifier, seed, is_over))
+                for seed in range(NUM_IMAGES)
+            ]
+            await asyncio.sleep(1)
+            await replicas.replace(0, signal.SIGKILL)
+            for index in range(NUM_REPLICAS):
+                await replicas.replace(index, signal.SIGTERM)
+            is_over.set()
+            await asyncio.gather(*edges)
+            return verifier.traffic
 
-    async def disturbed() -> None:
-        clouds = [CloudProcess(bundle, tmp_path, port=replica) for replica in ports]
-        try:
-            for cloud in clouds:
-                await cloud.address()
-            await until_ready(admin)
-            async with RemoteVerifier(f"127.0.0.1:{port}", config=PATIENT) as verifier:
-                is_over = asyncio.Event()
-                edges = [
-                    asyncio.create_task(keep_drawing(verifier, seed, is_over))
-                    for seed in range(NUM_IMAGES)
-                ]
-                await asyncio.sleep(1)
-                await replace(clouds, 0, signal.SIGKILL)
-                for index in range(NUM_REPLICAS):
-                    await replace(clouds, index, signal.SIGTERM)
-                is_over.set()
-                await asyncio.gather(*edges)
-                traffic.add(verifier.traffic)
-        finally:
-            for cloud in clouds:
-                cloud.kill()
-
-    config = on_loopback(CONFIG.read_text(), port=port, admin=admin, replicas=ports)
-    with envoy(config, tmp_path):
-        run(disturbed())
-    assert disturbances == {"SIGKILL": 1, "SIGTERM": NUM_REPLICAS}
+    traffic = run(disturbed())
+    assert replicas.disturbances == {"SIGKILL": 1, "SIGTERM": NUM_REPLICAS}
     assert len(found) >= NUM_IMAGES and traffic.num_resumes > 0
     undisturbed = local(model)
     for seed, tokens in found[:: max(1, len(found) // 200)]:
         assert tokens == run(whole(undisturbed, script, seed)), seed
 
 
-def test_all_calls_of_an_image_meet_one_replica(
-    run: Run, model: CloudModel, bundle: Path, tmp_path: Path
-) -> None:
+def test_all_calls_of_an_image_meet_one_replica(run: Run, bundle: Path, tmp_path: Path) -> None:
     """A stream that met another replica than PrefixInject would have to resume."""
-    port, admin, *ports = (free_port() for _ in range(2 + NUM_REPLICAS))
 
     async def drawn() -> Traffic:
-        clouds = [CloudProcess(bundle, tmp_path, port=replica) for replica in ports]
-        try:
-            for cloud in clouds:
-                await cloud.address()
-            await until_ready(admin)
-            async with RemoteVerifier(f"127.0.0.1:{port}", config=PATIENT) as verifier:
-                await asyncio.gather(*(whole(verifier, Script(), seed) for seed in range(12)))
-                return verifier.traffic
-        finally:
-            for cloud in clouds:
-                cloud.kill()
+        async with Replicas(bundle, tmp_path).running() as verifier:
+            await asyncio.gather(*(whole(verifier, Script(), seed) for seed in range(12)))
+            return verifier.traffic
 
-    config = on_loopback(CONFIG.read_text(), port=port, admin=admin, replicas=ports)
-    with envoy(config, tmp_path):
-        assert run(drawn()).num_resumes == 0
+    assert run(drawn()).num_resumes == 0

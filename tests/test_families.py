@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ciar.families import FAMILIES
 from ciar.models.transformer import Transformer, TransformerConfig
@@ -20,6 +20,7 @@ from ciar_train.codes import Conditions
 from ciar_train.teacher import Teacher
 from tests import test_full_size
 from tests.test_full_size import SAMPLING, VQ, write_plan
+from tests.tiny import wide_target
 
 CFG, NUM_ROWS, GRID = 3.0, 7, 8
 NUM_TOKENS = GRID**2 - 1  # fed: the last is not
@@ -36,12 +37,7 @@ def sizes(request: pytest.FixtureRequest) -> TransformerConfig:
 
 @pytest.fixture(scope="module")
 def model(sizes: TransformerConfig) -> TargetModel:
-    torch.manual_seed(0)
-    model = TargetModel(sizes, feature_dim=4)
-    for parameter in model.transformer.parameters():
-        if parameter.ndim > 1:
-            nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
-    return model.eval().requires_grad_(False)
+    return wide_target(sizes)
 
 
 @pytest.fixture(scope="module")

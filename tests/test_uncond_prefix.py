@@ -4,25 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ciar.models import uncond_prefix
 from ciar.models.transformer import TransformerConfig
 from ciar.models.uncond_prefix import UncondPrefix
 from ciar.target import Feed, Target, TargetModel
 from tests.test_full_size import FAMILIES
+from tests.tiny import wide_target
 
 LLAMAGEN, CHAMELEON = (replace(sizes, grid_size=8, num_layers=3) for sizes in FAMILIES)
 LENGTHS = (5, 6, 7)
-
-
-def random_model(sizes: TransformerConfig) -> TargetModel:
-    torch.manual_seed(0)
-    model = TargetModel(sizes, feature_dim=4)
-    for parameter in model.transformer.parameters():
-        if parameter.ndim > 1:
-            nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
-    return model.eval().requires_grad_(False)
 
 
 def prefill(model: TargetModel, slot: int, count: int, *, seed: int = 0, tokens: int = 3) -> Feed:
@@ -63,7 +55,7 @@ def unshared(model: TargetModel, **settings: bool) -> Target:
 @pytest.mark.parametrize("sizes", [LLAMAGEN, CHAMELEON], ids=lambda sizes: sizes.family)
 def test_shared_is_unshared(sizes: TransformerConfig, is_padded: bool) -> None:
     """Prompts of several lengths in one step, in slots with rows of others; and what follows."""
-    model = random_model(sizes)
+    model = wide_target(sizes)
     ours, theirs = Target(model, num_slots=4, is_padded=is_padded), unshared(model)
     for target in (ours, theirs):
         target.cache.data.normal_(generator=torch.Generator().manual_seed(1))
@@ -79,7 +71,7 @@ def test_shared_is_unshared(sizes: TransformerConfig, is_padded: bool) -> None:
 
 
 def test_a_prompt_of_one_row_shares_nothing() -> None:
-    model = random_model(LLAMAGEN)
+    model = wide_target(LLAMAGEN)
     ours, theirs = Target(model, num_slots=4), unshared(model)
     feed = prefill(model, 0, 1)
     assert torch.equal(ours.extend([feed])[0], theirs.extend([feed])[0])
@@ -87,7 +79,7 @@ def test_a_prompt_of_one_row_shares_nothing() -> None:
 
 def test_the_last_used_lengths_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uncond_prefix, "MAX_LENGTHS", 2)
-    model = random_model(LLAMAGEN)
+    model = wide_target(LLAMAGEN)
     target = Target(model, num_slots=1)
     assert isinstance(target._uncond, UncondPrefix)
     for count in (2, 3, 4, 3, 2, 4):  # room for two

@@ -88,6 +88,16 @@ def random_target(sizes: TransformerConfig, *, feature_dim: int) -> TargetModel:
     return model.eval()
 
 
+def wide_target(sizes: TransformerConfig, *, feature_dim: int = 4) -> TargetModel:
+    """Matrices that keep the length of rows, for shapes of published models."""
+    torch.manual_seed(0)
+    model = TargetModel(sizes, feature_dim=feature_dim)
+    for parameter in model.transformer.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+    return model.eval().requires_grad_(False)
+
+
 def draft_of(target: TargetModel) -> DraftModel:
     source = target.transformer
     sizes = dataclasses.replace(target.config, num_layers=1)
