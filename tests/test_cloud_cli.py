@@ -17,12 +17,12 @@ from PIL import Image
 from ciar import __version__
 from ciar.target import Target
 from ciar.types import ImageRequest, SamplingParams
+from ciar_cloud.__main__ import main
 from ciar_cloud.bundle import load_cloud_model
-from ciar_cloud.cli import main
 from ciar_cloud.solo import draw_alone
 from tests.tiny import PROMPT, write_bundle
 
-COMMAND = [sys.executable, "-m", "ciar_cloud.cli"]
+COMMAND = [sys.executable, "-m", "ciar_cloud"]
 Command = Callable[..., tuple[object, str]]
 KEYS = """prompt seed mode tokens grid prefix_tokens cloud_calls cloud_forwards cloud_decided
 round_trips uplink_bytes downlink_bytes fallbacks resumes seconds output"""
@@ -122,6 +122,26 @@ def test_generate_shows_lines_where_there_is_no_terminal(
     assert said.err.splitlines()[:4] == [f"{n}/16 tokens" for n in (4, 8, 12, 16)]
     assert "🐶" in said.err
     assert output in said.out
+
+
+def test_health_asks_without_loading_torch(bundle: Path) -> None:
+    """Containers start a process for every question."""
+    program = (
+        "import sys, ciar_cloud.__main__ as command\n"
+        "try: command.main()\n"
+        "finally: print(*(n for n in ('torch', 'ciar_cloud.cli') if n in sys.modules))"
+    )
+    with serving(bundle) as (_, line):
+        address = line.split()[3]
+        done = subprocess.run(
+            [sys.executable, "-c", program, "health", address],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert (done.returncode, done.stdout) == (0, "ready\n\n"), done.stderr
+    gone = call("health", address)
+    assert gone.returncode == 3 and address in gone.stderr
 
 
 @pytest.mark.parametrize(

@@ -306,7 +306,7 @@ class CloudProcess:
 
     def __init__(self, bundle: Path, folder: Path, *, port: int = 0) -> None:
         self._ready = folder / f"ready-{time.monotonic_ns()}"
-        command = [sys.executable, "-m", "ciar_cloud.cli", "serve", "--model", str(bundle)]
+        command = [sys.executable, "-m", "ciar_cloud", "serve", "--model", str(bundle)]
         command += ["--port", str(port), "--metrics-port", "0", "--exit-with-parent"]
         command += ["--threads", "1", "--ready-file", str(self._ready)]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)

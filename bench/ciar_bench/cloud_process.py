@@ -38,7 +38,7 @@ def cloud_process(
     """
     with tempfile.TemporaryDirectory(prefix="ciar-bench-") as folder:
         ready, log = Path(folder, "ready"), Path(folder, "log")
-        command = [sys.executable, "-m", "ciar_cloud.cli", "serve", "--model", str(model)]
+        command = [sys.executable, "-m", "ciar_cloud", "serve", "--model", str(model)]
         command += ["--port", "0", "--metrics-port", "0", "--threads", str(threads)]
         command += ["--ready-file", str(ready), "--drain-seconds", "0", "--exit-with-parent"]
         command += ["--single-process", *options]

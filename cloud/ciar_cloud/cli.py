@@ -1,7 +1,4 @@
-"""`ciar-cloud serve`, `generate`, `health`, `key`, `convert`, `text-features`.
-
-Errors are one line on stderr and an exit code.
-"""
+"""`ciar-cloud serve`, `generate`, `health`, `key`, `convert`, `text-features`."""
 
 import asyncio
 import gc
@@ -20,13 +17,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ciar import __version__
 from ciar.checkpoint import DEFAULT_MODEL, find_model
-from ciar.errors import CiarError
 from ciar.event_loop import fast_loop
 from ciar.picture import check_picture_path
 from ciar_cloud.bundle import FrontModel, load_cloud_model, load_front_model
 from ciar_cloud.config import ServeConfig
 from ciar_cloud.convert.cli import convert_command
 from ciar_cloud.keys import Limits, add_key
+from ciar_cloud.probe import health_command
 from ciar_cloud.process import exit_with_parent as end_with_parent
 from ciar_cloud.process import set_threads, write_ready_file
 from ciar_cloud.solo import draw_picture
@@ -39,14 +36,6 @@ NUM_LINES = 4  # of progress, when there is no terminal
 app = typer.Typer(
     add_completion=True, no_args_is_help=True, help="The cloud side of CIAR.", rich_markup_mode=None
 )
-
-
-def main() -> None:
-    try:
-        app()
-    except CiarError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
 
 
 def option(text: str, *names: str, env: str = "", **more: Any) -> Any:
@@ -258,21 +247,6 @@ def text_features(
 
 
 @app.command()
-def health(
-    address: Annotated[str, typer.Argument(help="HOST:PORT, without TLS.")] = "127.0.0.1:50051",
-    live: Annotated[
-        bool, option("Whether it is alive, not whether it is ready.", "--live")
-    ] = False,
-    timeout: Annotated[float, option("Seconds to wait for its answer.")] = 2.0,
-) -> None:
-    """Ask a cloud how it is; exit code 3 unless it is ready."""
-    from ciar_cloud.probe import check_health  # gRPC: only who asks waits for it
-
-    check_health(address, is_liveness=live, seconds=timeout)
-    print("alive" if live else "ready")
-
-
-@app.command()
 def key(
     name: Annotated[str, typer.Argument(help="Whose key it is: letters, digits, - and _.")],
     keys: Annotated[Path, option("The file of keys; made if missing.", env="KEYS")],
@@ -293,6 +267,7 @@ def key(
     print(add_key(keys, name, limits))
 
 
+app.command(name="health")(health_command)
 app.command(name="convert")(convert_command)
 
 
@@ -315,7 +290,3 @@ def progress(
 def print_quarters(what: str, done: int, total: int) -> None:
     if done % math.ceil(total / NUM_LINES) == 0 or done == total:
         print(f"{done}/{total} {what}", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    main()

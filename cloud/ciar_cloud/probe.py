@@ -1,10 +1,38 @@
-"""`ciar-cloud health`: what a cloud says of itself, for compose files and shells."""
+"""`ciar-cloud health`: what a cloud says of itself, for containers and shells.
+
+Imports what it needs to ask, and no torch: a process starts for every question.
+"""
+
+from typing import Annotated
 
 import grpc
+import typer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ciar.errors import CloudUnavailable
-from ciar.wire import SERVICE_NAME
+from ciar.v1.collaboration_pb2 import DESCRIPTOR
+
+SERVICE_NAME: str = DESCRIPTOR.services_by_name["Collaboration"].full_name  # as in `ciar.wire`
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.callback()
+def commands() -> None:
+    """With this, typer takes the name of a single command, too."""
+
+
+@app.command(name="health")
+def health_command(
+    address: Annotated[str, typer.Argument(help="HOST:PORT, without TLS.")] = "127.0.0.1:50051",
+    live: Annotated[
+        bool, typer.Option("--live", help="Whether it is alive, not whether it is ready.")
+    ] = False,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for its answer.")] = 2.0,
+) -> None:
+    """Ask a cloud how it is; exit code 3 unless it is ready."""
+    check_health(address, is_liveness=live, seconds=timeout)
+    print("alive" if live else "ready")
 
 
 def check_health(address: str, *, is_liveness: bool, seconds: float) -> None:

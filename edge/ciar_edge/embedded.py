@@ -95,7 +95,7 @@ class EmbeddedCloud:
             "--ready-file": str(self._ready),
         }
         flat = [part for option in options.items() for part in option]
-        serve = [sys.executable, "-m", "ciar_cloud.cli", "serve"]
+        serve = [sys.executable, "-m", "ciar_cloud", "serve"]
         return [*serve, *flat, "--single-process", "--exit-with-parent"]
 
     def _last_words(self) -> str:
