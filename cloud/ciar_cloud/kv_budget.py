@@ -9,6 +9,7 @@ from ciar.errors import InvalidInput
 from ciar.models.kv_cache import KVCache
 from ciar.static_steps import NUM_SPARE
 from ciar.target import Target, TargetModel
+from ciar_cloud import container
 
 CPU_SLOTS, GPU_SLOTS = 16, 64  # most slots chosen by themselves
 MEMORY_SHARE = 0.25  # of what is free, for the slots
@@ -55,4 +56,5 @@ def choose_slots(
         free, most = torch.cuda.mem_get_info(weight.device)[0], GPU_SLOTS
     else:
         free, most = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), CPU_SLOTS
+        free = min(free, container.free_bytes())
     return max(1, min(most, int(free * MEMORY_SHARE) // slot_bytes))

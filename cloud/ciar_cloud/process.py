@@ -1,5 +1,6 @@
 """What the cloud owes to the process that started it: where it listens, and not to outlive it."""
 
+import math
 import os
 import select
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 import torch
 
 from ciar.errors import OutputError, shorten
+from ciar_cloud import container
 
 MAX_THREADS = 8  # more do not help the small steps of decoding
 
@@ -63,5 +65,7 @@ def set_threads(threads: int) -> int:
     if not threads:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else MAX_THREADS
         threads = min(torch.get_num_threads(), cores, MAX_THREADS)
+        # More threads than a container has processor time for wait for each other, stopped.
+        threads = max(1, math.floor(min(threads, container.num_cores())))
     torch.set_num_threads(threads)
     return threads
