@@ -10,8 +10,8 @@ import pytest
 from grpc import StatusCode
 
 from ciar import wire
+from ciar.metrics import serve_metrics
 from ciar_cloud.bundle import CloudModel
-from ciar_cloud.metrics import serve_metrics
 from tests.cloud_client import (
     NOT_SERVING,
     SERVING,

@@ -131,6 +131,9 @@ def serve(
     drain_seconds: Annotated[
         float, option("Time for open images when asked to stop.", env="DRAIN_SECONDS")
     ] = DEFAULTS.drain_seconds,
+    slow_step_seconds: Annotated[
+        float, option("Log and count steps of so long, 0: none.", env="SLOW_STEP_SECONDS")
+    ] = DEFAULTS.slow_step_seconds,
     metrics_host: Annotated[
         str, option("Address of /metrics.", env="METRICS_HOST")
     ] = DEFAULTS.metrics_host,

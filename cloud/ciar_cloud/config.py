@@ -40,6 +40,7 @@ class ServeConfig:
     lease_seconds: float = 30.0
     stuck_seconds: float = 30.0  # work without a step for so long: not alive
     drain_seconds: float = 30.0
+    slow_step_seconds: float = 1.0  # steps that take so long are logged and counted; 0: none
     metrics_host: str = "127.0.0.1"
     metrics_port: int = 9464  # 0: none
     health_port: int = 0  # health alone, without TLS, for probes that know none; 0: none

@@ -10,12 +10,10 @@ from grpc_health.v1 import health
 from ciar import wire
 from ciar.errors import AccessDenied
 from ciar_cloud.keys import ANYONE, Caller, KeyRing
-from ciar_cloud.observer import Observer
+from ciar_cloud.observer import METHODS, OTHER, Observer
 
 HEALTH = f"/{health.SERVICE_NAME}/"
 OWN = f"/{wire.SERVICE_NAME}/"
-METHODS = frozenset(("GetModel", "PrefixInject", "VerifyBatch"))
-OTHER = "other"
 HEADER, SCHEME = "authorization", "Bearer "
 
 Metadata = Any  # pairs of a name and a value, or None

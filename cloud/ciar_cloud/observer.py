@@ -9,6 +9,9 @@ from typing import Protocol
 
 from ciar.types import Timings
 
+METHODS = ("GetModel", "PrefixInject", "VerifyBatch")
+OTHER = "other"  # whatever else a caller without a key asks for
+
 
 class Observer(Protocol):
     def step_ended(self, *, num_works: int, num_positions: int, seconds: float) -> None:

@@ -19,6 +19,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from ciar.errors import EngineError, InvalidInput
+from ciar.metrics import serve_metrics
 from ciar.v1 import collaboration_pb2_grpc as pb_grpc
 from ciar.wire import MESSAGE_LIMIT_BYTES, SERVICE_NAME
 from ciar_cloud.bundle import FrontModel
@@ -27,7 +28,7 @@ from ciar_cloud.credentials import TlsFiles, server_credentials
 from ciar_cloud.engines import make_engine
 from ciar_cloud.interceptor import KeyInterceptor
 from ciar_cloud.keys import KeyRing
-from ciar_cloud.metrics import CloudMetrics, serve_metrics
+from ciar_cloud.metrics import CloudMetrics
 from ciar_cloud.servicer import Servicer
 from ciar_cloud.sessions import SessionRegistry
 from ciar_cloud.text import PromptEncoder
@@ -56,7 +57,7 @@ class CloudServer:
 
     def __init__(self, model: FrontModel, config: ServeConfig) -> None:
         self.config = config
-        self.metrics = CloudMetrics(model.info)
+        self.metrics = CloudMetrics(model.info, slow_step_seconds=config.slow_step_seconds)
         self.engine = make_engine(model, config, self.metrics)
         self._keys = KeyRing(config.keys) if config.keys else None
         self.sessions = SessionRegistry(
@@ -80,7 +81,9 @@ class CloudServer:
         self._server: aio.Server | None = None
         self._probes: aio.Server | None = None
         self.metrics.watch(
+            is_ready=lambda: self._is_ready,
             queued=lambda: self.engine.num_waiting,
+            queue_limit=lambda: config.max_queue,
             slots=lambda: self.engine.num_slots,
             slots_in_use=lambda: self.engine.num_slots_in_use,
             sessions=lambda: len(self.sessions),
@@ -136,10 +139,13 @@ class CloudServer:
         await server.start()
         return server
 
+    @property
+    def _is_ready(self) -> bool:
+        return self._has_engine and not (self._is_stuck or self._is_draining)
+
     async def _say_health(self) -> None:
         kind = health_pb2.HealthCheckResponse
-        is_ready = self._has_engine and not (self._is_stuck or self._is_draining)
-        for service, is_well in (("", not self._is_stuck), (SERVICE_NAME, is_ready)):
+        for service, is_well in (("", not self._is_stuck), (SERVICE_NAME, self._is_ready)):
             await self._health.set(service, kind.SERVING if is_well else kind.NOT_SERVING)
 
     async def _watch_engine(self) -> None:
