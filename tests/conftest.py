@@ -5,6 +5,7 @@ share one loop: tests are plain functions that call `run(coroutine)`, never `asy
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +28,16 @@ Run = Callable[[Coroutine[Any, Any, T]], T]
 def _one_torch_thread() -> None:
     """Tiny models are slower on several threads, and sums then depend on how many there are."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """Commands run in this process set up its log."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
 
 
 @pytest.fixture(scope="session")

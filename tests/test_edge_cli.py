@@ -229,7 +229,11 @@ def test_bad_prompts_offline(bundle: Path, tmp_path: Path) -> None:
 
 def test_a_wrong_host(bundle: Path, tmp_path: Path) -> None:
     options: list[str | Path] = ["--cloud", "127.0.0.1:1", "--model", bundle]
+    options += ["--metrics-file", tmp_path / "edge.prom"]
     refused(3, "no cloud at 127.0.0.1:1.*ciar-cloud serve", PROMPT, *options, folder=tmp_path)
+    page = (tmp_path / "edge.prom").read_text()
+    assert 'ciar_edge_errors_total{reason="CloudUnavailable"} 1.0' in page
+    assert "ciar_edge_images_total 0.0" in page
 
 
 def test_a_mismatched_pair(cloud: str, tmp_path: Path) -> None:
@@ -277,6 +281,9 @@ def test_a_full_disk(bundle: Path, tmp_path: Path) -> None:
         (["--cloud", "nowhere"], 2, "cloud: 'nowhere': give HOST:PORT"),
         (["-o", "dog.jpg"], 2, r"output: 'dog.jpg': give .*\.png"),
         (["-o", "dog.png", "--map", "dog.png"], 2, "map: 'dog.png': give another file"),
+        (["--log-level", "loud"], 2, "log_level: 'loud': give one of"),
+        (["--traces", "127.0.0.1:4317"], 2, "traces: '127.0.0.1:4317': give a URL"),
+        (["--metrics-file", "nowhere/x.prom"], 6, "metrics_file: nowhere/x.prom: No such file"),
         (["--map", "dog.bmp"], 2, r"map: 'dog.bmp': give .*\.png"),
         (["-o", "nowhere/dog.png"], 6, "output: .*no such folder"),
         (["--threshold", "1", "--budget", "0.1"], 2, "--budget or --threshold, not both"),

@@ -3,7 +3,7 @@
 import json
 import logging
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,6 @@ from tests.test_edge_cli import command, edge
 from tests.test_edge_cli import wait_until as wait_until_so
 
 PROMPT = "a dog on the zebra"
-
-
-@pytest.fixture
-def stderr(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[], str]]:
-    """What was written there; the root logger is as before afterwards."""
-    root = logging.getLogger()
-    level, handlers = root.level, root.handlers[:]
-    yield lambda: capsys.readouterr().err
-    root.setLevel(level)
-    root.handlers[:] = handlers
 
 
 @contextmanager
@@ -110,25 +100,25 @@ def test_slow_steps_are_logged_and_say_what_they_held(
     assert all(r["positions"] >= r["most_positions"] > 0 for r in slow)
 
 
-def test_lines_for_people(stderr: Callable[[], str]) -> None:
+def test_lines_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     set_up_logs(level="info")
     log = logging.getLogger("ciar_cloud.x")
     with about(image="i1"), about(session="", request="r1"):
         log.info("image finished", extra=logs.fields(seconds=1.23456789))
         log.debug("too much")
     log.warning("outside")
-    first, second = stderr().splitlines()
+    first, second = capsys.readouterr().err.splitlines()
     assert first.endswith("INFO ciar_cloud.x: image finished seconds=1.2346 image=i1 request=r1")
     assert second.endswith("WARNING ciar_cloud.x: outside")
 
 
-def test_errors_are_whole_in_one_line_of_json(stderr: Callable[[], str]) -> None:
+def test_errors_are_whole_in_one_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
     set_up_logs(kind="json")
     try:
         raise ValueError("two\nlines")
     except ValueError:
         logging.getLogger("x").exception("it failed")
-    (record,) = objects(stderr())
+    (record,) = objects(capsys.readouterr().err)
     assert record["message"] == "it failed"
     assert record["exception"].endswith("ValueError: two\nlines")
 
