@@ -35,7 +35,7 @@ ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("CIAR_")}
 
 
 def command(module: str, *arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", f"{module}.cli", *map(str, arguments)]
+    return [sys.executable, "-m", module, *map(str, arguments)]
 
 
 def edge(
@@ -43,7 +43,7 @@ def edge(
 ) -> subprocess.CompletedProcess[str]:
     """`ciar-edge generate ...` in a folder."""
     return subprocess.run(
-        command("ciar_edge", "generate", *arguments),
+        command("ciar_edge.cli", "generate", *arguments),
         cwd=folder,
         env=ENVIRONMENT | environment,
         capture_output=True,
@@ -325,7 +325,7 @@ def test_default_names_are_plain() -> None:
 
 def test_help_names_every_router_and_waits_for_no_torch() -> None:
     done = subprocess.run(
-        command("ciar_edge", "generate", "--help"),
+        command("ciar_edge.cli", "generate", "--help"),
         env=ENVIRONMENT | {"COLUMNS": "200", "NO_COLOR": "1"},
         capture_output=True,
         text=True,
@@ -384,7 +384,7 @@ def test_the_embedded_cloud_ends_with_the_edge(
     cloud_pid = 0
     (tmp_path / "cwd").mkdir()
     process = subprocess.Popen(
-        command("ciar_edge", "generate", *options),
+        command("ciar_edge.cli", "generate", *options),
         cwd=tmp_path / "cwd",
         env=ENVIRONMENT | {"TMPDIR": str(tmp_path)},  # a killed edge leaves a folder there
         stderr=subprocess.PIPE,

@@ -843,3 +843,32 @@ def test_all_calls_of_an_image_carry_its_own_name_for_proxies(
     assert len(first) == len(second) == 2  # PrefixInject and one stream
     assert len(set(first)) == len(set(second)) == 1
     assert len({first[0], second[0]}) == 2 and len(first[0]) == 24
+
+
+def test_a_cloud_lost_while_it_opens_an_image_is_asked_again_by_another_name(
+    model: CloudModel, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy may send the second name to another replica; for a cloud gone for good it ends."""
+    names: list[str] = []
+    num_lost = 2
+
+    def losing(metadata: Any, keys: Any) -> Any:
+        names.append(dict(metadata)[IMAGE_HEADER])
+        if len(names) <= num_lost:
+            raise CloudUnavailable("a replica went away")
+        return caller_of(metadata, keys)
+
+    async def images() -> None:
+        nonlocal num_lost
+        async with reaching(model) as verifier:
+            assert await whole(verifier, Script(dtype="fp16"), 3) == expected
+        assert len(names) == 4 and names[2] == names[3]  # the third try, and its stream
+        assert len(set(names)) == 3
+        num_lost = 1000
+        async with reaching(model, replace(QUICK, resume_seconds=0.3)) as verifier:
+            with pytest.raises(CloudUnavailable, match="went away"):
+                await whole(verifier, Script(), 3)
+
+    expected = run(whole(local(model), Script(dtype="fp16"), 3))
+    monkeypatch.setattr("ciar_cloud.servicer.caller_of", losing)
+    run(images())

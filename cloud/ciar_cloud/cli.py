@@ -1,4 +1,4 @@
-"""`ciar-cloud serve`, `generate`, `health`, `key`, `convert`, `text-features`."""
+"""`ciar-cloud serve`, `generate`, `top`, `health`, `key`, `convert`, `text-features`."""
 
 import asyncio
 import gc
@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +18,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from ciar import __version__
 from ciar.checkpoint import DEFAULT_MODEL, find_model
 from ciar.event_loop import fast_loop
+from ciar.logs import set_up_logs
 from ciar.picture import check_picture_path
+from ciar.tracing import set_up_tracing
 from ciar_cloud.bundle import FrontModel, load_cloud_model, load_front_model
 from ciar_cloud.config import ServeConfig
 from ciar_cloud.convert.cli import convert_command
@@ -29,6 +31,7 @@ from ciar_cloud.process import set_threads, write_ready_file
 from ciar_cloud.solo import draw_picture
 from ciar_cloud.text import check_prompt
 from ciar_cloud.text_features import read_prompts, write_features
+from ciar_cloud.top import show
 
 DEFAULTS, NO_LIMITS = ServeConfig(), Limits()
 NUM_LINES = 4  # of progress, when there is no terminal
@@ -143,6 +146,15 @@ def serve(
     health_port: Annotated[
         int, option("Port for health alone, without TLS, 0: none.", env="HEALTH_PORT")
     ] = DEFAULTS.health_port,
+    log_level: Annotated[
+        str, option("debug, info, warning or error.", env="LOG_LEVEL")
+    ] = DEFAULTS.log_level,
+    log_format: Annotated[
+        str, option("text, or json: an object a line.", env="LOG_FORMAT")
+    ] = DEFAULTS.log_format,
+    traces: Annotated[
+        str, option("OTLP collector, such as http://127.0.0.1:4317.", env="TRACES")
+    ] = DEFAULTS.traces,
     ready_file: Annotated[
         Path | None, option("Write HOST:PORT there once serving.", env="READY_FILE")
     ] = DEFAULTS.ready_file,
@@ -152,6 +164,9 @@ def serve(
 ) -> None:
     """Serve a model to edges until SIGTERM or SIGINT; a second one stops at once."""
     config = ServeConfig(**locals())
+    set_up_logs(level=config.log_level, kind=config.log_format)
+    if config.traces:
+        set_up_tracing(config.traces, service="ciar-cloud")
     if config.exit_with_parent:
         end_with_parent()
     set_threads(config.threads)
@@ -268,6 +283,19 @@ def key(
         max_sessions=max_sessions, images_per_minute=images_per_minute, queue_share=queue_share
     )
     print(add_key(keys, name, limits))
+
+
+@app.command()
+def top(
+    url: Annotated[str, typer.Argument(help="A cloud's page of metrics.")] = (
+        f"http://{DEFAULTS.metrics_host}:{DEFAULTS.metrics_port}/metrics"
+    ),
+    interval: Annotated[float, option("Seconds between two looks.", min=0.1)] = 2.0,
+    count: Annotated[int, option("Looks until it ends, 0: no end.", min=0)] = 0,
+) -> None:
+    """Watch a cloud at work: rates, times, queue, slots and errors. Ctrl-C ends it."""
+    with suppress(KeyboardInterrupt):
+        show(url, seconds=interval, count=count, console=Console())
 
 
 app.command(name="health")(health_command)

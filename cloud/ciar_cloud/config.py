@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ciar.checkpoint import DEFAULT_MODEL
 from ciar.errors import InvalidInput
+from ciar.logs import check_log
 from ciar_cloud.bundle import check_dtype
 from ciar_cloud.kv_budget import read_bytes
 
@@ -44,6 +45,9 @@ class ServeConfig:
     metrics_host: str = "127.0.0.1"
     metrics_port: int = 9464  # 0: none
     health_port: int = 0  # health alone, without TLS, for probes that know none; 0: none
+    log_level: str = "info"
+    log_format: str = "text"  # or json
+    traces: str = ""  # OTLP collector of OpenTelemetry; empty: no traces
     ready_file: Path | None = None
     exit_with_parent: bool = False
 
@@ -61,6 +65,7 @@ class ServeConfig:
             if not 0 <= getattr(self, name) <= 86400:
                 raise InvalidInput(name, getattr(self, name), "give 0 to 86400 seconds")
         check_dtype(self.dtype)
+        check_log(self.log_level, self.log_format)
         read_bytes(self.kv_budget)
         if not all(self.devices):
             raise InvalidInput("device", self.device, "give cpu, cuda:0,cuda:1, ...")

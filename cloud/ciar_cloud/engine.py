@@ -22,6 +22,7 @@ from dataclasses import replace
 import torch
 
 from ciar.errors import CiarError, CloudUnavailable
+from ciar.logs import fields
 from ciar.sampling import Noise
 from ciar.session import PrefixWork, SessionState, VerifyWork
 from ciar.target import Target
@@ -66,6 +67,7 @@ class Engine:
     """Owns the target's slots. All methods are called by its owner.
 
     on_start: told the works that a step takes for the first time, in the model thread.
+    slow_step_seconds: steps that take so long are logged; 0: none.
     """
 
     is_ready = True
@@ -78,6 +80,7 @@ class Engine:
         *,
         on_start: Callable[[list[Job]], None] = lambda jobs: None,
         bell: Bell | None = None,
+        slow_step_seconds: float = 0.0,
     ) -> None:
         self._target = target
         self._scheduler = scheduler
@@ -85,6 +88,7 @@ class Engine:
         self._observer = observer
         self._on_start = on_start
         self._wake = bell or Bell()
+        self._slow_step_seconds = slow_step_seconds or math.inf
         self._is_running = False
         self._is_stopping = False
         self._current: list[Job] = []
@@ -267,6 +271,8 @@ class Engine:
             self._observer.step_ended(
                 num_works=len(running), num_positions=num_positions, seconds=seconds
             )
+            if seconds >= self._slow_step_seconds:
+                self._log_slow(running, num_positions, seconds)
         for job, outcome in outcomes:
             if isinstance(outcome, CiarError):
                 continue
@@ -279,6 +285,17 @@ class Engine:
                     num_rejected=int(num_agreed < len(job.batch.tokens)),
                 )
             self._look_ahead(job.seat.state)
+
+    def _log_slow(self, running: list[Running], num_positions: int, seconds: float) -> None:
+        extra = fields(
+            seconds=seconds,
+            sessions=len(running),
+            prefixes=sum(job.kind == "prefix" for job, _, _ in running),
+            positions=num_positions,
+            most_positions=max(feed.num_new_rows for _, _, feed in running),
+            waiting=self._scheduler.num_waiting,
+        )
+        log.warning("slow step", extra=extra)
 
     def _begin(self, jobs: list[Job]) -> tuple[list[Running], list[tuple[Job, Outcome]]]:
         """The works of a step with their feeds; jobs that turn out to be wrong end here."""

@@ -210,7 +210,7 @@ class EngineLink:
                 self._start(self._jobs.get(number))
         elif kind == "log":
             logging.getLogger(head["name"]).log(
-                head["level"], "%s: %s", self.plan.device, head["text"]
+                head["level"], "%s: %s", self.plan.device, head["text"], extra=head["extra"]
             )
         elif kind == "ready" and self._ready and not self._ready.done():
             self._come_up(head["slots"])

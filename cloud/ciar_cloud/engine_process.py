@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ciar.errors import CiarError, EngineError
+from ciar.logs import extra_of
 from ciar.models.packed import pack
 from ciar.target import Target, TargetModel
 from ciar.types import no_features
@@ -60,6 +61,7 @@ class EnginePlan:
     max_step_positions: int
     max_chunk_rows: int
     cuda_graphs: bool
+    slow_step_seconds: float
 
     def command(self, descriptor: int) -> list[str]:
         """Starts the process with its end of the socket."""
@@ -85,7 +87,8 @@ def build_engine(
         max_chunk_rows=plan.max_chunk_rows,
     )
     target = Target(model, num_slots=num_slots, has_static_steps=plan.cuda_graphs)
-    return Engine(target, scheduler, observer, **hooks)
+    slow = plan.slow_step_seconds
+    return Engine(target, scheduler, observer, slow_step_seconds=slow, **hooks)
 
 
 class EngineServer(Bell):
@@ -245,10 +248,8 @@ class SocketLog(logging.Handler):
         self._server = server
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = self.format(record)
-        self._server.send(
-            {"say": "log", "name": record.name, "level": record.levelno, "text": text}
-        )
+        head = {"say": "log", "name": record.name, "level": record.levelno}
+        self._server.send({**head, "text": self.format(record), "extra": extra_of(record)})
 
 
 def main() -> None:

@@ -79,6 +79,7 @@ def make_engine(model: FrontModel, config: ServeConfig, observer: Observer) -> A
             max_step_positions=config.max_step_positions,
             max_chunk_rows=config.max_chunk_rows,
             cuda_graphs=config.cuda_graphs,
+            slow_step_seconds=config.slow_step_seconds,
         )
         for device in config.devices
     ]

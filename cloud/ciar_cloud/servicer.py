@@ -8,17 +8,20 @@ handler itself) empties in order.
 import asyncio
 import logging
 import math
+import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 from google.protobuf.message import Message
 from grpc import aio
 
-from ciar import wire
+from ciar import tracing, wire
 from ciar.errors import CiarError, EngineError, InvalidInput, PairMismatch
+from ciar.logs import about, digest, fields
 from ciar.session import SessionState
-from ciar.types import ImageRequest, ModelInfo, Prefix, Timings, Verdict
+from ciar.types import ImageRequest, ModelInfo, Prefix, Timings, Verdict, VerifyBatch
 from ciar.v1 import collaboration_pb2 as pb
 from ciar.v1 import collaboration_pb2_grpc as pb_grpc
 from ciar_cloud.engines import AnyEngine
@@ -32,6 +35,7 @@ from ciar_cloud.text import EncodedPrompt, PromptEncoder
 log = logging.getLogger(__name__)
 
 MAX_IN_FLIGHT = 64  # batches of one stream; a faster edge waits in its own send buffer
+REQUEST_HEADER = "x-request-id"  # of a proxy, or of an edge's owner; else the cloud makes one up
 
 T = TypeVar("T")
 Context = aio.ServicerContext[Any, Any]
@@ -83,19 +87,31 @@ class Servicer(pb_grpc.CollaborationServicer):
 
     async def _guard(self, method: str, context: Context, handler: Awaitable[T]) -> T:
         """Run a handler; what it raises becomes the status of the call."""
-        try:
-            answer = await handler
-        except CiarError as error:
-            await self._abort(method, context, error)
-        except Exception as error:  # a defect of ours: this call fails, the server goes on
-            log.exception("%s failed", method)
-            failure = EngineError(f"internal error: {type(error).__name__}")
-            await self._abort(method, context, failure)
-        self.observer.request_ended(method=method, reason="")
-        return answer
+        metadata = {str(k): v for k, v in context.invocation_metadata() or ()}
+        started = time.monotonic()
+        with about(**call_ids(metadata)), tracing.span(method, caller=metadata.items()) as span:
+            try:
+                answer = await handler
+            except CiarError as error:
+                failure = error
+            except Exception as error:  # a defect of ours: this call fails, the server goes on
+                log.exception("%s failed", method)
+                failure = EngineError(f"internal error: {type(error).__name__}")
+            else:
+                self._note_end(method, "", started)
+                return answer
+            span.fail(failure)
+            self._note_end(method, type(failure).__name__, started)
+        await self._abort(context, failure)
 
-    async def _abort(self, method: str, context: Context, error: CiarError) -> NoReturn:
-        self.observer.request_ended(method=method, reason=type(error).__name__)
+    def _note_end(self, method: str, reason: str, started: float) -> None:
+        self.observer.request_ended(method=method, reason=reason)
+        level = logging.DEBUG if method == "GetModel" and not reason else logging.INFO
+        seconds = time.monotonic() - started
+        extra = fields(method=method, seconds=seconds, **({"error": reason} if reason else {}))
+        log.log(level, "call ended", extra=extra)
+
+    async def _abort(self, context: Context, error: CiarError) -> NoReturn:
         await context.abort(*wire.status_from_error(error))
 
     async def _get_model(self, request: pb.GetModelRequest) -> pb.GetModelResponse:
@@ -109,6 +125,7 @@ class Servicer(pb_grpc.CollaborationServicer):
         image, dtype = wire.prefix_request_from_proto(request, info=self.info)
         session, prompt = await self.open_session(image, self.caller(context))
         try:
+            log.debug("session opened", extra={"session": digest(session.id)})
             timings = Timings()
             if image.num_prefix:
                 timings = await self._draw(session, image.num_prefix, deadline_of(context))
@@ -188,6 +205,10 @@ class Stream:
         session = await self._open()
         if session is None:
             return
+        with about(session=digest(session.id)):
+            await self._serve(session)
+
+    async def _serve(self, session: OpenSession) -> None:
         reader: asyncio.Task[None] | None = None
         try:
             known = len(session.seat.state.tokens)
@@ -240,7 +261,7 @@ class Stream:
                     self._has_room.clear()
                     await self._has_room.wait()
                 self._num_in_flight += 1
-                verify(seat, batch, self._take, deadline=self._deadline)
+                verify(seat, batch, partial(self._take, begin_work(batch)), deadline=self._deadline)
             elif kind == "finish":
                 return wire.finish_from_proto(message.finish, info=info)
             elif kind == "cancel":
@@ -254,8 +275,9 @@ class Stream:
             await self._has_room.wait()
         return _End()
 
-    def _take(self, outcome: Outcome) -> None:
+    def _take(self, span: tracing.Span, outcome: Outcome) -> None:
         """In the event loop: the engine is done with a batch."""
+        end_work(span, outcome)
         self._num_in_flight -= 1
         self._has_room.set()
         if outcome is not None:
@@ -278,6 +300,19 @@ class Stream:
                 return
 
     def _report(self, counts: wire.ImageCounts) -> None:
+        log.info(
+            "image finished",
+            extra=fields(
+                seconds=counts.image_seconds,
+                prefix=counts.num_prefix,
+                kept=counts.num_kept,
+                agreed=counts.num_agreed,
+                drawn=counts.num_drawn,
+                fallback=counts.num_fallback,
+                round_trips=counts.num_round_trips,
+                resumes=counts.num_resumes,
+            ),
+        )
         self._observer.image_finished(
             tokens={
                 "prefix": counts.num_prefix,
@@ -302,6 +337,42 @@ class Stream:
     async def _write(self, message: Message) -> None:
         self._observer.bytes_moved(num_down=message.ByteSize())
         await self._context.write(message)
+
+
+def call_ids(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """What names a call in the log. Binary values name nothing."""
+    found = {
+        "request": metadata.get(REQUEST_HEADER) or secrets.token_hex(8),
+        "image": metadata.get(wire.IMAGE_HEADER, ""),
+    }
+    return {name: value for name, value in found.items() if isinstance(value, str)}
+
+
+def begin_work(batch: VerifyBatch) -> tracing.Span:
+    return tracing.begin(
+        "verify",
+        epoch=batch.epoch,
+        position=batch.position,
+        num_tokens=len(batch.tokens),
+        num_uncertain=sum(batch.uncertain),
+    )
+
+
+def end_work(span: tracing.Span, outcome: Outcome) -> None:
+    if isinstance(outcome, Verdict):
+        timings = outcome.timings
+        span.set(
+            num_agreed=outcome.num_agreed,
+            queue_seconds=timings.queue_seconds,
+            compute_seconds=timings.compute_seconds,
+            num_forwards=timings.num_forwards,
+            num_positions=timings.num_positions,
+        )
+    elif outcome is None:
+        span.set(is_void=True)
+    elif isinstance(outcome, CiarError):
+        span.fail(outcome)
+    span.end()
 
 
 def deadline_of(context: Context) -> float:

@@ -21,7 +21,9 @@ from rich.console import Console
 
 from ciar import __version__
 from ciar.errors import CiarError, InvalidInput, shorten
+from ciar.logs import set_up_logs
 from ciar.prefix import DEFAULT_PREFIX_RATE
+from ciar.tracing import set_up_tracing
 from ciar_edge.config import DecodeConfig, Mode
 from ciar_edge.embedded import EmbeddedCloud
 from ciar_edge.ending import Ending
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from ciar_edge.connection import Access
     from ciar_edge.draw import DrawOptions
     from ciar_edge.image import Drawing
+    from ciar_edge.metrics import EdgeMetrics
 
 EXIT_INTERRUPTED = 130
 MAX_NAME_CHARS = 60
@@ -185,6 +188,20 @@ def generate(
             help="Guide tokens 0 to this + 1. -1: all. Default: the model's.",
         ),
     ] = None,
+    metrics_file: Annotated[
+        Path | None,
+        _option(env="METRICS_FILE", help="Write Prometheus metrics of the image, .prom."),
+    ] = None,
+    log_level: Annotated[
+        str, _option(env="LOG_LEVEL", help="What is logged: debug, info, warning or error.")
+    ] = "warning",
+    log_format: Annotated[
+        str, _option(env="LOG_FORMAT", help="How: text, or json, an object a line.")
+    ] = "text",
+    traces: Annotated[
+        str | None,
+        _option(env="TRACES", help="OpenTelemetry collector, such as http://127.0.0.1:4317."),
+    ] = None,
     map_file: Annotated[
         Path | None, _option("--map", help="Write the token map too, .png.")
     ] = None,
@@ -234,6 +251,9 @@ def _generate(params: Mapping[str, Any], console: Console, ending: Ending) -> No
     """Draw, write, report. Everything the parameters can be wrong in is looked at first."""
     seed = secrets.randbits(32) if params["seed"] is None else params["seed"]
     output = params["output"] or Path(default_name(params["prompt"], seed))
+    set_up_logs(level=params["log_level"], kind=params["log_format"])
+    if params["traces"]:
+        set_up_tracing(params["traces"], service="ciar-edge")
     with ExitStack() as stack:
         embedded = None
         if not (params["offline"] or params["cloud"]):
@@ -241,15 +261,35 @@ def _generate(params: Mapping[str, Any], console: Console, ending: Ending) -> No
         # With torch behind them: the embedded cloud loads it at the same time.
         from ciar_edge.draw import draw
         from ciar_edge.progress import make_display
+        from ciar_edge.result import Observer, Observers
 
         options = _draw_options(params, seed=seed)
         _check_paths(output, params["map_file"])
-        display = stack.enter_context(make_display(console, is_quiet=params["is_quiet"]))
-        drawing = ending.run(draw(options, embedded=embedded, observer=display))
+        observer: Observer = stack.enter_context(make_display(console, is_quiet=params["is_quiet"]))
+        if params["metrics_file"]:
+            metrics = stack.enter_context(_metrics(params["metrics_file"]))
+            observer = Observers(observer, metrics)
+        drawing = ending.run(draw(options, embedded=embedded, observer=observer))
     drawing.save(output)
     if params["map_file"]:
         drawing.save_map(params["map_file"])
     _tell(drawing, options, output, params, console)
+
+
+@contextmanager
+def _metrics(path: Path) -> "Iterator[EdgeMetrics]":
+    """Written whatever becomes of the image."""
+    from ciar_edge.metrics import EdgeMetrics
+
+    metrics = EdgeMetrics()
+    metrics.write(path)  # before the image is drawn: whether it can be
+    try:
+        yield metrics
+    except CiarError as error:
+        metrics.image_failed(error)
+        raise
+    finally:
+        metrics.write(path)
 
 
 def _draw_options(params: Mapping[str, Any], *, seed: int) -> "DrawOptions":

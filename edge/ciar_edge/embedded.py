@@ -92,6 +92,7 @@ class EmbeddedCloud:
             "--metrics-port": "0",
             "--threads": str(cloud_threads()),
             "--drain-seconds": "0",
+            "--log-level": "warning",
             "--ready-file": str(self._ready),
         }
         flat = [part for option in options.items() for part in option]

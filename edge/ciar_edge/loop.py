@@ -15,6 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ciar import tracing
 from ciar.errors import InvalidInput, PairMismatch
 from ciar.router import Router
 from ciar.sampling import Noise
@@ -54,16 +55,55 @@ async def generate(
     """
     config, sampling = config or DecodeConfig(), sampling or SamplingParams()
     observer = observer or Silent()
-    noise = Noise(sampling.seed, vocab_size=model.draft.config.vocab_size)
     started = time.perf_counter()
-    if config.mode == "offline":
-        condition = _offline_condition(prompt, model, encode_text)
-        drafter = Drafter(model.prepared, condition, sampling, noise=noise)
-        image = Decoder(drafter, router, None, observer=observer, started=started)
-        await image.decode()
-        return image.result()
-    if verifier is None:
-        raise InvalidInput("mode", config.mode, "give a cloud, or decode offline")
+    with tracing.span("image", mode=config.mode) as span:
+        if config.mode == "offline":
+            condition = _offline_condition(prompt, model, encode_text)
+            result = await _alone(condition, model, router, sampling, observer, started)
+        elif verifier is None:
+            raise InvalidInput("mode", config.mode, "give a cloud, or decode offline")
+        else:
+            result = await _together(
+                prompt, model, router, verifier, config, sampling, observer, started
+            )
+        span.set(
+            num_tokens=len(result.tokens),
+            cloud_forwards=result.cloud_forwards,
+            round_trips=result.round_trips,
+            resumes=result.resumes,
+            fallbacks=result.fallbacks,
+            draft_seconds=result.draft_seconds,
+            wait_seconds=result.wait_seconds,
+        )
+    return result
+
+
+async def _alone(
+    condition: Tensor,
+    model: EdgeModel,
+    router: Router,
+    sampling: SamplingParams,
+    observer: Observer,
+    started: float,
+) -> ImageResult:
+    noise = Noise(sampling.seed, vocab_size=model.draft.config.vocab_size)
+    drafter = Drafter(model.prepared, condition, sampling, noise=noise)
+    image = Decoder(drafter, router, None, observer=observer, started=started)
+    await image.decode()
+    return image.result()
+
+
+async def _together(
+    prompt: str,
+    model: EdgeModel,
+    router: Router,
+    verifier: Verifier,
+    config: DecodeConfig,
+    sampling: SamplingParams,
+    observer: Observer,
+    started: float,
+) -> ImageResult:
+    noise = Noise(sampling.seed, vocab_size=model.draft.config.vocab_size)
     info = await verifier.info()
     check_pair(model, info)
     num_prefix = config.num_prefix(info.num_tokens)

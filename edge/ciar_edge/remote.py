@@ -5,6 +5,7 @@ middle of an image and another one takes the address over.
 """
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -15,7 +16,9 @@ import grpc
 from google.protobuf.message import Message
 from grpc import aio
 
-from ciar.errors import TryLater
+from ciar import tracing
+from ciar.errors import CiarError, CloudUnavailable, TryLater
+from ciar.logs import about, digest
 from ciar.types import ImageRequest, ModelInfo, Prefix
 from ciar.v1 import collaboration_pb2 as pb
 from ciar.v1.collaboration_pb2_grpc import CollaborationStub
@@ -40,12 +43,12 @@ from ciar_edge.remote_session import Metadata, RemoteSession, explain, reading_r
 if TYPE_CHECKING:
     from ciar.v1.collaboration_pb2_grpc import CollaborationAsyncStub
 
+log = logging.getLogger(__name__)
+
 Request = TypeVar("Request", bound=Message)
 Reply = TypeVar("Reply", bound=Message)
 
-NUM_IMAGE_BYTES = (
-    12  # random ones, of the name by which proxies keep the calls of an image together
-)
+NUM_IMAGE_BYTES = 12  # random ones, of the name by which proxies keep an image's calls together
 
 
 class RemoteVerifier:
@@ -101,18 +104,19 @@ class RemoteVerifier:
         started = time.monotonic()
         info = await self.info()
         traffic = Traffic()
-        metadata = (*self._metadata, (IMAGE_HEADER, secrets.token_hex(NUM_IMAGE_BYTES)))
-        prefix = await self._inject(request, info, traffic, metadata)
-        session = RemoteSession(
-            self._stub,
-            request,
-            prefix,
-            info=info,
-            address=self.address,
-            config=self.config,
-            traffic=traffic,
-            metadata=metadata,
-        )
+        prefix, image = await self._inject(request, info, traffic)
+        with about(image=image, session=digest(prefix.session_id)):  # what its tasks log, too
+            log.info("session opened")
+            session = RemoteSession(
+                self._stub,
+                request,
+                prefix,
+                info=info,
+                address=self.address,
+                config=self.config,
+                traffic=traffic,
+                metadata=(*self._metadata, (IMAGE_HEADER, image)),
+            )
         await asyncio.sleep(0)  # the stream begins, so that the session is not left to its lease
         try:
             yield session
@@ -126,22 +130,33 @@ class RemoteVerifier:
             self.traffic.add(session.traffic)
 
     async def _inject(
-        self, request: ImageRequest, info: ModelInfo, traffic: Traffic, metadata: Metadata
-    ) -> Prefix:
-        """PrefixInject; while it is full or drains, as often as it asks for within the time."""
-        message = prefix_request_to_proto(request)
-        patience = Patience(self.config, max_seconds=self.config.prefix_seconds)
+        self, request: ImageRequest, info: ModelInfo, traffic: Traffic
+    ) -> tuple[Prefix, str]:
+        """PrefixInject, and the name it gave the image: another one each time, so that a proxy may
+        choose another replica.
+
+        Tried again while the cloud is full or drains, as often as it asks for within the time, and
+        when it is lost meanwhile.
+        """
+        message, seconds = prefix_request_to_proto(request), self.config.prefix_seconds
+        full = Patience(self.config, max_seconds=seconds)
+        lost = Patience(self.config, max_seconds=self.config.resume_seconds)
         while True:
-            seconds = self.config.prefix_seconds
+            image = secrets.token_hex(NUM_IMAGE_BYTES)
             try:
-                reply = await self._unary(
-                    self._stub.PrefixInject, message, seconds, traffic, metadata
-                )
-                break
-            except TryLater as error:
-                await patience.wait(error)
+                with about(image=image), tracing.span("PrefixInject", image=image):
+                    metadata = (*self._metadata, (IMAGE_HEADER, image), *tracing.carried())
+                    method = self._stub.PrefixInject
+                    reply = await self._unary(method, message, seconds, traffic, metadata)
+                    break
+            except (TryLater, CloudUnavailable) as error:
+                await self._wait(full if isinstance(error, TryLater) else lost, error)
         with reading_reply(self.address):
-            return prefix_from_proto(reply, info=info)
+            return prefix_from_proto(reply, info=info), image
+
+    async def _wait(self, patience: Patience, error: CiarError) -> None:
+        log.info("an image waits for its cloud: %s", error)
+        await patience.wait(error)
 
     async def _unary(
         self,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from grpc import StatusCode, aio
 
+from ciar import tracing
 from ciar.errors import (
     CiarError,
     CloudUnavailable,
@@ -113,7 +114,8 @@ class RemoteSession:
         self._flights[key] = flight
         self._is_wanted.set()
         try:
-            await asyncio.wait([flight.verdict], timeout=seconds)
+            with tracing.span("verify", epoch=batch.epoch, position=batch.position):
+                await asyncio.wait([flight.verdict], timeout=seconds)
             if flight.verdict.done():
                 return flight.verdict.result()
             self._history.miss(batch)
@@ -183,7 +185,7 @@ class RemoteSession:
 
     async def _converse(self, first: pb.VerifyBatchRequest) -> None:
         """One stream from its first message to its end; returns only when the session ends."""
-        call = self._stub.VerifyBatch(metadata=self._metadata)
+        call = self._stub.VerifyBatch(metadata=(*self._metadata, *tracing.carried()))
         self._outbox = asyncio.Queue()
         self._outbox.put_nowait(first)
         for flight in self._flights.values():

@@ -121,6 +121,29 @@ class Observer(Protocol):
     def on_finish(self, result: ImageResult) -> None: ...
 
 
+class Observers:
+    """Several, told one after the other."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
+
+    def on_start(self, *, num_tokens: int, num_prefix: int) -> None:
+        for one in self._observers:
+            one.on_start(num_tokens=num_tokens, num_prefix=num_prefix)
+
+    def on_token(self, *, position: int, token: int, origin: Origin, score: float) -> None:
+        for one in self._observers:
+            one.on_token(position=position, token=token, origin=origin, score=score)
+
+    def on_call(self, *, batch: VerifyBatch, verdict: Verdict, seconds: float) -> None:
+        for one in self._observers:
+            one.on_call(batch=batch, verdict=verdict, seconds=seconds)
+
+    def on_finish(self, result: ImageResult) -> None:
+        for one in self._observers:
+            one.on_finish(result)
+
+
 class Silent:
     """An observer that does nothing."""
 
