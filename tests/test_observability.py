@@ -274,8 +274,7 @@ def test_the_document_and_the_files_name_metrics_that_exist() -> None:
 
 @needs_promtool
 def test_promtool_accepts_configuration_and_rules() -> None:
-    for arguments in (["check", "config", CONFIG], ["check", "rules", *RULES]):
-        done = promtool(*arguments)
+    for done in (promtool("check", "config", CONFIG), promtool("check", "rules", *RULES)):
         assert done.returncode == 0, done.stderr
         assert "SUCCESS" in done.stdout
 
