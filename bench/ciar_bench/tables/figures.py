@@ -4,6 +4,7 @@ Ito.
 
 import textwrap
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -141,7 +142,14 @@ def arms(found: Estimate) -> np.ndarray:
 
 
 def save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=DPI)
+    """A PNG with a palette: a third of the bytes."""
+    drawn = BytesIO()
+    figure.savefig(drawn, format="png", dpi=DPI)
+    with Image.open(drawn) as image:
+        palette = image.convert("RGB").quantize(
+            method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE
+        )
+    palette.save(path, optimize=True)
 
 
 def font(size: int = 12) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
