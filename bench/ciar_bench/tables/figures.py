@@ -146,9 +146,7 @@ def save(figure: Figure, path: Path) -> None:
     drawn = BytesIO()
     figure.savefig(drawn, format="png", dpi=DPI)
     with Image.open(drawn) as image:
-        palette = image.convert("RGB").quantize(
-            method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE
-        )
+        palette = image.convert("RGB").quantize(dither=Image.Dither.NONE)
     palette.save(path, optimize=True)
 
 
