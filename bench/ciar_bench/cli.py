@@ -19,6 +19,7 @@ from ciar_bench.cloud_process import cloud_process, cores
 from ciar_bench.full_size_cli import full_size
 from ciar_bench.head_scale_cli import head_scale
 from ciar_bench.latency import LatencyPlan, LatencyReport, run_latency
+from ciar_bench.load_cli import load
 from ciar_bench.machine import describe_machine
 from ciar_bench.pair import write_random_pair
 from ciar_bench.quality.cli import add_commands
@@ -128,6 +129,7 @@ app.command()(table)
 app.command()(head_scale)
 app.command()(full_size)
 app.command()(soak)
+app.command()(load)
 
 
 def routing_markdown(report: RoutingReport, name: str) -> str:

@@ -1,32 +1,29 @@
 """`ciar-bench soak`: does a cloud's memory stay flat over many images, and does all come back?
 
-Edges without a draft model keep their tokens at random and ask for the last of each batch, so that
-the cloud has as much to do as it can. Of ten images one is given up half way. Resident memory is
-that of the cloud's process and of its engine processes, read from /proc. It grows at first: slots
-take memory when they are first used, and kernels keep what they prepare for each number of rows.
+Edges without a draft model keep their tokens by dice, so that the cloud has as much to do as it
+can. Of ten images one is given up half way. Resident memory is that of the cloud's process and of
+its engine processes, read from /proc. It grows at first: slots take memory when they are first
+used, and kernels keep what they prepare for each number of rows.
 """
 
 import asyncio
 import itertools
-import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.request import urlopen
 
 import torch
 
 from ciar.errors import InvalidInput
 from ciar.event_loop import fast_loop
-from ciar.types import ImageRequest, ModelInfo, SamplingParams, VerifyBatch
-from ciar.verifier import Session
+from ciar.metrics import read_page, total
+from ciar.types import ModelInfo, Verdict
+from ciar_bench.scripted import ScriptedEdge
 from ciar_edge.remote import RemoteVerifier
 
-PROMPTS = ("a dog on a beach", "a cat in the snow", "two trees by a river", "a red house")
-BATCH = 16  # tokens, of which the last is uncertain
-NUM_PREFIX = 8
+EDGE = ScriptedEdge()
 GIVEN_UP = 10  # one image of so many
 WARM_SHARE, LAST_SHARE = 0.25, 0.1  # of the images: before memory counts, and at the end
 LEFT_SECONDS = 10.0  # for sessions, slots and works to come back to zero
@@ -83,38 +80,18 @@ def resident_bytes(pid: int) -> int:
 
 async def read_gauges(metrics: str) -> dict[str, float]:
     """metrics: the URL of the cloud's page."""
-    page = await asyncio.to_thread(lambda: urlopen(metrics, timeout=5).read().decode())
-    lines = (line.rpartition(" ") for line in page.splitlines() if not line.startswith("#"))
-    samples = {name: value for name, _, value in lines}
-    return {name: float(samples[f"ciar_cloud_{name}"]) for name in GAUGES}
+    samples = await asyncio.to_thread(read_page, metrics)
+    return {name: total(samples, f"ciar_cloud_{name}") for name in GAUGES}
 
 
 async def draw_image(verifier: RemoteVerifier, info: ModelInfo, number: int) -> None:
     """Raises `GivenUp` for one of ten."""
-    sampling = SamplingParams(seed=number, cfg_scale=info.sampling.cfg_scale)
-    request = ImageRequest(
-        prompt=PROMPTS[number % len(PROMPTS)], sampling=sampling, num_prefix=NUM_PREFIX
-    )
-    async with verifier.open(request) as session:
-        await fill(session, info, random.Random(number), number % GIVEN_UP == 0)
 
-
-async def fill(session: Session, info: ModelInfo, rng: random.Random, is_given_up: bool) -> None:
-    position, epoch = len(session.prefix.tokens), 0
-    while position < info.num_tokens:
-        if is_given_up and position >= info.num_tokens // 2:
+    def on_verdict(verdict: Verdict, seconds: float) -> None:
+        if number % GIVEN_UP == 0 and verdict.position >= info.num_tokens // 2:
             raise GivenUp
-        count = min(BATCH, info.num_tokens - position)
-        batch = VerifyBatch(
-            position=position,
-            tokens=tuple(rng.randrange(info.vocab_size) for _ in range(count)),
-            uncertain=(False,) * (count - 1) + (True,),
-            features=torch.zeros(count - 1, info.feature_dim),
-            epoch=epoch,
-        )
-        verdict = await session.verify(batch)
-        epoch += verdict.num_agreed < count
-        position += verdict.num_agreed + (verdict.token is not None)
+
+    await EDGE.draw(verifier, info, number, on_verdict=on_verdict)
 
 
 async def soak(
