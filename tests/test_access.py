@@ -17,6 +17,7 @@ from ciar.local import LocalVerifier
 from ciar.target import Target
 from ciar.types import ImageRequest
 from ciar.v1 import collaboration_pb2 as pb
+from ciar_bench.cloud_process import free_port
 from ciar_cloud.bundle import CloudModel
 from ciar_cloud.cli import app as cloud_app
 from ciar_cloud.config import ServeConfig
@@ -24,7 +25,7 @@ from ciar_cloud.keys import ANYONE, Caller, KeyRing, Limits, add_key
 from ciar_cloud.quotas import Quotas
 from ciar_edge.connection import Access, RemoteConfig, read_api_key
 from ciar_edge.remote import RemoteVerifier
-from tests.cloud_client import SERVING, Client, cloud, free_port, request, uncertain
+from tests.cloud_client import SERVING, Client, cloud, request, uncertain
 
 QUICK = RemoteConfig(connect_seconds=3.0, deadline_seconds=20.0)
 AUTHORITY = trustme.CA()

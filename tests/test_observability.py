@@ -24,9 +24,8 @@ from ciar.errors import PairMismatch
 from ciar.metrics import by_label, read_page, serve_metrics, total
 from ciar.router import make_router
 from ciar.types import ImageRequest, SamplingParams
-from ciar_bench.cloud_process import CloudProcess, cloud_process
+from ciar_bench.cloud_process import CloudProcess, cloud_process, free_port
 from ciar_bench.soak import process_tree
-from ciar_bench.soak_cli import free_port
 from ciar_cloud.config import ServeConfig
 from ciar_edge.config import DecodeConfig
 from ciar_edge.connection import RemoteConfig

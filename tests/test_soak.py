@@ -4,9 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ciar_bench.cloud_process import cloud_process
+from ciar_bench.cloud_process import cloud_process, free_port
 from ciar_bench.soak import SoakReport, process_tree, resident_bytes, run_soak
-from ciar_bench.soak_cli import free_port, text
+from ciar_bench.soak_cli import text
 
 CHILD = "import sys; data = bytearray(50_000_000); print('big', flush=True); sys.stdin.read()"
 

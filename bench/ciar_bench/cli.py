@@ -16,6 +16,7 @@ from ciar import __version__
 from ciar.checkpoint import DEFAULT_MODEL, find_model, read_config
 from ciar.errors import CiarError
 from ciar_bench.cloud_process import cloud_process, cores
+from ciar_bench.faults_cli import faults
 from ciar_bench.full_size_cli import full_size
 from ciar_bench.head_scale_cli import head_scale
 from ciar_bench.latency import LatencyPlan, LatencyReport, run_latency
@@ -130,6 +131,7 @@ app.command()(head_scale)
 app.command()(full_size)
 app.command()(soak)
 app.command()(load)
+app.command()(faults)
 
 
 def routing_markdown(report: RoutingReport, name: str) -> str:

@@ -1,6 +1,7 @@
 """`ciar-cloud serve` as a second process, pinned to cores of its own."""
 
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -20,12 +21,22 @@ class CloudProcess:
     """A cloud that serves: where, and as which process."""
 
     address: str
-    pid: int
+    process: subprocess.Popen[bytes]
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
 
 
 def cores() -> list[int]:
     """Cores this process may use."""
     return sorted(os.sched_getaffinity(0))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @contextmanager
@@ -54,7 +65,7 @@ def cloud_process(
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise CloudUnavailable(f"the cloud did not start: {log.read_text()[-2000:]}")
                 time.sleep(0.02)
-            yield CloudProcess(ready.read_text().strip(), process.pid)
+            yield CloudProcess(ready.read_text().strip(), process)
         finally:
             assert process.stdin
             process.stdin.close()

@@ -12,10 +12,9 @@ from rich.console import Console
 
 from ciar.checkpoint import DEFAULT_MODEL, find_model
 from ciar.errors import EngineError
-from ciar_bench.cloud_process import cloud_process, cores
+from ciar_bench.cloud_process import cloud_process, cores, free_port
 from ciar_bench.load import BASE, CIAR, Burst, Cell, Crowd, LoadPlan, percentile, run_load
 from ciar_bench.machine import describe_machine
-from ciar_bench.soak_cli import free_port
 
 DEFAULTS = LoadPlan()
 

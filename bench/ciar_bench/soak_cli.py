@@ -1,7 +1,6 @@
 """`ciar-bench soak`."""
 
 import json
-import socket
 from dataclasses import asdict
 from typing import Annotated
 
@@ -10,7 +9,7 @@ from rich.console import Console
 
 from ciar.checkpoint import DEFAULT_MODEL, find_model
 from ciar.errors import EngineError
-from ciar_bench.cloud_process import cloud_process
+from ciar_bench.cloud_process import cloud_process, free_port
 from ciar_bench.machine import describe_machine
 from ciar_bench.soak import SoakReport, run_soak
 
@@ -55,9 +54,3 @@ def text(report: SoakReport) -> str:
         f"{report.last_bytes / 2**20:.1f} MiB at the end ({report.growth:+.2%})\n"
         f"left: {left}"
     )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -34,19 +34,12 @@ def choose_slots(
     budget below one session.
     """
     weight = model.transformer.tok_embeddings.weight
-    slot_bytes = KVCache(
-        model.config,
-        num_slots=1,
-        num_rows=Target.ROWS,
-        num_spare=NUM_SPARE * has_static_steps,
-        device="meta",
-        dtype=weight.dtype,
-    ).num_bytes
+    each = slot_bytes(model, has_static_steps=has_static_steps)
     if kv_budget:
         num_spare = int(has_static_steps)  # slots that no session gets
-        in_budget = kv_budget // slot_bytes - num_spare
+        in_budget = kv_budget // each - num_spare
         if in_budget < 1:
-            least = (1 + num_spare) * slot_bytes
+            least = (1 + num_spare) * each
             remedy = f"give at least {-(-least // 2**20)}MiB: one session takes {least} bytes"
             raise InvalidInput("kv-budget", f"{kv_budget} bytes", remedy)
         return min(slots or in_budget, in_budget)
@@ -57,4 +50,16 @@ def choose_slots(
     else:
         free, most = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), CPU_SLOTS
         free = min(free, container.free_bytes())
-    return max(1, min(most, int(free * MEMORY_SHARE) // slot_bytes))
+    return max(1, min(most, int(free * MEMORY_SHARE) // each))
+
+
+def slot_bytes(model: TargetModel, *, has_static_steps: bool = False) -> int:
+    """KV memory of one session."""
+    return KVCache(
+        model.config,
+        num_slots=1,
+        num_rows=Target.ROWS,
+        num_spare=NUM_SPARE * has_static_steps,
+        device="meta",
+        dtype=model.transformer.tok_embeddings.weight.dtype,
+    ).num_bytes
