@@ -26,7 +26,7 @@ from ciar_cloud.bundle import FrontModel
 from ciar_cloud.config import ServeConfig
 from ciar_cloud.credentials import TlsFiles, server_credentials
 from ciar_cloud.engines import make_engine
-from ciar_cloud.interceptor import KeyInterceptor
+from ciar_cloud.interceptor import KeyInterceptor, ReadingInterceptor
 from ciar_cloud.keys import KeyRing
 from ciar_cloud.metrics import CloudMetrics
 from ciar_cloud.servicer import Servicer
@@ -92,7 +92,9 @@ class CloudServer:
     async def start(self) -> int:
         """Listen and serve; returns the port. Raises `InvalidInput` if it cannot be had."""
         config = self.config
-        interceptors = [KeyInterceptor(self._keys, self.metrics)] if self._keys else []
+        interceptors: list[aio.ServerInterceptor] = [ReadingInterceptor()]
+        if self._keys:
+            interceptors.insert(0, KeyInterceptor(self._keys, self.metrics))
         server = self._server = aio.server(options=OPTIONS, interceptors=interceptors)
         pb_grpc.add_CollaborationServicer_to_server(self._servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)

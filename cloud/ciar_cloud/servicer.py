@@ -25,7 +25,7 @@ from ciar.types import ImageRequest, ModelInfo, Prefix, Timings, Verdict, Verify
 from ciar.v1 import collaboration_pb2 as pb
 from ciar.v1 import collaboration_pb2_grpc as pb_grpc
 from ciar_cloud.engines import AnyEngine
-from ciar_cloud.interceptor import caller_of
+from ciar_cloud.interceptor import caller_of, check_readable
 from ciar_cloud.keys import Caller, KeyRing
 from ciar_cloud.observer import Observer
 from ciar_cloud.scheduler import Outcome
@@ -115,12 +115,14 @@ class Servicer(pb_grpc.CollaborationServicer):
         await context.abort(*wire.status_from_error(error))
 
     async def _get_model(self, request: pb.GetModelRequest) -> pb.GetModelResponse:
+        check_readable(request)
         wire.check_protocol_version(request.protocol_version)
         return wire.model_info_to_proto(self.info)
 
     async def _inject_prefix(
         self, request: pb.PrefixInjectRequest, context: Context
     ) -> pb.PrefixInjectResponse:
+        check_readable(request)
         self.observer.bytes_moved(num_up=request.ByteSize())
         image, dtype = wire.prefix_request_from_proto(request, info=self.info)
         session, prompt = await self.open_session(image, self.caller(context))
@@ -330,6 +332,7 @@ class Stream:
         message = await self._context.read()
         if message is aio.EOF:
             return None
+        check_readable(message)
         assert isinstance(message, pb.VerifyBatchRequest)
         self._observer.bytes_moved(num_up=message.ByteSize())
         return message
