@@ -57,7 +57,7 @@ NUMBERS: dict[int, st.SearchStrategy[Any]] = {
 
 def values(field: FieldDescriptor) -> st.SearchStrategy[Any]:
     """Of a field, for the constructor of its message."""
-    if field.type == FieldDescriptor.TYPE_MESSAGE:
+    if field.message_type is not None:
         one: st.SearchStrategy[Any] = messages(field.message_type)
     else:
         one = NUMBERS[field.type]
@@ -148,18 +148,22 @@ def streams() -> st.SearchStrategy[list[bytes]]:
 
 
 async def inject(channel: aio.Channel, data: bytes) -> StatusCode:
-    call = channel.unary_unary(PREFIX)(data, timeout=TIMEOUT)
-    return await call.code()
+    method: Any = channel.unary_unary(PREFIX)
+    call = method(data, timeout=TIMEOUT)
+    code: StatusCode = await call.code()
+    return code
 
 
 async def converse(channel: aio.Channel, data: list[bytes]) -> StatusCode:
-    call = channel.stream_stream(VERIFY)(iter_of(data), timeout=TIMEOUT)
+    method: Any = channel.stream_stream(VERIFY)
+    call = method(iter_of(data), timeout=TIMEOUT)
     try:
         async for _ in call:
             pass
     except aio.AioRpcError:
         pass
-    return await call.code()
+    code: StatusCode = await call.code()
+    return code
 
 
 async def iter_of(data: list[bytes]) -> Any:
