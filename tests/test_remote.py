@@ -243,7 +243,7 @@ async def edge_image(
     )
 
 
-@pytest.mark.parametrize("mode", ["blocking", "exact"])
+@pytest.mark.parametrize("mode", ["blocking", "optimistic", "exact"])
 @pytest.mark.parametrize("budget", [0.0, 0.3, 1.0])
 def test_an_image_over_the_wire_is_the_local_one(
     run: Run, model: CloudModel, edge: EdgeModel, mode: Mode, budget: float
