@@ -66,6 +66,11 @@ class Pace:
         tokens = math.ceil((self._trip + 0.5 * self._step) / self._draft)
         return min(max(tokens, MIN_WINDOW), MAX_WINDOW)
 
+    @property
+    def most_flights(self) -> int:
+        """Batches that keep the cloud busy: (r + C) / C. More would only wait there."""
+        return max(1, round(self._trip / self._step)) if self._step else 1
+
     def drafted(self, seconds: float) -> None:
         self._draft = follow(self._draft, seconds)
 
@@ -147,7 +152,8 @@ class OptimisticDecoder(Decoder):
         num_asked = sum(step.is_uncertain for step in self._unsent)
         is_full = len(self._unsent) >= link.max_batch_tokens
         is_idle = not self._flights
-        is_doubtful = num_asked * self._agreement.doubt >= CUT
+        has_room = len(self._flights) < self._pace.most_flights
+        is_doubtful = has_room and num_asked * self._agreement.doubt >= CUT
         if is_full or (num_asked and (is_idle or is_doubtful)):
             self._send(link)
 
