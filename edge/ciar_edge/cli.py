@@ -233,7 +233,8 @@ def settle(params: Mapping[str, Any], flags: Set[str]) -> dict[str, Any]:
     params = dict(params)
     if params["exact"] and params["offline"]:
         raise InvalidInput("offline", True, "give --exact or --offline, not both")
-    if params["optimistic"] and "optimistic" in flags and (params["exact"] or params["offline"]):
+    is_given = "optimistic" in flags and params["optimistic"]
+    if is_given and (params["exact"] or params["offline"]):
         raise InvalidInput("optimistic", True, "leave it out with --exact and --offline")
     if {"budget", "threshold"} <= flags:
         remedy = "give --budget or --threshold, not both"
