@@ -288,6 +288,7 @@ def test_a_full_disk(bundle: Path, tmp_path: Path) -> None:
         (["-o", "nowhere/dog.png"], 6, "output: .*no such folder"),
         (["--threshold", "1", "--budget", "0.1"], 2, "--budget or --threshold, not both"),
         (["--offline", "--exact"], 2, "--exact or --offline, not both"),
+        (["--optimistic", "--exact"], 2, "optimistic: True: leave it out"),
         (["--exact", "--budget", "0.5"], 2, "budget: 0.5: leave it out: --exact verifies"),
         (["--router", "never", "--threshold", "1"], 2, "threshold: 1.0: leave it out"),
     ],

@@ -487,7 +487,7 @@ def test_bad_settings_name_the_field(values: dict[str, Any], field: str) -> None
 
 
 def test_a_mode_without_what_it_needs(pair: Pair, run: Run) -> None:
-    for mode in ("blocking", "exact", "offline"):
+    for mode in ("blocking", "optimistic", "exact", "offline"):
         with pytest.raises(InvalidInput, match="mode"):
             run(
                 generate(

@@ -243,7 +243,7 @@ async def edge_image(
     )
 
 
-@pytest.mark.parametrize("mode", ["blocking", "exact"])
+@pytest.mark.parametrize("mode", ["blocking", "optimistic", "exact"])
 @pytest.mark.parametrize("budget", [0.0, 0.3, 1.0])
 def test_an_image_over_the_wire_is_the_local_one(
     run: Run, model: CloudModel, edge: EdgeModel, mode: Mode, budget: float
@@ -256,7 +256,8 @@ def test_an_image_over_the_wire_is_the_local_one(
             found = await edge_image(verifier, edge, budget=budget, config=config)
         expected = await edge_image(local(model), edge, budget=budget, config=config)
         assert (found.tokens, found.origins) == (expected.tokens, expected.origins)
-        assert found.cloud_forwards == expected.cloud_forwards
+        if mode != "optimistic":  # what it sends together depends on the time that answers take
+            assert found.cloud_forwards == expected.cloud_forwards
         assert found.uplink_bytes > 0
         if mode == "exact" or budget == 1:
             features = model.encoder.encode([PROMPT])[0]

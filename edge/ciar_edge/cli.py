@@ -156,6 +156,14 @@ def generate(
         bool, _option("--exact", help="Verify every token: the cloud's own picture.")
     ] = False,
     offline: Annotated[bool, _option("--offline", help="Use no cloud at all.")] = False,
+    optimistic: Annotated[
+        bool,
+        _option(
+            "--optimistic/--blocking",
+            env="OPTIMISTIC",
+            help="Draft on while the cloud verifies, and go back where it differs.",
+        ),
+    ] = False,
     prefix_rate: Annotated[
         float,
         _option(env="PREFIX_RATE", **FLOAT, help="Share of tokens that the cloud draws first."),
@@ -225,6 +233,9 @@ def settle(params: Mapping[str, Any], flags: Set[str]) -> dict[str, Any]:
     params = dict(params)
     if params["exact"] and params["offline"]:
         raise InvalidInput("offline", True, "give --exact or --offline, not both")
+    is_given = "optimistic" in flags and params["optimistic"]
+    if is_given and (params["exact"] or params["offline"]):
+        raise InvalidInput("optimistic", True, "leave it out with --exact and --offline")
     if {"budget", "threshold"} <= flags:
         remedy = "give --budget or --threshold, not both"
         raise InvalidInput("threshold", params["threshold"], remedy)
@@ -296,7 +307,8 @@ def _draw_options(params: Mapping[str, Any], *, seed: int) -> "DrawOptions":
     from ciar_edge.connection import RemoteConfig
     from ciar_edge.draw import DrawOptions
 
-    mode: Mode = "exact" if params["exact"] else "offline" if params["offline"] else "blocking"
+    modes: tuple[Mode, ...] = ("exact", "offline", "optimistic")
+    mode: Mode = next((name for name in modes if params[name]), "blocking")
     same_name = ("prompt", "model", "cloud", "router", "budget", "threshold")
     sampling = ("temperature", "top_k", "top_p", "cfg_scale", "cfg_interval")
     return DrawOptions(

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 from ciar.errors import InvalidInput
 from ciar.prefix import DEFAULT_PREFIX_RATE, prefix_length
 
-Mode = Literal["blocking", "exact", "offline"]
+Mode = Literal["blocking", "optimistic", "exact", "offline"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 MAX_DRAFT = 256
 
@@ -15,7 +15,8 @@ MAX_DRAFT = 256
 class DecodeConfig:
     """How edge and cloud share the work.
 
-    mode: `blocking` asks for one uncertain token at a time and waits; `exact` has every token
+    mode: `blocking` asks for one uncertain token at a time and waits; `optimistic` drafts on
+        meanwhile, and goes back where the cloud differs; `exact` has every token
         verified, so the image is the cloud's own; `offline` never calls.
     prefix_rate: share of the image that the cloud draws first.
     has_features: send the interval features of kept tokens; without them they enter the cloud as

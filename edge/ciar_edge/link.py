@@ -30,7 +30,7 @@ from ciar_edge.result import Observer, Origins
 
 # Of the cloud, or of another one that took its place: the image is finished alone. `InvalidInput`
 # is not among them: it would be a mistake of this side.
-_LOST = (CloudUnavailable, SessionLost, EngineError, PairMismatch, AccessDenied)
+LOST = (CloudUnavailable, SessionLost, EngineError, PairMismatch, AccessDenied)
 
 
 class Traffic(Protocol):
@@ -130,22 +130,20 @@ class Link:
             return await self._verify(self._kept, uncertain, wants_next=wants_next)
         except DeadlineExceeded:
             self.epoch += 1
-        except _LOST as error:
-            self.lost = str(error) or type(error).__name__
+        except LOST as error:
+            self.lose(error)
         return None
 
     async def _verify(
         self, kept: Sequence[Draft], uncertain: Sequence[Draft], *, wants_next: bool = True
     ) -> Answer:
-        batch = self._batch(kept, uncertain, wants_next=wants_next)
+        flags = [False] * len(kept) + [True] * len(uncertain)
+        batch = self.batch([*kept, *uncertain], flags, wants_next=wants_next)
         started = time.perf_counter()
         try:
-            verdict = await self._session.verify(batch)
+            verdict = await self.verify(batch)
         finally:
-            seconds = time.perf_counter() - started
-            self.wait_seconds += seconds
-        self._account(verdict)
-        self._observer.on_call(batch=batch, verdict=verdict, seconds=seconds)
+            self.wait_seconds += time.perf_counter() - started
         num_agreed = verdict.num_agreed - len(kept)
         assert 0 <= num_agreed <= len(uncertain), "kept tokens stand, and no others are agreed to"
         self.num_acknowledged += verdict.num_agreed
@@ -157,23 +155,46 @@ class Link:
         del self._kept[: len(kept)]
         return Answer(num_agreed, verdict.token)
 
-    def _batch(
-        self, kept: Sequence[Draft], uncertain: Sequence[Draft], *, wants_next: bool
-    ) -> VerifyBatch:
+    async def verify(self, batch: VerifyBatch) -> Verdict:
+        """The cloud's verdict, counted. Raises what the session raises."""
         started = time.perf_counter()
+        verdict = await self._session.verify(batch)
+        self._account(verdict)
+        seconds = time.perf_counter() - started
+        self._observer.on_call(batch=batch, verdict=verdict, seconds=seconds)
+        return verdict
+
+    def batch(
+        self,
+        drafts: Sequence[Draft],
+        uncertain: Sequence[bool],
+        *,
+        position: int | None = None,
+        wants_next: bool = False,
+    ) -> VerifyBatch:
+        """Consecutive drafts, some of them uncertain, as they are sent.
+
+        position: None is the next one to be acknowledged.
+        """
+        started = time.perf_counter()
+        kept = [draft for draft, flag in zip(drafts, uncertain, strict=True) if not flag]
         if kept and self._has_features:
             features = self._drafter.features(kept)
         else:
             features = torch.zeros(len(kept), self._feature_dim)
         self.feature_seconds += time.perf_counter() - started
         return VerifyBatch(
-            position=self.num_acknowledged,
-            tokens=tuple(draft.token for draft in (*kept, *uncertain)),
-            uncertain=(False,) * len(kept) + (True,) * len(uncertain),
+            position=self.num_acknowledged if position is None else position,
+            tokens=tuple(draft.token for draft in drafts),
+            uncertain=tuple(uncertain),
             features=features,
             epoch=self.epoch,
             wants_next=wants_next,
         )
+
+    def lose(self, error: Exception) -> None:
+        """The session is gone for good: the rest of the image is the edge's."""
+        self.lost = str(error) or type(error).__name__
 
     def _account(self, verdict: Verdict) -> None:
         timings = verdict.timings

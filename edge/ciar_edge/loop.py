@@ -2,6 +2,7 @@
 
     blocking  draft x_t. Certain: keep it. Uncertain: send what was kept since the last verdict
               and x_t, and wait
+    optimistic  draft on while uncertain tokens are verified, and go back to the first difference
     exact     draft K tokens ahead, all uncertain, verify them in one batch: the cloud's own image
     offline   no cloud at all
 
@@ -26,6 +27,7 @@ from ciar_edge.decoder import Decoder
 from ciar_edge.drafter import Drafter
 from ciar_edge.link import Link
 from ciar_edge.models import EdgeModel
+from ciar_edge.optimistic import OptimisticDecoder
 from ciar_edge.result import ImageResult, Observer, Silent
 
 _ROWS_PER_TICK = 4  # of noise, drawn without letting other tasks of the event loop run
@@ -116,7 +118,8 @@ async def _together(
             noise_ahead.cancel()
             drafter = Drafter(model.prepared, session.prefix.condition, sampling, noise=noise)
             link = _link(session, drafter, info, config=config, observer=observer)
-            image = Decoder(drafter, router, link, observer=observer, started=started)
+            kind = OptimisticDecoder if config.mode == "optimistic" else Decoder
+            image = kind(drafter, router, link, observer=observer, started=started)
             image.take_prefix(session)
             await (image.decode_exactly(config) if config.mode == "exact" else image.decode())
             return image.result()

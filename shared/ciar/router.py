@@ -70,6 +70,14 @@ class Router:
         """The last token was uncertain, and nobody had to be asked."""
         self.threshold.refund()
 
+    def mark(self) -> object:
+        """What it knows now, for `restore`."""
+        return self.threshold.mark()
+
+    def restore(self, mark: object) -> None:
+        """Forget what was decided since `mark`: it will be decided again, from there on."""
+        self.threshold.restore(mark)
+
 
 def make_router(
     name: str = DEFAULT_ROUTER,

@@ -20,6 +20,14 @@ class Threshold(Protocol):
         """The last token was uncertain, and its answer was there without asking."""
         ...
 
+    def mark(self) -> object:
+        """What it knows now, for `restore`."""
+        ...
+
+    def restore(self, mark: object) -> None:
+        """Forget the tokens since: they are drafted again."""
+        ...
+
 
 class StaticThreshold:
     """Uncertain when `score > tau`."""
@@ -34,6 +42,12 @@ class StaticThreshold:
 
     def refund(self) -> None:
         """Nothing is counted."""
+
+    def mark(self) -> object:
+        return None
+
+    def restore(self, mark: object) -> None:
+        """Nothing is remembered."""
 
 
 class DynamicThreshold:
@@ -65,7 +79,8 @@ class DynamicThreshold:
         self.budget = max(0.0, (budget - spent) / (1 - spent)) if spent < 1 else 0.0
         self.tau = 1 - self.budget
         self._step_size = step_size
-        self._rank = _running_rank() if quantiles is None else _calibrated_rank(quantiles)
+        self._seen = _RunningRank()
+        self._rank = self._seen if quantiles is None else _calibrated_rank(quantiles)
 
     def exceeded(self, score: float) -> bool:
         assert not math.isnan(score), "a score is a number"
@@ -77,6 +92,14 @@ class DynamicThreshold:
 
     def refund(self) -> None:
         self.tau -= self._step_size
+
+    def mark(self) -> object:
+        return self.tau, len(self._seen)
+
+    def restore(self, mark: object) -> None:
+        assert isinstance(mark, tuple), "what mark() gave"
+        self.tau, num_seen = mark
+        self._seen.forget(num_seen)
 
 
 def _calibrated_rank(quantiles: Sequence[float]) -> Callable[[float], float]:
@@ -95,17 +118,28 @@ def _calibrated_rank(quantiles: Sequence[float]) -> Callable[[float], float]:
     return rank
 
 
-def _running_rank() -> Callable[[float], float]:
+class _RunningRank:
     """The share of earlier scores below, counting ties half."""
-    seen: list[float] = []
 
-    def rank(score: float) -> float:
-        below = (bisect_left(seen, score) + bisect_right(seen, score)) / 2
-        share = below / len(seen) if seen else 0.5
-        insort(seen, score)
+    def __init__(self) -> None:
+        self._sorted: list[float] = []
+        self._scores: list[float] = []
+
+    def __len__(self) -> int:
+        return len(self._scores)
+
+    def __call__(self, score: float) -> float:
+        below = (bisect_left(self._sorted, score) + bisect_right(self._sorted, score)) / 2
+        share = below / len(self._sorted) if self._sorted else 0.5
+        insort(self._sorted, score)
+        self._scores.append(score)
         return share
 
-    return rank
+    def forget(self, count: int) -> None:
+        """All but the first `count` scores."""
+        for score in self._scores[count:]:
+            del self._sorted[bisect_left(self._sorted, score)]
+        del self._scores[count:]
 
 
 def check_quantiles(quantiles: Sequence[float]) -> list[float]:

@@ -1,0 +1,198 @@
+"""Optimistic decoding: whatever is in flight, the image is that of blocking decisions."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from ciar.errors import CloudUnavailable, DeadlineExceeded
+from ciar.threshold import DynamicThreshold
+from ciar.types import ImageRequest, ModelInfo, Prefix, Verdict, VerifyBatch
+from ciar.verifier import Session, Verifier
+from ciar_edge.optimistic import MAX_WINDOW, MIN_WINDOW, Pace
+from ciar_edge.result import ImageResult, Origin
+from tests.test_loop import Diary, Pair, Run, T, base, decode, pair, router_for
+
+__all__ = ["pair"]  # the fixture
+
+
+class Distant:
+    """A cloud whose answers take their time, by dice; batches are worked on in order.
+
+    Those of an epoch that a difference has ended are never answered, as by a real cloud.
+    errors: raised in place of the answer to the n-th batch that is worked on.
+    """
+
+    def __init__(
+        self, inner: Verifier, *, seed: int = 0, seconds: float = 0.002, errors: Any = None
+    ) -> None:
+        self.inner, self.dice, self.seconds = inner, random.Random(seed), seconds
+        self.errors: dict[int, Exception] = errors or {}
+        self.batches: list[VerifyBatch] = []
+        self.failed: list[VerifyBatch] = []
+        self.most_in_flight = self.num_void = self.num_worked_on = 0
+
+    async def info(self) -> ModelInfo:
+        return await self.inner.info()
+
+    @asynccontextmanager
+    async def open(self, request: ImageRequest) -> AsyncIterator["DistantSession"]:
+        async with self.inner.open(request) as session:
+            yield DistantSession(self, session)
+
+
+class DistantSession:
+    def __init__(self, cloud: Distant, inner: Session) -> None:
+        self.cloud, self.inner = cloud, inner
+        self.turn = asyncio.Lock()
+        self.epoch = self.num_in_flight = 0
+
+    @property
+    def prefix(self) -> Prefix:
+        return self.inner.prefix
+
+    async def verify(self, batch: VerifyBatch) -> Verdict:
+        cloud = self.cloud
+        cloud.batches.append(batch)
+        self.num_in_flight += 1
+        cloud.most_in_flight = max(cloud.most_in_flight, self.num_in_flight)
+        try:
+            async with self.turn:  # a stream keeps the order
+                await asyncio.sleep(cloud.dice.uniform(0, cloud.seconds))  # the way up
+                if batch.epoch < self.epoch:
+                    cloud.num_void += 1
+                    await asyncio.sleep(3600)
+                error = cloud.errors.get(cloud.num_worked_on)
+                cloud.num_worked_on += 1
+                verdict = await self.inner.verify(batch)
+                if verdict.num_agreed < len(batch.tokens):
+                    self.epoch = batch.epoch + 1
+            if error is not None:
+                cloud.failed.append(batch)
+                raise error
+            await asyncio.sleep(cloud.dice.uniform(0, cloud.seconds))  # the way down
+            return verdict
+        finally:
+            self.num_in_flight -= 1
+
+
+def same(found: ImageResult, expected: ImageResult) -> None:
+    assert found.tokens == expected.tokens
+    assert found.origins == expected.origins
+    assert found.scores == pytest.approx(expected.scores, nan_ok=True)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_it_draws_what_blocking_draws(pair: Pair, run: Run, share: float) -> None:
+    """At a fixed threshold, over seeds and random delays, with several batches in flight."""
+    quantiles = pair.model.calibration["interval"]
+    tau = quantiles[round(100 * (1 - share))]
+    most = num_void = 0
+    for seed in range(34):
+        expected = run(decode(pair, seed=seed, router=router_for(pair, threshold=tau)))
+        cloud = Distant(pair.cloud, seed=seed)
+        found = run(
+            decode(
+                pair,
+                cloud,
+                seed=seed,
+                router=router_for(pair, threshold=tau),
+                mode="optimistic",
+            )
+        )
+        same(found, expected)
+        most, num_void = max(most, cloud.most_in_flight), num_void + cloud.num_void
+    assert most > 1
+
+
+def test_everything_uncertain_is_the_clouds_own_image(pair: Pair, run: Run) -> None:
+    found = run(
+        decode(pair, Distant(pair.cloud), router=router_for(pair, "always"), mode="optimistic")
+    )
+    assert found.tokens == run(base(pair))
+    assert found.round_trips < T - found.prefix_tokens
+
+
+def test_nothing_uncertain_makes_no_call(pair: Pair, run: Run) -> None:
+    cloud = Distant(pair.cloud)
+    found = run(decode(pair, cloud, router=router_for(pair, "never"), mode="optimistic"))
+    assert not cloud.batches and found.counts[Origin.KEPT] == T - found.prefix_tokens
+
+
+def test_batches_keep_to_the_clouds_limit(pair: Pair, run: Run) -> None:
+    small = pair.with_info(max_batch_tokens=3)
+    cloud = Distant(small.cloud)
+    expected = run(decode(pair, router=router_for(pair, threshold=0.5)))
+    found = run(decode(small, cloud, router=router_for(pair, threshold=0.5), mode="optimistic"))
+    same(found, expected)
+    assert max(len(batch.tokens) for batch in cloud.batches) <= 3
+
+
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_a_late_verdict_is_decided_by_the_edge(pair: Pair, run: Run, number: int) -> None:
+    cloud = Distant(pair.cloud, errors={number: DeadlineExceeded("late")})
+    found = run(decode(pair, cloud, router=router_for(pair, "always"), mode="optimistic"))
+    (late,) = cloud.failed
+    assert found.fallbacks == len(late.tokens)
+    start = late.position
+    assert set(found.origins[start : start + len(late.tokens)]) == {Origin.FALLBACK}
+    again = next(batch for batch in cloud.batches if batch.epoch > late.epoch)
+    assert again.position == start and again.tokens[: len(late.tokens)] == late.tokens
+    assert not any(again.uncertain[: len(late.tokens)])
+
+
+def test_a_lost_cloud_does_not_lose_the_image(pair: Pair, run: Run) -> None:
+    cloud = Distant(pair.cloud, errors={2: CloudUnavailable("gone")})
+    found = run(decode(pair, cloud, router=router_for(pair, "always"), mode="optimistic"))
+    assert found.lost == "gone" and found.fallbacks > 0
+    assert found.origins[-1] is Origin.FALLBACK
+
+
+def test_the_observer_is_told_every_token_once_and_in_order(pair: Pair, run: Run) -> None:
+    diary = Diary()
+    found = run(decode(pair, Distant(pair.cloud), observer=diary, mode="optimistic"))
+    assert diary.tokens == list(found.tokens) and len(diary.tokens) == T
+
+
+def test_a_budget_is_kept_by_what_is_decided(pair: Pair, run: Run) -> None:
+    """A rollback takes back what the threshold learned of tokens that never were."""
+    found = run(
+        decode(pair, Distant(pair.cloud), router=router_for(pair, budget=0.5), mode="optimistic")
+    )
+    blocking = run(
+        decode(pair, Distant(pair.cloud), router=router_for(pair, budget=0.5), mode="blocking")
+    )
+    assert abs(found.counts[Origin.KEPT] - blocking.counts[Origin.KEPT]) <= 0.2 * T
+
+
+def test_a_threshold_goes_back() -> None:
+    for quantiles in (None, [i / 100 for i in range(101)]):
+        once, twice = (DynamicThreshold(0.3, quantiles) for _ in range(2))
+        scores = [0.1, 0.9, 0.4, 0.4, 0.7, 0.2]
+        first = [once.exceeded(score) for score in scores]
+        [twice.exceeded(score) for score in scores[:3]]
+        mark = twice.mark()
+        [twice.exceeded(score) for score in (0.95, 0.4, 0.99)]
+        twice.restore(mark)
+        assert [twice.exceeded(score) for score in scores[3:]] == first[3:]
+        assert once.tau == pytest.approx(twice.tau)
+
+
+def test_the_window_follows_what_is_measured() -> None:
+    def verdict(seconds: float) -> Verdict:
+        from ciar.types import Timings
+
+        timings = Timings(compute_seconds=seconds)
+        return Verdict(epoch=0, position=0, num_agreed=1, token=None, timings=timings)
+
+    pace = Pace()
+    assert pace.window == MIN_WINDOW
+    pace.drafted(0.001)
+    pace.answered(0.020, verdict(0.010))
+    assert pace.window == 25  # (r + 1.5 C) / e with r + C = 20 ms
+    for _ in range(50):
+        pace.answered(1.0, verdict(0.010))
+    assert pace.window == MAX_WINDOW
