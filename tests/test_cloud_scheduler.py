@@ -9,7 +9,7 @@ from ciar.errors import DeadlineExceeded, InvalidInput, Overloaded
 from ciar.session import SessionState
 from ciar.types import ImageRequest, SamplingParams, VerifyBatch, no_features
 from ciar_cloud.scheduler import GAP_SECONDS, Job, Scheduler, Seat
-from ciar_cloud.slots import SlotPool
+from ciar_cloud.slots import PATIENCE_SECONDS, SlotPool
 
 ROWS = 5  # of a condition
 
@@ -177,7 +177,9 @@ def test_working_and_just_idle_sessions_keep_their_slots() -> None:
     scheduler, holder, newcomer = new_scheduler(num_slots=1, min_idle=2.0), new_seat(), new_seat()
     scheduler.add(prefix(holder))
     running = scheduler.next_step(0.0).jobs
-    scheduler.add(prefix(newcomer, deadline=9.0))
+    impatient = prefix(newcomer, deadline=9.0)
+    impatient.accepted = 4.5  # it has not waited long
+    scheduler.add(impatient)
     assert scheduler.next_step(1.0).jobs == []
     assert scheduler.wake_at() == 9.0  # only the deadline can change that by itself
     scheduler.end_step([(running[0], True)], 3.0)
@@ -214,6 +216,28 @@ def test_closing_twice_is_harmless() -> None:
 def test_no_slots_is_no_pool() -> None:
     with pytest.raises(InvalidInput, match="slots"):
         SlotPool(0)
+
+
+def test_who_has_waited_long_takes_a_slot_between_two_works_of_another() -> None:
+    """Sessions that are never idle for long share a slot by turns, and none waits for an end."""
+    scheduler = new_scheduler(num_slots=1, min_idle=10.0)
+    busy, other = new_seat(), new_seat()
+    first, waiting = verify(busy), verify(other)
+    scheduler.add(first)
+    assert scheduler.next_step(0.0).jobs == [first]
+    scheduler.add(waiting)
+    assert scheduler.next_step(0.0).jobs == []
+    scheduler.end_step([(first, True)], 0.3)
+    assert scheduler.next_step(0.4).jobs == []
+    assert scheduler.wake_at() == PATIENCE_SECONDS
+    again = verify(busy, epoch=1)
+    scheduler.add(again)
+    assert scheduler.next_step(PATIENCE_SECONDS).jobs == [again]  # it is at work: nothing is taken
+    assert scheduler.wake_at() == math.inf
+    scheduler.end_step([(again, True)], 1.5)
+    assert scheduler.wake_at() == 1.5
+    assert scheduler.next_step(1.5).jobs == [waiting]
+    assert scheduler.slots.num_evictions == 1 and busy.slot is None
 
 
 def test_a_long_catch_up_leaves_room_for_others() -> None:

@@ -38,7 +38,7 @@ class ServeConfig:
     single_process: bool = False  # the model in a thread of the server, not in a process of its own
     dtype: str = "float32"
     cuda_graphs: bool = False  # replay steps of fixed shapes
-    lease_seconds: float = 30.0
+    lease_seconds: float = 5.0
     stuck_seconds: float = 30.0  # work without a step for so long: not alive
     drain_seconds: float = 30.0
     slow_step_seconds: float = 1.0  # steps that take so long are logged and counted; 0: none

@@ -161,7 +161,7 @@ class Scheduler:
                 continue
             rows = min(job.num_rows, self.max_chunk_rows)
             fits = not step.jobs or num_rows + rows <= self.max_step_positions
-            if not fits or (seat.slot is None and not self.slots.lease(seat, now=now)):
+            if not fits or not self._has_slot(seat, now, job.accepted):
                 left.append(seat)
                 continue
             num_rows += rows
@@ -212,8 +212,17 @@ class Scheduler:
         heads = [seat.jobs[0] for seat in self._ready]
         deadline = min(job.deadline for job in heads)
         gaps = [gap_closes_at(job) for job in heads if job.leaves_gap]
-        slot = self.slots.next_lease_at() if len(gaps) < len(heads) else math.inf
+        slot = math.inf
+        if len(gaps) < len(heads):
+            waiting = (job.accepted for job in heads if job.seat.slot is None)
+            slot = self.slots.next_lease_at(min(waiting, default=math.inf))
         return min(deadline, slot, *gaps)
+
+    def _has_slot(self, seat: Seat, now: float, waiting_since: float) -> bool:
+        """Whether it has one, or gets one."""
+        if seat.slot is not None:
+            return True
+        return self.slots.lease(seat, now=now, waiting_since=waiting_since)
 
     def _start(self, job: Job, now: float) -> bool:
         """Whether it is the job's first step."""

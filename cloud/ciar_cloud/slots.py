@@ -3,7 +3,8 @@
 A session without a slot loses nothing but time: its state rebuilds the cache in another slot. Only
 idle holders can lose theirs, least recently used first, and only after `min_idle_seconds`: sessions
 that ask every few milliseconds would otherwise take each other's slots in turns, each time for a
-rebuild.
+rebuild. Whoever has waited for PATIENCE_SECONDS takes that of any idle holder, so that images share
+too few slots by turns of about that long, and none waits for others to be finished.
 """
 
 import math
@@ -25,6 +26,8 @@ class Holder(Protocol):
 
 H = TypeVar("H", bound=Holder)
 
+PATIENCE_SECONDS = 1.0
+
 
 class SlotPool(Generic[H]):
     """`num_slots` slots, 0..num_slots-1. Not thread-safe: its owner holds a lock."""
@@ -42,12 +45,15 @@ class SlotPool(Generic[H]):
     def num_in_use(self) -> int:
         return len(self._holders)
 
-    def lease(self, holder: H, *, now: float) -> bool:
-        """Give `holder` a slot, if need be that of an idle one; false when none can be had now."""
+    def lease(self, holder: H, *, now: float, waiting_since: float = math.inf) -> bool:
+        """Give `holder` a slot, if need be that of an idle one; false when none can be had now.
+
+        waiting_since: when its work came.
+        """
         assert holder.slot is None, "holds a slot already"
         if not self._free:
             victim = min(self._holders.values(), key=lambda h: h.idle_since)
-            if victim.idle_since + self.min_idle_seconds > now:
+            if self._idle_enough_at(victim.idle_since, waiting_since) > now:
                 return False
             self.release(victim)
             victim.forget_slot()
@@ -66,8 +72,13 @@ class SlotPool(Generic[H]):
         self._free.append(holder.slot)
         holder.slot = None
 
-    def next_lease_at(self) -> float:
+    def next_lease_at(self, waiting_since: float = math.inf) -> float:
         """When `lease` may succeed: -inf with a free slot, inf while all holders work."""
         if self._free:
             return -math.inf
-        return min(h.idle_since for h in self._holders.values()) + self.min_idle_seconds
+        idle_since = min(h.idle_since for h in self._holders.values())
+        return self._idle_enough_at(idle_since, waiting_since)
+
+    def _idle_enough_at(self, idle_since: float, waiting_since: float) -> float:
+        is_tired_at = waiting_since + PATIENCE_SECONDS
+        return min(idle_since + self.min_idle_seconds, max(idle_since, is_tired_at))
