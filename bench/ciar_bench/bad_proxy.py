@@ -53,7 +53,8 @@ class BadProxy:
         assert task is not None
         self._tasks.add(task)
         try:
-            await self._carry(reader, writer)
+            with suppress(asyncio.CancelledError, OSError):  # the proxy ends; nobody is there
+                await self._carry(reader, writer)
         finally:
             self._tasks.discard(task)
             await abort(writer)
