@@ -234,9 +234,10 @@ def test_who_has_waited_long_takes_a_slot_between_two_works_of_another() -> None
     scheduler.add(again)
     assert scheduler.next_step(PATIENCE_SECONDS).jobs == [again]  # it is at work: nothing is taken
     assert scheduler.wake_at() == math.inf
-    scheduler.end_step([(again, True)], 1.5)
-    assert scheduler.wake_at() == 1.5
-    assert scheduler.next_step(1.5).jobs == [waiting]
+    later = PATIENCE_SECONDS + 0.5
+    scheduler.end_step([(again, True)], later)
+    assert scheduler.wake_at() == later
+    assert scheduler.next_step(later).jobs == [waiting]
     assert scheduler.slots.num_evictions == 1 and busy.slot is None
 
 

@@ -26,7 +26,7 @@ class Holder(Protocol):
 
 H = TypeVar("H", bound=Holder)
 
-PATIENCE_SECONDS = 1.0
+PATIENCE_SECONDS = 3.0  # less is more rebuilding, more is longer waits
 
 
 class SlotPool(Generic[H]):
