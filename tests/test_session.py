@@ -146,6 +146,30 @@ def test_a_batch_of_kept_tokens_alone_needs_no_answer(target: Target) -> None:
     assert one.tokens == both.tokens
 
 
+@pytest.mark.parametrize("position", [0, 3, T - 1])
+def test_a_kept_token_behind_cached_ones_alone_is_fed_too(target: Target, position: int) -> None:
+    """There is nothing new to compute: the row before it is, again."""
+    kept = VerifyBatch(
+        position=position,
+        tokens=(9,),
+        uncertain=(False,),
+        features=torch.ones(1, 4),
+        epoch=1,
+        wants_next=False,
+    )
+    session, other = new_session(), new_session()
+    for one in (session, other):
+        run(target, PrefixWork(one, T))
+    assert verify(target, session, kept) == Verdict(
+        epoch=1, position=position, num_agreed=1, token=None
+    )
+    other.forget_cache()
+    other.restore(history(session))
+    if position < T - 1:
+        then = all_uncertain(session, [7], position + 1)
+        assert verify(target, session, then) == verify(target, other, then, slot=1)
+
+
 def mixed_batch(position: int, length: int, seed: int) -> VerifyBatch:
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(24, (length,), generator=generator).tolist()

@@ -176,11 +176,11 @@ class SessionState:
         logits, are never divided. Then `take_part` says that another feed must follow.
         """
         tokens = self.tokens + list(drafted.tokens) if drafted else self.tokens
-        start = self._start(first_needed)
-        position = max(start, 0)
         end = min(len(tokens), self.num_tokens - 1)  # nothing follows the last of an image
         if drafted and not drafted.wants_next:
             end = min(end, len(tokens) - 1)
+        start = self._start(first_needed, end)
+        position = max(start, 0)
         num_outputs = max(0, end - first_needed + 1)
         part_end = self._end_of_part(start, end - num_outputs, max_rows)
         self._part_end = None
@@ -226,12 +226,12 @@ class SessionState:
         end = max(position + room, 0 if start == NOT_PREFILLED else position + 1)
         return end if end < most else None
 
-    def _start(self, first_needed: int) -> int:
-        """First position to feed, so that there is at least one.
+    def _start(self, first_needed: int, end: int) -> int:
+        """First position to feed, so that there is at least one before `end`.
 
         NOT_PREFILLED: the condition first (it brings logits for position 0).
         """
-        return min(self.num_cached, first_needed - 1, self.num_tokens - 2)
+        return min(self.num_cached, first_needed - 1, end - 1)
 
     def accept(self, drafted: TokenSpan | None, count: int, token: int | None) -> None:
         """`count` drafted tokens stand and `token`, if any, follows them."""
