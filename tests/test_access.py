@@ -4,6 +4,8 @@ import asyncio
 import hashlib
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 import trustme
@@ -192,9 +194,8 @@ def test_probes_need_neither_key_nor_certificate(
                 done = await asyncio.to_thread(probe, *arguments)
                 assert (done.exit_code, done.stdout) == (0, f"{word}\n")
             async with aio.insecure_channel(address) as channel:
-                with pytest.raises(aio.AioRpcError) as error:
-                    await Client(client.server, port, channel).stub.GetModel(pb.GetModelRequest())
-            assert error.value.code() is StatusCode.UNIMPLEMENTED
+                found = await statuses(Client(client.server, port, channel), ())
+            assert set(found.values()) == {StatusCode.UNIMPLEMENTED}, found
             await client.server.drain()
             done = await asyncio.to_thread(probe)
             assert isinstance(done.exception, CloudUnavailable)
@@ -238,6 +239,29 @@ def test_without_the_key_nothing_but_health_answers(
             }
 
     run(ask())
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics", "/ciar.v1.Collaboration/GetModel"])
+def test_the_metrics_port_tells_no_more_than_metrics(
+    run: Any, model: CloudModel, keys: Path, path: str
+) -> None:
+    """It asks for no key, so it listens on loopback, and takes nothing in."""
+    add_key(keys, "alice", Limits())
+    port = free_port()
+
+    def ask(data: bytes | None) -> bytes:
+        with urlopen(f"http://127.0.0.1:{port}{path}", data=data, timeout=5) as page:
+            return bytes(page.read())
+
+    async def scrape() -> None:
+        async with cloud(model, keys=keys, metrics_port=port):
+            page = await asyncio.to_thread(ask, None)
+            lines = [line for line in page.splitlines() if not line.startswith(b"#")]
+            assert lines and all(line.startswith(b"ciar_cloud_") for line in lines)
+            with pytest.raises(HTTPError, match="405|501"):
+                await asyncio.to_thread(ask, b"data")
+
+    run(scrape())
 
 
 def image(seed: int = 5) -> ImageRequest:
