@@ -75,8 +75,9 @@ class Pace:
         self._draft = follow(self._draft, seconds)
 
     def answered(self, seconds: float, verdict: Verdict) -> None:
-        self._trip = follow(self._trip, seconds)
-        self._step = follow(self._step, verdict.timings.compute_seconds)
+        timings = verdict.timings
+        self._trip = follow(self._trip, seconds - timings.queue_seconds)  # not behind other batches
+        self._step = follow(self._step, timings.compute_seconds)
 
 
 def follow(value: float, new: float) -> float:
