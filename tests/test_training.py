@@ -21,7 +21,7 @@ from ciar.picture import load_vq
 from ciar.target import TargetModel
 from ciar_train import steps
 from ciar_train.codes import Conditions
-from ciar_train.draft import DraftTrainer
+from ciar_train.draft import DraftShape, DraftTrainer
 from ciar_train.draft_step import run_draft, run_eagle
 from ciar_train.eagle import load_eagle
 from ciar_train.export import export_target
@@ -33,7 +33,7 @@ from ciar_train.run_folder import RunFolder
 from ciar_train.sizes import Size, load_size, size_names
 from ciar_train.target import foresight_loss, misread
 from ciar_train.tokenizer import steady_share
-from ciar_train.variants import run_variant
+from ciar_train.variants import run_variant, with_draft
 from tests.tiny import vq_f4
 
 CPU = World(0, 1, torch.device("cpu"))
@@ -320,6 +320,15 @@ def test_an_adopted_bundle_keeps_its_tokens_and_trains_on(run: RunFolder, tmp_pa
     steps.run_target(again)
     first, later = (losses(r.root / "target" / "metrics.jsonl")[-1] for r in (run, again))
     assert later < first
+
+
+@pytest.mark.parametrize("name", ["mini", "mini-cpu", "mini-short"])
+def test_a_draft_without_tables_counts_no_pictures(name: str) -> None:
+    """As the variants' are, whatever the size's own draft has."""
+    size = load_size(name)
+    plain = with_draft(size, replace(size.draft, shape=DraftShape()))
+    assert plain.data.counted == 0
+    assert with_draft(size, size.draft) == size
 
 
 @pytest.mark.parametrize("name", ["anchor", "plain", "two-layers"])

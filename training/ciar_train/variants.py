@@ -19,6 +19,7 @@ from ciar_train.draft_job import CLOUD_IMAGES, PROTOCOL_IMAGES
 from ciar_train.draft_step import run_draft
 from ciar_train.plan import TrainingPlan
 from ciar_train.run_folder import BUNDLE, RunFolder
+from ciar_train.sizes import Size
 from ciar_train.steps import adopt
 
 
@@ -53,6 +54,13 @@ def shorter(plan: DraftPlan) -> DraftPlan:
     )
 
 
+def with_draft(size: Size, plan: DraftPlan) -> Size:
+    """The size with another draft; pictures are counted only if somebody has tables to fill."""
+    has_tables = size.transformer.neighbours.ngrams or plan.shape.neighbours.ngrams
+    counted = size.data.counted if has_tables else 0
+    return replace(size, draft=plan, data=replace(size.data, counted=counted))
+
+
 def run_variant(run: RunFolder, name: str) -> RunFolder:
     """Train it, or go on with it; returns its run folder."""
     if name not in VARIANTS:
@@ -65,7 +73,7 @@ def run_variant(run: RunFolder, name: str) -> RunFolder:
         start, before = run.variant(PLAIN) / BUNDLE, f"ciar-train variant {PLAIN}"
     if not (start / "edge" / CONFIG_FILE).exists():
         raise InvalidInput("run", str(run.root), f"first run {before}")
-    variant = replace(run, root=run.variant(name), size=replace(run.size, draft=plan))
+    variant = replace(run, root=run.variant(name), size=with_draft(run.size, plan))
     if run.world.is_main and not variant.bundle.exists():
         share_contexts(run, variant, images_of=run.root if name == PLAIN else run.variant(PLAIN))
         adopt(variant, start)
