@@ -32,7 +32,8 @@ CONFIG = RemoteConfig(deadline_seconds=600, prefix_seconds=600, max_resumes=1000
 @dataclass(frozen=True, kw_only=True)
 class LoadPlan:
     """edges: how many at a time, in turns.  images: of each edge in a round.
-    crowd: edges of the last part, 0: none; `crowd_images` of each.
+    crowd: edges of the last part, 0: none; `crowd_images` of each.  seed: of the first image,
+    the others count on.
     """
 
     edges: tuple[int, ...] = (1, 8, 32)
@@ -40,6 +41,7 @@ class LoadPlan:
     rounds: int = 3
     crowd: int = 64
     crowd_images: int = 2
+    seed: int = 1
 
 
 @dataclass(kw_only=True)
@@ -83,8 +85,14 @@ class Cell:
 
     def ratio(self, value: Callable[[Burst], float]) -> tuple[float, float, float]:
         """CIAR over base: median, least and largest of the rounds."""
-        found = [value(a) / value(b) for a, b in zip(self.ciar, self.base, strict=True)]
+        pairs = zip(self.ciar, self.base, strict=True)
+        found = [quotient(value(a), value(b)) for a, b in pairs]
         return statistics.median(found), min(found), max(found)
+
+    @property
+    def faults(self) -> list[str]:
+        count = sum(len(burst.errors) for burst in (*self.ciar, *self.base))
+        return [f"{count} errors with {self.num_edges} edges"] if count else []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,18 +112,22 @@ class Crowd:
     @property
     def slowest_over_median(self) -> float:
         seconds = self.burst.image_seconds
-        return max(seconds) / statistics.median(seconds)
+        return quotient(max(seconds, default=0.0), percentile(seconds, 50))
 
     @property
     def throughput_over_alone(self) -> float:
         alone = statistics.median(burst.images_per_second for burst in self.alone)
-        return self.burst.images_per_second / alone
+        return quotient(self.burst.images_per_second, alone)
+
+    @property
+    def num_errors(self) -> int:
+        return sum(len(burst.errors) for burst in (self.burst, *self.alone))
 
     @property
     def faults(self) -> list[str]:
         """What is asked of a cloud and does not hold."""
         asked = {
-            f"{len(self.burst.errors)} errors": not self.burst.errors,
+            f"{self.num_errors} errors": not self.num_errors,
             "an image took over twice the median": self.slowest_over_median <= 2,
             "throughput under 3 times that of one edge": self.throughput_over_alone >= 3,
             "p99 of health checks of a second or more": percentile(self.health_seconds, 99) < 1,
@@ -123,6 +135,11 @@ class Crowd:
             f"left behind: {self.left}": not any(self.left.values()),
         }
         return [fault for fault, holds in asked.items() if not holds]
+
+
+def quotient(a: float, b: float) -> float:
+    """Not a number where nothing was drawn, so that it satisfies no limit."""
+    return a / b if b else float("nan")
 
 
 def percentile(values: Sequence[float], q: float) -> float:
@@ -181,12 +198,12 @@ async def measure_load(
     metrics: URL of its page.
     """
     torch.set_num_threads(1)
-    seeds = itertools.count(1)
+    seeds = itertools.count(plan.seed)
     async with RemoteVerifier(address, config=CONFIG) as verifier:
         info = await verifier.info()
 
     async def one(edge: ScriptedEdge, num_edges: int, num_images: int) -> Burst:
-        return await burst(
+        found = await burst(
             address,
             metrics,
             edge,
@@ -195,6 +212,9 @@ async def measure_load(
             num_images=num_images,
             seeds=seeds,
         )
+        for error in found.errors:
+            progress(f"an image failed: {error}")
+        return found
 
     cells = [Cell(num_edges=n, ciar=[], base=[]) for n in plan.edges]
     for number in range(1 + plan.rounds):  # the first one warms up

@@ -40,6 +40,9 @@ def load(
     crowd_images: Annotated[
         int, typer.Option(min=1, help="Images of each of these.")
     ] = DEFAULTS.crowd_images,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of the first image; the others count on.")
+    ] = DEFAULTS.seed,
     options: Annotated[
         str, typer.Option(help="More options of ciar-cloud serve, as one text.")
     ] = "",
@@ -48,7 +51,12 @@ def load(
     """One cloud under many edges: throughput, fairness, what the server adds, health checks."""
     console, port = Console(stderr=True), free_port()
     plan = LoadPlan(
-        edges=tuple(edges), images=images, rounds=rounds, crowd=crowd, crowd_images=crowd_images
+        edges=tuple(edges),
+        images=images,
+        rounds=rounds,
+        crowd=crowd,
+        crowd_images=crowd_images,
+        seed=seed,
     )
     most = max([*edges, crowd])
     more = ["--engine-process", "--metrics-port", str(port), "--slots", str(most)]
@@ -61,8 +69,10 @@ def load(
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(found)
-    if crowded and crowded.faults:
-        raise EngineError("; ".join(crowded.faults))
+    faults = list(chain.from_iterable(cell.faults for cell in cells))
+    faults += crowded.faults if crowded else []
+    if faults:
+        raise EngineError("; ".join(faults))
 
 
 def load_markdown(cells: Sequence[Cell], crowd: Crowd | None, plan: LoadPlan, *, model: str) -> str:
@@ -78,8 +88,9 @@ def head(plan: LoadPlan, model: str) -> Iterator[str]:
         f"model and no thinking time: they keep tokens by dice and ask for {CIAR.calls:.0%} of "
         f"them, the prefix ({CIAR.prefix_rate:.1%}) included. `base`: the cloud alone draws all "
         f"tokens ({BASE.prefix_rate:.0%} prefix), in the same steps over all images. "
-        f"{plan.rounds} rounds after one to warm up, CIAR and base in turns; medians, in brackets "
-        "the least and the largest ratio of a round."
+        f"{plan.rounds} rounds after one to warm up, CIAR and base in turns, {plan.images} an "
+        f"edge and round, seeds from {plan.seed} on; medians, in brackets the least and the "
+        "largest ratio of a round."
     )
     yield ""
 
@@ -131,7 +142,7 @@ def crowd_lines(crowd: Crowd | None) -> Iterator[str]:
     yield ""
     yield "| what | asked | found |"
     yield "| --- | --- | --- |"
-    yield f"| images, errors | 0 errors | {len(burst.image_seconds)}, {len(burst.errors)} |"
+    yield f"| images, errors | 0 errors | {len(burst.image_seconds)}, {crowd.num_errors} |"
     yield f"| slowest image over the median | 2 | {crowd.slowest_over_median:.2f} |"
     yield f"| images/s over one edge alone | 3 | {crowd.throughput_over_alone:.2f} |"
     yield (
@@ -143,7 +154,7 @@ def crowd_lines(crowd: Crowd | None) -> Iterator[str]:
     yield f"| left behind | 0 | {left} |"
     yield ""
     yield (
-        f"Images took {statistics.median(burst.image_seconds):.1f} s (median), steps held "
+        f"Images took {percentile(burst.image_seconds, 50):.1f} s (median), steps held "
         f"{burst.sessions_a_step:.1f} sessions."
     )
 
