@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,6 +34,7 @@ from ciar_edge.connection import RemoteConfig
 from ciar_edge.remote import RemoteVerifier
 
 STALL_SECONDS = 1.0
+NUM_REPLICAS = 3
 PATIENT = RemoteConfig(
     deadline_seconds=600, prefix_seconds=600, resume_seconds=300, max_resumes=1000
 )
@@ -130,16 +131,12 @@ class Truth:
     async def compare(self, outcome: Outcome, found: dict[int, list[int]]) -> None:
         missing = sorted(found.keys() - self.tokens.keys())
         if missing:
-            replica = Replica(self.model, ["--slots", "8"])
-            await asyncio.to_thread(replica.start)
-            try:
-                undisturbed = Outcome(fault="none")
-                drawing = Drawing(replace(self.edge, token_seconds=0.0), undisturbed)
-                await drawing.run(f"127.0.0.1:{replica.port}", iter(missing), 8)
-                assert not undisturbed.errors, undisturbed.errors
-                self.tokens |= drawing.found
-            finally:
-                await asyncio.to_thread(replica.close)
+            undisturbed = Outcome(fault="none")
+            drawing = Drawing(replace(self.edge, token_seconds=0.0), undisturbed)
+            async with Replica(self.model, ["--slots", "8"]).running() as replica:
+                await drawing.run(replica.address, iter(missing), 8)
+            assert not undisturbed.errors, undisturbed.errors
+            self.tokens |= drawing.found
         outcome.num_unlike = sum(self.tokens[seed] != tokens for seed, tokens in found.items())
 
 
@@ -149,14 +146,25 @@ async def measure_faults(
     torch.set_num_threads(1)
     edge = ScriptedEdge(token_seconds=plan.token_seconds)
     truth = Truth(model, edge)
-    third = f"{int(slot_bytes(TargetModel.load(model / 'cloud')) * plan.edges / 9 * 1.01)}"
+    third = int(
+        slot_bytes(TargetModel.load(model / "cloud")) * plan.edges / NUM_REPLICAS / 3 * 1.01
+    )
+    room = ("--slots", str(plan.edges))
+    kills = [(number % NUM_REPLICAS, signal.SIGKILL) for number in range(plan.kills)]
+    roll = [(index, signal.SIGTERM) for index in range(NUM_REPLICAS)]
     injections: dict[str, tuple[str, Inject]] = {
         "engine": ("engine process of a cloud: SIGKILL", kill_engines),
-        "replica": ("one of three replicas behind Envoy: SIGKILL, and its return", kill_replica),
-        "roll": ("all three replicas: SIGTERM, one after the other", roll),
+        "replica": (
+            "one of three replicas behind Envoy: SIGKILL, and its return",
+            end_replicas(kills, *room),
+        ),
+        "roll": (
+            "all three replicas: SIGTERM, one after the other",
+            end_replicas(roll, *room),
+        ),
         "memory": (
             "one SIGKILL and a roll, with KV memory for a third of the images",
-            kill_and_roll_in(third),
+            end_replicas([kills[0], *roll], "--kv-budget", str(third)),
         ),
         "proxy": ("a proxy that delays, cuts and swallows connections", spoil),
         "edge": ("an edge: SIGKILL at any stage", kill_clients),
@@ -194,61 +202,38 @@ async def drawing_at(
 async def kill_engines(
     model: Path, _: str, plan: FaultPlan, edge: ScriptedEdge, outcome: Outcome
 ) -> dict[int, list[int]]:
-    replica = Replica(model, ["--slots", str(plan.edges)])
-    await asyncio.to_thread(replica.start)
-    try:
-        async with drawing_at(f"127.0.0.1:{replica.port}", plan, edge, outcome) as drawing:
-            for _kill in range(plan.kills):
-                assert replica.cloud is not None
-                server, *engines = process_tree(replica.cloud.pid)
-                deaths = await asyncio.to_thread(replica.count, "engine_deaths")
-                os.kill(engines[0], signal.SIGKILL)
-                outcome.num_injected += 1
-                while await asyncio.to_thread(replica.count, "engine_deaths") == deaths:
-                    await asyncio.sleep(0.05)
-                while len(list(process_tree(server))) < 2:
-                    await asyncio.sleep(0.05)
-                await asyncio.sleep(2 * plan.pause_seconds)
-    finally:
-        await asyncio.to_thread(replica.close)
-    return drawing.found
-
-
-async def kill_replica(
-    model: Path, config: str, plan: FaultPlan, edge: ScriptedEdge, outcome: Outcome
-) -> dict[int, list[int]]:
-    site = Site(model, config, options=["--slots", str(plan.edges)])
-    async with site.running(), drawing_at(site.address, plan, edge, outcome) as drawing:
-        for number in range(plan.kills):
-            await site.replace(number % len(site.replicas), signal.SIGKILL)
+    async with (
+        Replica(model, ["--slots", str(plan.edges)]).running() as replica,
+        drawing_at(replica.address, plan, edge, outcome) as drawing,
+    ):
+        for _kill in range(plan.kills):
+            assert replica.cloud is not None
+            server, *engines = process_tree(replica.cloud.pid)
+            deaths = await asyncio.to_thread(replica.count, "engine_deaths")
+            os.kill(engines[0], signal.SIGKILL)
             outcome.num_injected += 1
+            while await asyncio.to_thread(replica.count, "engine_deaths") == deaths:
+                await asyncio.sleep(0.05)
+            while len(list(process_tree(server))) < 2:
+                await asyncio.sleep(0.05)
+            await asyncio.sleep(2 * plan.pause_seconds)
     return drawing.found
 
 
-async def roll(
-    model: Path, config: str, plan: FaultPlan, edge: ScriptedEdge, outcome: Outcome
-) -> dict[int, list[int]]:
-    site = Site(model, config, options=["--slots", str(plan.edges)])
-    async with site.running(), drawing_at(site.address, plan, edge, outcome) as drawing:
-        for index in range(len(site.replicas)):
-            await site.replace(index, signal.SIGTERM)
-            outcome.num_injected += 1
-    return drawing.found
+def end_replicas(ends: Sequence[tuple[int, signal.Signals]], *options: str) -> Inject:
+    """Of three behind Envoy, one after the other; each comes back before the next one goes.
 
-
-def kill_and_roll_in(kv_budget: str) -> Inject:
-    """kv_budget: bytes of each of three replicas."""
+    ends: which, and how.  options: of each replica.
+    """
 
     async def inject(
         model: Path, config: str, plan: FaultPlan, edge: ScriptedEdge, outcome: Outcome
     ) -> dict[int, list[int]]:
-        site = Site(model, config, options=["--kv-budget", kv_budget])
-        async with site.running():
+        async with Site(model, config, count=NUM_REPLICAS, options=options).running() as site:
             async with drawing_at(site.address, plan, edge, outcome) as drawing:
-                await site.replace(0, signal.SIGKILL)
-                for index in range(len(site.replicas)):
-                    await site.replace(index, signal.SIGTERM)
-            outcome.num_injected = 1 + len(site.replicas)
+                for index, how in ends:
+                    await site.replace(index, how)
+                    outcome.num_injected += 1
             outcome.num_evictions = int(await asyncio.to_thread(site.count, "evictions"))
         return drawing.found
 
@@ -258,9 +243,11 @@ def kill_and_roll_in(kv_budget: str) -> Inject:
 async def spoil(
     model: Path, config: str, plan: FaultPlan, edge: ScriptedEdge, outcome: Outcome
 ) -> dict[int, list[int]]:
-    site = Site(model, config, options=["--slots", str(plan.edges)])
-    async with site.running(), BadProxy(site.address, plan.treatment).running() as proxy:
-        drawing = Drawing(edge, outcome)
+    drawing = Drawing(edge, outcome)
+    async with (
+        Site(model, config, options=["--slots", str(plan.edges)]).running() as site,
+        BadProxy(site.address, plan.treatment).running() as proxy,
+    ):
         await drawing.run(proxy.address, iter(range(1, 1 + plan.proxied)), plan.edges)
     outcome.num_injected = proxy.counts["cut"] + proxy.counts["swallowed"]
     outcome.remark = (
@@ -284,13 +271,12 @@ async def kill_clients(
     model: Path, _: str, plan: FaultPlan, edge: ScriptedEdge, outcome: Outcome
 ) -> dict[int, list[int]]:
     """Recovered: no session, slot or work is left. A client draws two images at a time."""
-    replica, dice = Replica(model, []), random.Random(0)
-    await asyncio.to_thread(replica.start)
-    address = f"127.0.0.1:{replica.port}"
-    try:
+    dice, drawing = random.Random(0), Drawing(edge, outcome)
+    async with Replica(model, []).running() as replica:
         for number in range(plan.clients):
             client = subprocess.Popen(
-                [sys.executable, "-c", CLIENT, address, str(100 * number)], stdout=subprocess.PIPE
+                [sys.executable, "-c", CLIENT, replica.address, str(100 * number)],
+                stdout=subprocess.PIPE,
             )
             assert client.stdout is not None
             await asyncio.to_thread(client.stdout.readline)
@@ -303,10 +289,7 @@ async def kill_clients(
             outcome.num_injected += 1
             if any(left.values()):
                 outcome.errors.append(f"client {number} left {left}")
-        drawing = Drawing(edge, outcome)
-        await drawing.run(address, iter(range(1, 5)), 4)
-    finally:
-        await asyncio.to_thread(replica.close)
+        await drawing.run(replica.address, iter(range(1, 5)), 4)
     outcome.remark = "until no session, slot or work of it is left; then four images of another"
     return drawing.found
 

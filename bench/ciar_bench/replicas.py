@@ -33,6 +33,18 @@ class Replica:
         self._counted: dict[str, float] = {}  # by processes that are gone
         self.cloud: CloudProcess | None = None
 
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["Replica"]:
+        await asyncio.to_thread(self.start)
+        try:
+            yield self
+        finally:
+            await asyncio.to_thread(self.close)
+
     def start(self) -> None:
         serving = cloud_process(self._model, core=None, options=self._options)
         self.cloud = self._stack.enter_context(serving)
