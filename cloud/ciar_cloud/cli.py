@@ -31,7 +31,6 @@ from ciar_cloud.process import set_threads, write_ready_file
 from ciar_cloud.solo import draw_picture
 from ciar_cloud.text import check_prompt
 from ciar_cloud.text_features import read_prompts, write_features
-from ciar_cloud.top import show
 
 DEFAULTS, NO_LIMITS = ServeConfig(), Limits()
 NUM_LINES = 4  # of progress, when there is no terminal
@@ -294,6 +293,8 @@ def top(
     count: Annotated[int, option("Looks until it ends, 0: no end.", min=0)] = 0,
 ) -> None:
     """Watch a cloud at work: rates, times, queue, slots and errors. Ctrl-C ends it."""
+    from ciar_cloud.top import show  # reads Prometheus pages, as nobody else here
+
     with suppress(KeyboardInterrupt):
         show(url, seconds=interval, count=count, console=Console())
 

@@ -5,14 +5,9 @@ Imports what it needs to ask, and no torch: a process starts for every question.
 
 from typing import Annotated
 
-import grpc
 import typer
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ciar.errors import CloudUnavailable
-from ciar.v1.collaboration_pb2 import DESCRIPTOR
-
-SERVICE_NAME: str = DESCRIPTOR.services_by_name["Collaboration"].full_name  # as in `ciar.wire`
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -37,7 +32,13 @@ def health_command(
 
 def check_health(address: str, *, is_liveness: bool, seconds: float) -> None:
     """Raises `CloudUnavailable` unless the cloud is ready, or alive. address: without TLS."""
-    service = "" if is_liveness else SERVICE_NAME
+    import grpc  # other commands list this one, and do without
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    from ciar.v1.collaboration_pb2 import DESCRIPTOR
+
+    name = DESCRIPTOR.services_by_name["Collaboration"].full_name  # as in `ciar.wire`
+    service = "" if is_liveness else name
     with grpc.insecure_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         request = health_pb2.HealthCheckRequest(service=service)
@@ -46,5 +47,5 @@ def check_health(address: str, *, is_liveness: bool, seconds: float) -> None:
         except grpc.RpcError as error:
             raise CloudUnavailable(f"no cloud at {address} ({error.code().name})") from None
     if answer.status != health_pb2.HealthCheckResponse.SERVING:
-        name = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
-        raise CloudUnavailable(f"the cloud at {address} says {name}")
+        status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+        raise CloudUnavailable(f"the cloud at {address} says {status}")

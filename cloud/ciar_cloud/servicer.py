@@ -302,30 +302,19 @@ class Stream:
                 return
 
     def _report(self, counts: wire.ImageCounts) -> None:
-        log.info(
-            "image finished",
-            extra=fields(
-                seconds=counts.image_seconds,
-                prefix=counts.num_prefix,
-                kept=counts.num_kept,
-                agreed=counts.num_agreed,
-                drawn=counts.num_drawn,
-                fallback=counts.num_fallback,
-                round_trips=counts.num_round_trips,
-                resumes=counts.num_resumes,
-            ),
-        )
+        tokens = {
+            "prefix": counts.num_prefix,
+            "kept": counts.num_kept,
+            "agreed": counts.num_agreed,
+            "drawn": counts.num_drawn,
+            "fallback": counts.num_fallback,
+        }
+        seconds = counts.image_seconds
+        trips, resumes = counts.num_round_trips, counts.num_resumes
+        extra = fields(seconds=seconds, **tokens, round_trips=trips, resumes=resumes)
+        log.info("image finished", extra=extra)
         self._observer.image_finished(
-            tokens={
-                "prefix": counts.num_prefix,
-                "kept": counts.num_kept,
-                "agreed": counts.num_agreed,
-                "drawn": counts.num_drawn,
-                "fallback": counts.num_fallback,
-            },
-            num_round_trips=counts.num_round_trips,
-            num_resumes=counts.num_resumes,
-            seconds=counts.image_seconds,
+            tokens=tokens, num_round_trips=trips, num_resumes=resumes, seconds=seconds
         )
 
     async def _next(self) -> pb.VerifyBatchRequest | None:

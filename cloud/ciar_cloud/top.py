@@ -45,24 +45,21 @@ class Window:
         seconds = self.last.at - self.first.at
         return self.count(name, **labels) / seconds if seconds > 0 else 0.0
 
-    def share(self, part: float, whole: float) -> float | None:
-        return part / whole if whole else None
-
     @property
     def call_rate(self) -> float | None:
         """Cloud calls a token, of the images that finished."""
         calls = self.count("image_tokens_total", source="prefix") + self.count(
             "image_round_trips_total"
         )
-        return self.share(calls, self.count("image_tokens_total"))
+        return share(calls, self.count("image_tokens_total"))
 
     @property
     def agreement(self) -> float | None:
         accepted = self.count("verified_tokens_total", result="accepted")
-        return self.share(accepted, self.count("verified_tokens_total"))
+        return share(accepted, self.count("verified_tokens_total"))
 
     def mean(self, name: str) -> float | None:
-        return self.share(self.count(f"{name}_sum"), self.count(f"{name}_count"))
+        return share(self.count(f"{name}_sum"), self.count(f"{name}_count"))
 
     def quantile(self, name: str, q: float, **labels: str) -> float | None:
         """Of a histogram, linear within a bucket, as Prometheus has it."""
@@ -81,6 +78,11 @@ class Window:
                 return start + (edge - start) * (wanted - below) / (count - below)
             below, start = count, edge
         return start
+
+
+def share(part: float, whole: float) -> float | None:
+    """None of nothing."""
+    return part / whole if whole else None
 
 
 def label(edge: float) -> str:
