@@ -1,10 +1,10 @@
 """The decoding loop: one prompt to one grid of tokens, over any `Verifier`.
 
-    blocking  draft x_t. Certain: keep it. Uncertain: send what was kept since the last verdict
-              and x_t, and wait
+    blocking    draft x_t. Certain: keep it. Uncertain: send what was kept since the last verdict
+                and x_t, and wait
     optimistic  draft on while uncertain tokens are verified, and go back to the first difference
-    exact     draft K tokens ahead, all uncertain, verify them in one batch: the cloud's own image
-    offline   no cloud at all
+    exact       draft K tokens ahead, all uncertain, verify them in one batch: the cloud's own image
+    offline     no cloud at all
 
 `ciar_edge.decoder` goes through the tokens; here a cloud is asked, checked and opened for it.
 """
@@ -57,17 +57,10 @@ async def generate(
     """
     config, sampling = config or DecodeConfig(), sampling or SamplingParams()
     observer = observer or Silent()
-    started = time.perf_counter()
     with tracing.span("image", mode=config.mode) as span:
-        if config.mode == "offline":
-            condition = _offline_condition(prompt, model, encode_text)
-            result = await _alone(condition, model, router, sampling, observer, started)
-        elif verifier is None:
-            raise InvalidInput("mode", config.mode, "give a cloud, or decode offline")
-        else:
-            result = await _together(
-                prompt, model, router, verifier, config, sampling, observer, started
-            )
+        result = await _decode(
+            prompt, model, router, verifier, config, sampling, encode_text, observer
+        )
         span.set(
             num_tokens=len(result.tokens),
             cloud_forwards=result.cloud_forwards,
@@ -80,32 +73,26 @@ async def generate(
     return result
 
 
-async def _alone(
-    condition: Tensor,
-    model: EdgeModel,
-    router: Router,
-    sampling: SamplingParams,
-    observer: Observer,
-    started: float,
-) -> ImageResult:
-    noise = Noise(sampling.seed, vocab_size=model.draft.config.vocab_size)
-    drafter = Drafter(model.prepared, condition, sampling, noise=noise)
-    image = Decoder(drafter, router, None, observer=observer, started=started)
-    await image.decode()
-    return image.result()
-
-
-async def _together(
+async def _decode(
     prompt: str,
     model: EdgeModel,
     router: Router,
-    verifier: Verifier,
+    verifier: Verifier | None,
     config: DecodeConfig,
     sampling: SamplingParams,
+    encode_text: EncodeText | None,
     observer: Observer,
-    started: float,
 ) -> ImageResult:
     noise = Noise(sampling.seed, vocab_size=model.draft.config.vocab_size)
+    started = time.perf_counter()
+    if config.mode == "offline":
+        condition = _offline_condition(prompt, model, encode_text)
+        drafter = Drafter(model.prepared, condition, sampling, noise=noise)
+        image = Decoder(drafter, router, None, observer=observer, started=started)
+        await image.decode()
+        return image.result()
+    if verifier is None:
+        raise InvalidInput("mode", config.mode, "give a cloud, or decode offline")
     info = await verifier.info()
     check_pair(model, info)
     num_prefix = config.num_prefix(info.num_tokens)

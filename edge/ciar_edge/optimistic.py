@@ -17,11 +17,12 @@ from collections import deque
 from dataclasses import dataclass
 
 from ciar.errors import DeadlineExceeded
+from ciar.router import Router
 from ciar.types import Verdict, VerifyBatch
 from ciar_edge.decoder import Decoder
-from ciar_edge.drafter import Draft
+from ciar_edge.drafter import Draft, Drafter
 from ciar_edge.link import LOST, Link
-from ciar_edge.result import Origin
+from ciar_edge.result import Observer, Origin
 
 MIN_WINDOW, MAX_WINDOW = 4, 96  # tokens drafted ahead
 CUT = 0.5  # expected differences among tokens not sent, at which they follow what is in flight
@@ -91,29 +92,35 @@ class OptimisticDecoder(Decoder):
     behind it are void, and the cloud spends nothing on them.
     """
 
-    async def decode(self) -> None:
-        assert self._link is not None
+    _link: Link
+
+    def __init__(
+        self, drafter: Drafter, router: Router, link: Link, *, observer: Observer, started: float
+    ) -> None:
+        super().__init__(drafter, router, link, observer=observer, started=started)
         self._pace = Pace()
         self._pending: deque[Step] = deque()
         self._unsent: list[Step] = []
         self._flights: deque[Flight] = deque()
+
+    async def decode(self) -> None:
         try:
-            while not self._is_whole(self._link):
+            while not self._is_whole():
                 if self._may_draft:
-                    self._draft_next(self._link)
-                    self._send_what_is_due(self._link)
+                    self._draft_next()
+                    self._send_what_is_due()
                     await asyncio.sleep(0)
                 elif self._flights:
                     await self._wait(self._flights[0])
                 else:
-                    self._send(self._link)
+                    self._send()
         finally:
             self._drop_flights()
 
-    def _is_whole(self, link: Link) -> bool:
+    def _is_whole(self) -> bool:
         """After all answers that have come."""
         while self._flights and self._flights[0].task.done():
-            self._settle(self._flights.popleft(), link)
+            self._settle(self._flights.popleft())
         return len(self._tokens) == self._num_tokens
 
     @property
@@ -121,7 +128,7 @@ class OptimisticDecoder(Decoder):
         has_room = self._drafter.position < self._num_tokens
         return has_room and len(self._pending) < self._pace.window
 
-    def _draft_next(self, link: Link) -> None:
+    def _draft_next(self) -> None:
         started = time.perf_counter()
         draft = self._drafter.draft()
         mark = self._router.mark()
@@ -134,10 +141,10 @@ class OptimisticDecoder(Decoder):
         else:
             self._draft_seconds += seconds
         step = Step(draft, score, is_uncertain, mark)
-        if is_uncertain and link.lost:
+        if is_uncertain and self._link.lost:
             step.is_uncertain, step.origin = False, Origin.FALLBACK
         self._pending.append(step)
-        if not link.lost:
+        if not self._link.lost:
             self._unsent.append(step)
         self._decide_sure_ones()
 
@@ -149,51 +156,49 @@ class OptimisticDecoder(Decoder):
 
     # ------------------------------------------------------------------------------ to the cloud
 
-    def _send_what_is_due(self, link: Link) -> None:
+    def _send_what_is_due(self) -> None:
         num_asked = sum(step.is_uncertain for step in self._unsent)
-        is_full = len(self._unsent) >= link.max_batch_tokens
+        is_full = len(self._unsent) >= self._link.max_batch_tokens
         is_idle = not self._flights
         has_room = len(self._flights) < self._pace.most_flights
         is_doubtful = has_room and num_asked * self._agreement.doubt >= CUT
         if is_full or (num_asked and (is_idle or is_doubtful)):
-            self._send(link)
+            self._send()
 
-    def _send(self, link: Link) -> None:
+    def _send(self) -> None:
         """All up to the last token that is asked for, or a batch full of them."""
-        steps = self._unsent[: link.max_batch_tokens]
-        while steps and len(self._unsent) < link.max_batch_tokens and not steps[-1].is_uncertain:
-            steps.pop()
-        assert steps, "there is something to ask"
+        most = self._link.max_batch_tokens
+        asked = [number for number, step in enumerate(self._unsent) if step.is_uncertain]
+        steps = self._unsent[: most if len(self._unsent) >= most else asked[-1] + 1]
         del self._unsent[: len(steps)]
-        batch = link.batch(
+        batch = self._link.batch(
             [step.draft for step in steps],
             [step.is_uncertain for step in steps],
             position=steps[0].draft.position,
         )
-        task = asyncio.create_task(link.verify(batch))
+        task = asyncio.create_task(self._link.verify(batch))
         self._flights.append(Flight(batch, steps, task, time.perf_counter()))
 
     async def _wait(self, flight: Flight) -> None:
         started = time.perf_counter()
         await asyncio.wait([flight.task])
-        assert self._link is not None
         self._link.wait_seconds += time.perf_counter() - started
 
     # ---------------------------------------------------------------------------- from the cloud
 
-    def _settle(self, flight: Flight, link: Link) -> None:
+    def _settle(self, flight: Flight) -> None:
         try:
             verdict = flight.task.result()
         except DeadlineExceeded:
-            self._decide_alone(flight, link)
+            self._decide_alone(flight)
         except LOST as error:
-            link.lose(error)
-            self._decide_alone(flight, link)
+            self._link.lose(error)
+            self._decide_alone(flight)
         else:
             self._pace.answered(time.perf_counter() - flight.sent, verdict)
-            self._take(flight, verdict, link)
+            self._take(flight, verdict)
 
-    def _take(self, flight: Flight, verdict: Verdict, link: Link) -> None:
+    def _take(self, flight: Flight, verdict: Verdict) -> None:
         end = verdict.position + verdict.num_agreed
         is_different = verdict.num_agreed < len(flight.steps)
         num_asked = sum(step.is_uncertain for step in flight.steps)
@@ -204,10 +209,10 @@ class OptimisticDecoder(Decoder):
             origin = Origin.AGREED if step.is_uncertain else step.origin
             self._decide(step.draft.token, origin, step.score)
         if is_different:
-            self._correct(verdict, link)
+            self._correct(verdict)
         self._decide_sure_ones()
 
-    def _correct(self, verdict: Verdict, link: Link) -> None:
+    def _correct(self, verdict: Verdict) -> None:
         """The cloud drew another token: what followed the edge's is void."""
         assert verdict.token is not None, "a difference names the cloud's token"
         wrong, *behind = self._pending
@@ -217,21 +222,21 @@ class OptimisticDecoder(Decoder):
         self._drop_flights()
         self._pending.clear()
         self._unsent.clear()
-        link.epoch += 1
+        self._link.epoch += 1
         self._drafter.rollback(wrong.draft.position)
         self._drafter.commit(verdict.token)
         self._decide(verdict.token, Origin.CORRECTED, wrong.score)
 
-    def _decide_alone(self, flight: Flight, link: Link) -> None:
+    def _decide_alone(self, flight: Flight) -> None:
         """Its verdict is late, or will never come: the edge decides what it asked for.
 
         The cloud hears of it with the next batch; what else is in flight is sent again with it.
         """
         lost = [step for other in self._flights for step in other.steps]
         self._drop_flights()
-        link.epoch += 1
-        self._unsent = [] if link.lost else [*flight.steps, *lost, *self._unsent]
-        for step in self._pending if link.lost else flight.steps:
+        self._link.epoch += 1
+        self._unsent = [] if self._link.lost else [*flight.steps, *lost, *self._unsent]
+        for step in self._pending if self._link.lost else flight.steps:
             if step.is_uncertain:
                 step.is_uncertain, step.origin = False, Origin.FALLBACK
         self._decide_sure_ones()
@@ -239,4 +244,11 @@ class OptimisticDecoder(Decoder):
     def _drop_flights(self) -> None:
         for flight in self._flights:
             flight.task.cancel()
+            flight.task.add_done_callback(ignore)
         self._flights.clear()
+
+
+def ignore(task: "asyncio.Task[Verdict]") -> None:
+    """Its error, if it has one, is looked at: the loop would report it otherwise."""
+    if not task.cancelled():
+        task.exception()
