@@ -9,15 +9,14 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
+import grpc
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
-from grpc import StatusCode, aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc import StatusCode
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -40,8 +39,6 @@ HARMLESS = frozenset(
         StatusCode.RESOURCE_EXHAUSTED,
     )
 )
-OF_THE_CLIENT = "Internal error from Core"
-
 BOOLS = st.booleans()
 UINTS = st.one_of(st.integers(0, 20), st.integers(0, 2**32 - 1), st.just(2**32 - 1))
 NUMBERS: dict[int, st.SearchStrategy[Any]] = {
@@ -149,35 +146,24 @@ def streams() -> st.SearchStrategy[list[bytes]]:
     return st.tuples(begins, st.lists(pieces(), max_size=5)).map(lambda parts: sum(parts, []))
 
 
-async def inject(channel: aio.Channel, data: bytes) -> tuple[StatusCode, str]:
+def inject(channel: grpc.Channel, data: bytes) -> StatusCode:
     method: Any = channel.unary_unary(PREFIX)
-    call = method(data, timeout=TIMEOUT)
-    return await status(call)
+    return status(lambda: method(data, timeout=TIMEOUT))
 
 
-async def converse(channel: aio.Channel, data: list[bytes]) -> tuple[StatusCode, str]:
-    """The status, as the client has it, which makes an INTERNAL of a write behind the end."""
+def converse(channel: grpc.Channel, data: list[bytes]) -> StatusCode:
     method: Any = channel.stream_stream(VERIFY)
-    call = method(timeout=TIMEOUT)
-    with suppress(aio.AioRpcError, asyncio.InvalidStateError):
-        for one in data:
-            await call.write(one)
-        await call.done_writing()
-    with suppress(aio.AioRpcError):
-        while await call.read() is not aio.EOF:
-            pass
-    return await status(call)
+    return status(lambda: list(method(iter(data), timeout=TIMEOUT)))
 
 
-async def status(call: Any) -> tuple[StatusCode, str]:
-    return await call.code(), await call.details()
-
-
-async def is_well(channel: aio.Channel) -> bool:
-    stub = health_pb2_grpc.HealthStub(channel)
-    question = health_pb2.HealthCheckRequest(service=SERVICE_NAME)
-    answer = await stub.Check(question, timeout=5)  # type: ignore[attr-defined]
-    return bool(answer.status == SERVING)
+def status(call: Callable[[], object]) -> StatusCode:
+    """Of gRPC's threaded client: asyncio's has an INTERNAL of its own for writing too long."""
+    try:
+        call()
+    except grpc.RpcError as error:
+        code: StatusCode = error.code()
+        return code
+    return StatusCode.OK
 
 
 @pytest.mark.parametrize(
@@ -190,23 +176,23 @@ def test_nothing_breaks_the_cloud(
 ) -> None:
     codes: Counter[StatusCode] = Counter()
 
-    async def check(client: Client, channel: aio.Channel, data: Any) -> None:
-        code, details = await send(channel, data)
+    async def check(client: Client, channel: grpc.Channel, data: Any) -> None:
+        code = await asyncio.to_thread(send, channel, data)
         codes[code] += 1
-        assert code in HARMLESS or details == OF_THE_CLIENT, (code, details)
+        assert code in HARMLESS, code
         assert metric(client, "ciar_cloud_errors_total", reason="EngineError") is None  # INTERNAL
-        assert await is_well(channel)
+        assert await client.health() == SERVING
 
-    async def scenario() -> tuple[Client, aio.Channel, Any]:
+    async def scenario() -> tuple[Client, grpc.Channel, Any]:
         serving = cloud(model, lease_seconds=0.2, max_queue=10**6)
         client = await serving.__aenter__()
-        return client, aio.insecure_channel(f"127.0.0.1:{client.port}"), serving
+        return client, grpc.insecure_channel(f"127.0.0.1:{client.port}"), serving
 
-    async def rest(client: Client, channel: aio.Channel, serving: Any) -> None:
+    async def rest(client: Client, channel: grpc.Channel, serving: Any) -> None:
         await asyncio.sleep(0.3)  # leases end
         assert await client.is_free()
         assert await draw(client, 1)
-        await channel.close()
+        channel.close()
         await serving.__aexit__(None, None, None)
 
     client, channel, serving = run(scenario())

@@ -2,8 +2,7 @@
 
 import json
 import logging
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,33 +15,28 @@ from ciar.errors import InvalidInput
 from ciar.logs import about, clean, digest, set_up_logs
 from ciar.v1 import collaboration_pb2 as pb
 from ciar.v1.collaboration_pb2_grpc import CollaborationStub
-from tests.test_edge_cli import command, edge
-from tests.test_edge_cli import wait_until as wait_until_so
+from tests.test_cloud_cli import serving
+from tests.test_edge_cli import edge
 
 PROMPT = "a dog on the zebra"
 
 
 @contextmanager
-def serving(bundle: Path, folder: Path, *options: str) -> Iterator[tuple[str, Path]]:
-    """A cloud process: its address, and the file of its log."""
-    ready, log = folder / "ready", folder / "log"
-    ports = ("--port", "0", "--metrics-port", "0", "--ready-file", ready)
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            command(
-                "ciar_cloud", "serve", "--model", bundle, *ports, *options, "--exit-with-parent"
-            ),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=file,
-        )
-    try:
-        wait_until_so(ready.exists)
-        yield ready.read_text().strip(), log
-    finally:
-        assert process.stdin is not None
-        process.stdin.close()
-        assert process.wait(timeout=30) == 0
+def logging_cloud(bundle: Path, *options: str) -> Iterator[tuple[str, Callable[[], str]]]:
+    """Address of a cloud process; and how to end it, for all that it logged."""
+    with serving(bundle, *options) as (process, line):
+        assert process.stdout is not None
+        while "ready on" not in line:  # libraries log before
+            line = process.stdout.readline()
+            assert line, "the cloud has ended"
+
+        def ended() -> str:
+            process.terminate()
+            text, _ = process.communicate(timeout=30)
+            assert process.returncode == 0, text
+            return text
+
+        yield line.split()[3], ended
 
 
 def objects(text: str) -> list[dict[str, Any]]:
@@ -50,22 +44,22 @@ def objects(text: str) -> list[dict[str, Any]]:
 
 
 def test_both_sides_log_an_image_by_the_same_ids(bundle: Path, tmp_path: Path) -> None:
-    with serving(bundle, tmp_path, "--log-format", "json", "--log-level", "debug") as (cloud, log):
+    options = ("--log-format", "json", "--log-level", "debug")
+    with logging_cloud(bundle, *options) as (cloud, ended):
         done = edge(
             PROMPT, "--model", bundle, "--cloud", cloud, "--quiet", folder=tmp_path,
             CIAR_LOG_FORMAT="json", CIAR_LOG_LEVEL="info",
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        wait_until_so(lambda: "image finished" in log.read_text())
         with grpc.insecure_channel(cloud) as channel:
             stub: Any = CollaborationStub(channel)
             metadata = (("x-request-id", "given by a proxy" + "!" * 100),)
             stub.GetModel(pb.GetModelRequest(protocol_version=1), metadata=metadata, timeout=10)
             with pytest.raises(grpc.RpcError):
                 stub.GetModel(pb.GetModelRequest(protocol_version=7), timeout=10)
+        text = ended()
     (opened,) = objects(done.stderr)
     assert opened["message"] == "session opened" and opened["logger"] == "ciar_edge.remote"
-    text = log.read_text()
     assert not any(word in text for word in ("zebra", *PROMPT.split()[1:2]))
     records = objects(text)
     assert {"time", "level", "logger", "message"} <= set.intersection(*map(set, records))
@@ -88,13 +82,14 @@ def test_slow_steps_are_logged_and_say_what_they_held(
     bundle: Path, tmp_path: Path, mode: str
 ) -> None:
     options = ("--slow-step-seconds", "0.000001", "--log-format", "json", mode)
-    with serving(bundle, tmp_path, *options) as (cloud, log):
+    with logging_cloud(bundle, *options) as (cloud, ended):
         done = edge(
             *(PROMPT, "--model", bundle, "--cloud", cloud, "--prefix-rate", "0.2"), folder=tmp_path
         )
         assert done.returncode == 0, done.stderr
-        wait_until_so(lambda: "image finished" in log.read_text())
-    slow = [r for r in objects(log.read_text()) if r["message"].endswith("slow step")]
+        records = objects(ended())
+    assert any(record["message"] == "image finished" for record in records)
+    slow = [r for r in records if r["message"].endswith("slow step")]
     assert slow[0]["prefixes"] == slow[0]["sessions"] == 1 and slow[-1]["prefixes"] == 0
     assert all(r["level"] == "WARNING" and 0 < r["seconds"] < 60 for r in slow)
     assert all(r["positions"] >= r["most_positions"] > 0 for r in slow)

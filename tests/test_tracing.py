@@ -20,7 +20,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from ciar import tracing
 from ciar.errors import InvalidInput
 from tests.test_edge_cli import edge, report
-from tests.test_logs import serving
+from tests.test_logs import logging_cloud
 
 PROMPT = "a dog on the zebra"
 
@@ -63,9 +63,10 @@ def test_an_image_is_one_trace_through_both_processes(
     bundle: Path, tmp_path: Path, collector: tuple[Collector, str]
 ) -> None:
     found, url = collector
-    with serving(bundle, tmp_path, "--traces", url) as (cloud, _):
+    with logging_cloud(bundle, "--traces", url) as (cloud, ended):
         options = ("--cloud", cloud, "--budget", "1", "--prefix-rate", "0.2", "--traces", url)
         drawn = report(PROMPT, *options, folder=tmp_path, CIAR_MODEL=str(bundle))
+        ended()
     ours, theirs = found.spans["ciar-edge"], found.spans["ciar-cloud"]
     (root,) = [span for span in ours if not span.parent_span_id]
     assert root.name == "image"
@@ -95,9 +96,10 @@ def test_errors_are_told_by_their_class_alone(
     bundle: Path, tmp_path: Path, collector: tuple[Collector, str]
 ) -> None:
     found, url = collector
-    with serving(bundle, tmp_path, "--traces", url) as (cloud, _):
+    with logging_cloud(bundle, "--traces", url) as (cloud, ended):
         options = ("--model", bundle, "--cloud", cloud, "--traces", url)
         done = edge("zebra \x07" * 300, *options, folder=tmp_path)
+        ended()
     assert done.returncode != 0
     (served,) = [s for s in found.spans["ciar-cloud"] if s.name == "PrefixInject"]
     assert served.status.code == Status.STATUS_CODE_ERROR and not served.status.message
@@ -108,8 +110,9 @@ def test_errors_are_told_by_their_class_alone(
 
 def test_a_collector_that_is_gone_costs_no_image(bundle: Path, tmp_path: Path) -> None:
     nowhere = ("--traces", "http://127.0.0.1:1")
-    with serving(bundle, tmp_path, *nowhere) as (cloud, _):
+    with logging_cloud(bundle, *nowhere) as (cloud, ended):
         done = edge(PROMPT, "--model", bundle, "--cloud", cloud, *nowhere, folder=tmp_path)
+        ended()
     assert done.returncode == 0, done.stderr
 
 
