@@ -22,11 +22,6 @@ class Agreement:
         return self._num_agreed >= _WORTHWHILE * (self._num_agreed + self._num_differed)
 
     @property
-    def doubt(self) -> float:
-        """The share of tokens asked for that differ."""
-        return self._num_differed / (self._num_agreed + self._num_differed)
-
-    @property
     def run_length(self) -> int:
         """The length a / (1 - a) that a run of agreements has on average, at least 1."""
         return max(1, math.ceil(self._num_agreed / self._num_differed))

@@ -96,20 +96,32 @@ async def _decode(
     info = await verifier.info()
     check_pair(model, info)
     num_prefix = config.num_prefix(info.num_tokens)
+    is_optimistic = config.mode == "optimistic"
+    num_drawn = 0 if is_optimistic else num_prefix  # the rest of the prefix is drafted, too
     request = ImageRequest(
-        prompt=prompt, sampling=sampling, num_prefix=num_prefix, fingerprint=model.target
+        prompt=prompt, sampling=sampling, num_prefix=num_drawn, fingerprint=model.target
     )
-    noise_ahead = asyncio.create_task(_prepare(noise, range(num_prefix, info.num_tokens)))
+    noise_ahead = asyncio.create_task(_prepare(noise, range(num_drawn, info.num_tokens)))
     try:
         async with verifier.open(request) as session:
             noise_ahead.cancel()
             drafter = Drafter(model.prepared, session.prefix.condition, sampling, noise=noise)
             link = _link(session, drafter, info, config=config, observer=observer)
-            kind = OptimisticDecoder if config.mode == "optimistic" else Decoder
-            image = kind(drafter, router, link, observer=observer, started=started)
-            image.take_prefix(session)
-            await (image.decode_exactly(config) if config.mode == "exact" else image.decode())
-            return image.result()
+            decoder: Decoder
+            if is_optimistic:
+                doubt = model.doubt(router.name)
+                decoder = OptimisticDecoder(
+                    *(drafter, router, link),
+                    doubt=doubt,
+                    num_prefix=num_prefix,
+                    observer=observer,
+                    started=started,
+                )
+            else:
+                decoder = Decoder(drafter, router, link, observer=observer, started=started)
+            decoder.take_prefix(session)
+            await (decoder.decode_exactly(config) if config.mode == "exact" else decoder.decode())
+            return decoder.result()
     finally:
         noise_ahead.cancel()
 

@@ -15,6 +15,7 @@ from ciar.families import make_draft, read_sizes
 from ciar.models.inter_head import DraftModel, InterHeadConfig
 from ciar.router import DEFAULT_ROUTER, ROUTERS
 from ciar.threshold import check_quantiles
+from ciar_edge.doubt import Doubt
 from ciar_edge.drafter import PreparedDraft
 
 _NEEDED = frozenset(("kind", "family", "transformer", "head", "target"))
@@ -35,11 +36,18 @@ class EdgeModel:
     target: str = ""
     router: str = DEFAULT_ROUTER
     calibration: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    _doubts: dict[str, Doubt] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def prepared(self) -> PreparedDraft:
         """The weights laid out for drafting, shared by all images."""
         return PreparedDraft(self.draft)
+
+    def doubt(self, router: str) -> Doubt:
+        """How likely the cloud is to differ, as all images so far have shown; shared by them."""
+        if router not in self._doubts:
+            self._doubts[router] = Doubt(self.calibration.get(router))
+        return self._doubts[router]
 
 
 def load_draft_model(folder: Path) -> EdgeModel:

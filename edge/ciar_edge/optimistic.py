@@ -8,36 +8,45 @@ The cloud's token at a position depends on the seed and on the tokens and featur
 token that turns out to differ takes all behind it back, the router's decisions among them. So with
 the same decisions of the router the image is that of `blocking`, whatever is in flight and however
 long it takes. How far to draft ahead and when to send changes only the time.
+
+The prefix, which is the cloud's, is drafted too: the cloud confirms its own draws in a few batches
+instead of making them one by one.
 """
 
 import asyncio
 import math
 import time
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ciar.errors import DeadlineExceeded
 from ciar.router import Router
 from ciar.types import Verdict, VerifyBatch
 from ciar_edge.decoder import Decoder
+from ciar_edge.doubt import Doubt
 from ciar_edge.drafter import Draft, Drafter
 from ciar_edge.link import LOST, Link
+from ciar_edge.pace import Pace
 from ciar_edge.result import Observer, Origin
-
-MIN_WINDOW, MAX_WINDOW = 4, 96  # tokens drafted ahead
-CUT = 0.5  # expected differences among tokens not sent, at which they follow what is in flight
-MEMORY = 0.8  # of measured times: how much is left after another one
 
 
 @dataclass(eq=False, slots=True)
 class Step:
-    """A drafted token. mark: what the router knew before it decided on the token."""
+    """A drafted token.
+
+    mark: what the router knew before it decided on the token.
+    rank: of its score.  doubt: the probability that the cloud differs; 0 if the edge decides.
+    origin: of a token that the edge decides.
+    """
 
     draft: Draft
     score: float
     is_uncertain: bool
     mark: object
-    origin: Origin = Origin.KEPT  # of a token that the edge decides
+    rank: float
+    doubt: float
+    origin: Origin = Origin.KEPT
 
 
 @dataclass(eq=False, slots=True)
@@ -50,70 +59,45 @@ class Flight:
     sent: float
 
 
-class Pace:
-    """How far it pays to draft ahead, as measured: (r + 1.5 C) / e tokens.
-
-    A verdict takes r + C, C of it the cloud's step; a draft takes e. What is drafted beyond that
-    could have waited for the verdict.
-    """
-
-    def __init__(self) -> None:
-        self._draft = self._trip = self._step = 0.0
-
-    @property
-    def window(self) -> int:
-        if not self._draft:
-            return MIN_WINDOW
-        tokens = math.ceil((self._trip + 0.5 * self._step) / self._draft)
-        return min(max(tokens, MIN_WINDOW), MAX_WINDOW)
-
-    @property
-    def most_flights(self) -> int:
-        """Batches that keep the cloud busy: (r + C) / C. More would only wait there."""
-        return max(1, round(self._trip / self._step)) if self._step else 1
-
-    def drafted(self, seconds: float) -> None:
-        self._draft = follow(self._draft, seconds)
-
-    def answered(self, seconds: float, verdict: Verdict) -> None:
-        timings = verdict.timings
-        self._trip = follow(self._trip, seconds - timings.queue_seconds)  # not behind other batches
-        self._step = follow(self._step, timings.compute_seconds)
-
-
-def follow(value: float, new: float) -> float:
-    return MEMORY * value + (1 - MEMORY) * new if value else new
-
-
 class OptimisticDecoder(Decoder):
     """An image whose uncertain tokens are verified behind the edge's back.
 
     Flights are answered in the order of their positions; of the first that differs the others
     behind it are void, and the cloud spends nothing on them.
+
+    num_prefix: tokens the cloud decides, and no router.
     """
 
     _link: Link
 
     def __init__(
-        self, drafter: Drafter, router: Router, link: Link, *, observer: Observer, started: float
+        self,
+        drafter: Drafter,
+        router: Router,
+        link: Link,
+        *,
+        doubt: Doubt,
+        num_prefix: int,
+        observer: Observer,
+        started: float,
     ) -> None:
         super().__init__(drafter, router, link, observer=observer, started=started)
-        self._pace = Pace()
+        self._doubt, self._pace, self._num_prefix = doubt, Pace(), num_prefix
         self._pending: deque[Step] = deque()
         self._unsent: list[Step] = []
         self._flights: deque[Flight] = deque()
+        self._next: tuple[int, int] | None = None  # a position, and the cloud's token there
 
     async def decode(self) -> None:
         try:
             while not self._is_whole():
-                if self._may_draft:
-                    self._draft_next()
-                    self._send_what_is_due()
-                    await asyncio.sleep(0)
-                elif self._flights:
-                    await self._wait(self._flights[0])
-                else:
+                if self._is_due:
                     self._send()
+                elif self._may_draft:
+                    self._draft_next()
+                else:
+                    await self._wait(self._flights[0])
+                await asyncio.sleep(0)
         finally:
             self._drop_flights()
 
@@ -126,13 +110,14 @@ class OptimisticDecoder(Decoder):
     @property
     def _may_draft(self) -> bool:
         has_room = self._drafter.position < self._num_tokens
-        return has_room and len(self._pending) < self._pace.window
+        return has_room and self._pace.may_draft(
+            len(self._pending), hope=1 - doubt_of(self._pending)
+        )
 
     def _draft_next(self) -> None:
         started = time.perf_counter()
         draft = self._drafter.draft()
-        mark = self._router.mark()
-        score, is_uncertain = self._router.decide(draft.position, draft.head)
+        step = self._step(draft)
         self._drafter.commit(draft.token)
         seconds = time.perf_counter() - started
         self._pace.drafted(seconds)
@@ -140,13 +125,30 @@ class OptimisticDecoder(Decoder):
             self._ahead_seconds += seconds
         else:
             self._draft_seconds += seconds
-        step = Step(draft, score, is_uncertain, mark)
-        if is_uncertain and self._link.lost:
-            step.is_uncertain, step.origin = False, Origin.FALLBACK
+        if step.is_uncertain and self._link.lost:
+            step.is_uncertain, step.origin, step.doubt = False, Origin.FALLBACK, 0.0
         self._pending.append(step)
         if not self._link.lost:
             self._unsent.append(step)
+        self._take_next()
         self._decide_sure_ones()
+
+    def _step(self, draft: Draft) -> Step:
+        mark = self._router.mark()
+        is_prefix = draft.position < self._num_prefix
+        if is_prefix:
+            score, is_uncertain = self._router.score(draft.position, draft.head), True
+        else:
+            score, is_uncertain = self._router.decide(draft.position, draft.head)
+        rank = self._doubt.rank(score)
+        return Step(
+            draft,
+            score=math.nan if is_prefix else score,
+            is_uncertain=is_uncertain,
+            mark=mark,
+            rank=rank,
+            doubt=self._doubt.of(rank) if is_uncertain else 0.0,
+        )
 
     def _decide_sure_ones(self) -> None:
         """What no open question is in front of."""
@@ -156,14 +158,10 @@ class OptimisticDecoder(Decoder):
 
     # ------------------------------------------------------------------------------ to the cloud
 
-    def _send_what_is_due(self) -> None:
-        num_asked = sum(step.is_uncertain for step in self._unsent)
-        is_full = len(self._unsent) >= self._link.max_batch_tokens
-        is_idle = not self._flights
-        has_room = len(self._flights) < self._pace.most_flights
-        is_doubtful = has_room and num_asked * self._agreement.doubt >= CUT
-        if is_full or (num_asked and (is_idle or is_doubtful)):
-            self._send()
+    @property
+    def _is_due(self) -> bool:
+        is_asking = any(step.is_uncertain for step in self._unsent)
+        return is_asking and self._pace.is_due(len(self._flights), doubt=doubt_of(self._unsent))
 
     def _send(self) -> None:
         """All up to the last token that is asked for, or a batch full of them."""
@@ -175,6 +173,7 @@ class OptimisticDecoder(Decoder):
             [step.draft for step in steps],
             [step.is_uncertain for step in steps],
             position=steps[0].draft.position,
+            wants_next=True,
         )
         task = asyncio.create_task(self._link.verify(batch))
         self._flights.append(Flight(batch, steps, task, time.perf_counter()))
@@ -200,23 +199,43 @@ class OptimisticDecoder(Decoder):
 
     def _take(self, flight: Flight, verdict: Verdict) -> None:
         end = verdict.position + verdict.num_agreed
-        is_different = verdict.num_agreed < len(flight.steps)
-        num_asked = sum(step.is_uncertain for step in flight.steps)
-        num_agreed = sum(step.is_uncertain for step in flight.steps[: verdict.num_agreed])
-        self._agreement.learn(num_agreed, num_asked)
         while self._pending and self._pending[0].draft.position < end:
-            step = self._pending.popleft()
-            origin = Origin.AGREED if step.is_uncertain else step.origin
-            self._decide(step.draft.token, origin, step.score)
-        if is_different:
-            self._correct(verdict)
+            self._confirm()
+        if verdict.num_agreed < len(flight.steps):
+            assert verdict.token is not None, "a difference names the cloud's token"
+            self._correct(verdict.token)
+        elif verdict.token is not None:
+            self._next = end, verdict.token
+            self._take_next()
         self._decide_sure_ones()
 
-    def _correct(self, verdict: Verdict) -> None:
-        """The cloud drew another token: what followed the edge's is void."""
-        assert verdict.token is not None, "a difference names the cloud's token"
+    def _take_next(self) -> None:
+        """A verdict brought the cloud's token behind its batch along: it needs no asking for."""
+        if self._next is None or not self._unsent:
+            return
+        (position, token), step = self._next, self._unsent[0]
+        self._next = None
+        if step.draft.position != position or not step.is_uncertain:
+            return
+        if step.draft.token == token:
+            del self._unsent[0]
+            self._confirm()
+        else:
+            self._correct(token)
+
+    def _confirm(self) -> None:
+        """The first pending token stands."""
+        step = self._pending.popleft()
+        if step.is_uncertain:
+            self._doubt.learn(step.rank, differs=False)
+            step.origin = Origin.AGREED
+        self._decide(step.draft.token, step.origin, step.score)
+
+    def _correct(self, token: int) -> None:
+        """The cloud drew another token than the first pending one: what followed that is void."""
         wrong, *behind = self._pending
         assert wrong.is_uncertain, "kept tokens stand"
+        self._doubt.learn(wrong.rank, differs=True)
         if behind:
             self._router.restore(behind[0].mark)
         self._drop_flights()
@@ -224,8 +243,8 @@ class OptimisticDecoder(Decoder):
         self._unsent.clear()
         self._link.epoch += 1
         self._drafter.rollback(wrong.draft.position)
-        self._drafter.commit(verdict.token)
-        self._decide(verdict.token, Origin.CORRECTED, wrong.score)
+        self._drafter.commit(token)
+        self._decide(token, Origin.CORRECTED, wrong.score)
 
     def _decide_alone(self, flight: Flight) -> None:
         """Its verdict is late, or will never come: the edge decides what it asked for.
@@ -238,7 +257,7 @@ class OptimisticDecoder(Decoder):
         self._unsent = [] if self._link.lost else [*flight.steps, *lost, *self._unsent]
         for step in self._pending if self._link.lost else flight.steps:
             if step.is_uncertain:
-                step.is_uncertain, step.origin = False, Origin.FALLBACK
+                step.is_uncertain, step.origin, step.doubt = False, Origin.FALLBACK, 0.0
         self._decide_sure_ones()
 
     def _drop_flights(self) -> None:
@@ -246,6 +265,12 @@ class OptimisticDecoder(Decoder):
             flight.task.cancel()
             flight.task.add_done_callback(ignore)
         self._flights.clear()
+        self._next = None
+
+
+def doubt_of(steps: Iterable[Step]) -> float:
+    """The probability that the cloud differs in one of them."""
+    return 1 - math.prod(1 - step.doubt for step in steps)
 
 
 def ignore(task: "asyncio.Task[Verdict]") -> None:

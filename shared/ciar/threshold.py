@@ -79,8 +79,8 @@ class DynamicThreshold:
         self.budget = max(0.0, (budget - spent) / (1 - spent)) if spent < 1 else 0.0
         self.tau = 1 - self.budget
         self._step_size = step_size
-        self._seen = _RunningRank()
-        self._rank = self._seen if quantiles is None else _calibrated_rank(quantiles)
+        self._seen = RunningRank()
+        self._rank = self._seen if quantiles is None else calibrated_rank(quantiles)
 
     def exceeded(self, score: float) -> bool:
         assert not math.isnan(score), "a score is a number"
@@ -102,7 +102,7 @@ class DynamicThreshold:
         self._seen.forget(num_seen)
 
 
-def _calibrated_rank(quantiles: Sequence[float]) -> Callable[[float], float]:
+def calibrated_rank(quantiles: Sequence[float]) -> Callable[[float], float]:
     """The piecewise linear CDF through the quantiles; ties have their mean rank."""
     values = check_quantiles(quantiles)
     last = len(values) - 1
@@ -118,7 +118,7 @@ def _calibrated_rank(quantiles: Sequence[float]) -> Callable[[float], float]:
     return rank
 
 
-class _RunningRank:
+class RunningRank:
     """The share of earlier scores below, counting ties half."""
 
     def __init__(self) -> None:
@@ -134,6 +134,13 @@ class _RunningRank:
         insort(self._sorted, score)
         self._scores.append(score)
         return share
+
+    def quantiles(self) -> list[float]:
+        """Of what was seen, as a calibration has them."""
+        last = len(self._sorted) - 1
+        return [
+            self._sorted[round(i * last / (NUM_QUANTILES - 1))] for i in range(NUM_QUANTILES)
+        ]
 
     def forget(self, count: int) -> None:
         """All but the first `count` scores."""
