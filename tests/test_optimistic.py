@@ -127,6 +127,49 @@ def test_nothing_uncertain_makes_no_call(pair: Pair, run: Run) -> None:
     assert not cloud.batches and found.counts[Origin.KEPT] == T
 
 
+LATE: Any = {"mode": "optimistic", "has_features": False}
+
+
+def test_kept_tokens_without_any_gap_are_the_clouds_own_image(pair: Pair, run: Run) -> None:
+    for seed in range(8):
+        router, cloud = router_for(pair, "never"), Distant(pair.cloud, seed=seed)
+        found = run(decode(pair, cloud, seed=seed, router=router, max_gap=0.0, **LATE))
+        assert found.tokens == run(base(pair, seed))
+        assert found.late > 0 and not any(gap > 0 for gap in found.gaps)
+
+
+@pytest.mark.parametrize("max_gap", [0.3, 2.0])
+def test_late_verification_is_that_of_one_token_at_a_time(
+    pair: Pair, run: Run, max_gap: float
+) -> None:
+    one, tau = pair.with_info(max_batch_tokens=1), pair.model.calibration["interval"][70]
+    num_late = 0
+    for seed in range(20):
+        options: Any = {"seed": seed, "mode": "optimistic", "max_gap": max_gap}
+        router = [router_for(pair, threshold=tau) for _ in range(2)]
+        expected = run(decode(one, one.cloud, router=router[0], **options))
+        found = run(decode(pair, Distant(pair.cloud, seed=seed), router=router[1], **options))
+        assert (found.tokens, found.origins) == (expected.tokens, expected.origins)
+        kept = [g for g, o in zip(found.gaps, found.origins, strict=True) if o is Origin.KEPT]
+        assert all(gap <= max_gap for gap in kept)
+        num_late += found.late
+    assert num_late > 0
+
+
+def test_a_tolerance_changes_no_more_than_it_allows(pair: Pair, run: Run) -> None:
+    """With epsilon blocking and optimistic agree too; a large one takes whatever was drafted."""
+    for seed in range(10):
+        options: Any = {"seed": seed, "epsilon": 0.5}
+        router = [router_for(pair, "always") for _ in range(3)]
+        expected = run(decode(pair, router=router[0], prefix_rate=0.0, **options))
+        cloud = Distant(pair.cloud, seed=seed)
+        options |= {"mode": "optimistic", "prefix_rate": 0.0}
+        found = run(decode(pair, cloud, router=router[1], **options))
+        assert found.tokens == expected.tokens
+        free = run(decode(pair, cloud, router=router[2], **options | {"epsilon": 1e9}))
+        assert free.counts[Origin.AGREED] == T
+
+
 def test_the_prefix_is_the_clouds(pair: Pair, run: Run) -> None:
     options: Any = {"router": router_for(pair, "never"), "mode": "optimistic"}
     found = run(decode(pair, Distant(pair.cloud), prefix_rate=0.5, **options))

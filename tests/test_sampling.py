@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from ciar.sampling import (
+    Noise,
     coupled_agreement,
     coupled_draw,
+    coupled_gap,
     draw_span,
     filter_logits,
     guide,
@@ -149,3 +151,39 @@ def test_agreement_of_equal_and_of_disjoint_distributions() -> None:
     distance = 0.5 * (p - p.flip(-1)).abs().sum()
     bounds = (float((1 - distance) / (1 + distance)), float(1 - distance))
     assert bounds[0] <= float(coupled_agreement(p, p.flip(-1))) <= bounds[1] + 1e-6
+
+
+def coupled_out(seed: int, epsilon: float, p: Tensor, q: Tensor) -> int:
+    """What is taken of a draft that was drawn from p, where the cloud draws from q."""
+    params = SamplingParams(seed=seed, cfg_scale=1.0)
+    noise = Noise(seed, vocab_size=len(q))
+    drafted = coupled_draw(p, 0, params, noise)
+    own, gap = coupled_gap(q, 0, params, noise, token=drafted)
+    return drafted if gap <= epsilon else own
+
+
+def test_no_tolerance_leaves_the_distribution() -> None:
+    """Chi-square of 100,000 draws over eight tokens, seven degrees of freedom."""
+    p, q = torch.randn(2, 8, generator=torch.Generator().manual_seed(0)) * 1.5
+    draws = [coupled_out(seed, 0.0, p, q) for seed in range(100_000)]
+    found = torch.bincount(torch.tensor(draws), minlength=8)
+    expected = q.softmax(-1) * len(draws)
+    chi_square = float(((found - expected) ** 2 / expected).sum())
+    assert chi_square < 24.3  # 0.1 % of all trials are above
+
+
+@pytest.mark.parametrize("epsilon", [0.25, 1.0])
+def test_a_tolerance_bounds_how_often_any_token_is_taken(epsilon: float) -> None:
+    p, q = torch.randn(2, 8, generator=torch.Generator().manual_seed(1)) * 1.5
+    count = 40_000
+    draws = [coupled_out(seed, epsilon, p, q) for seed in range(count)]
+    found = torch.bincount(torch.tensor(draws), minlength=8) / count
+    most = q.softmax(-1) * math.exp(epsilon)
+    noise = 4 * (most / count).sqrt()
+    assert bool((found <= most + noise).all())
+    exact = [coupled_out(seed, 0.0, p, q) for seed in range(count)]
+    drafted = [
+        coupled_draw(p, 0, SamplingParams(seed=seed, cfg_scale=1.0)) for seed in range(count)
+    ]
+    stands = [sum(a == b for a, b in zip(out, drafted, strict=True)) for out in (draws, exact)]
+    assert stands[0] > 1.02 * stands[1], "more drafts stand"

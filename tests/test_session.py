@@ -38,8 +38,11 @@ def target() -> Target:
     return Target(model, num_slots=2)
 
 
-def new_session(seed: int = 3) -> SessionState:
-    request = ImageRequest(prompt="x", sampling=SamplingParams(seed=seed, cfg_scale=2.0))
+def new_session(
+    seed: int = 3, *, epsilon: float = 0.0, max_gap: float = float("inf")
+) -> SessionState:
+    sampling = SamplingParams(seed=seed, cfg_scale=2.0)
+    request = ImageRequest(prompt="x", sampling=sampling, epsilon=epsilon, max_gap=max_gap)
     condition = torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
     return SessionState(request, condition, num_tokens=T, vocab_size=24, feature_dim=4)
 
@@ -327,3 +330,33 @@ def test_a_part_of_a_work_that_was_given_up_leaves_nothing(target: Target) -> No
     )
     verdict = verify(target, session, batch)
     assert (verdict.num_agreed, verdict.token) == (4, known[4])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_kept_tokens_stand_as_far_as_their_gap_allows(target: Target, seed: int) -> None:
+    """The same batch under growing tolerances: the first token beyond one ends it."""
+    batch = mixed_batch(0, T, seed)
+    session = new_session(seed, max_gap=1e9, epsilon=1e9)
+    gaps = verify(target, session, batch).gaps
+    assert len(gaps) == T and all(gap >= 0 for gap in gaps) and max(gaps) > 0
+    for epsilon, max_gap in ((0.0, 0.0), (0.5, 2.0), (2.0, 0.5), (3.0, float("inf"))):
+        session = new_session(seed, max_gap=max_gap, epsilon=epsilon)
+        verdict = verify(target, session, batch)
+        limits = [epsilon if flag else max_gap for flag in batch.uncertain]
+        beyond = [i for i, (gap, most) in enumerate(zip(gaps, limits, strict=True)) if gap > most]
+        assert verdict.num_agreed == (beyond[0] if beyond else T)
+        expected = gaps[: verdict.num_agreed] if max_gap < float("inf") else ()
+        assert verdict.gaps == pytest.approx(expected, abs=1e-4)
+        if beyond:
+            assert verdict.token != batch.tokens[beyond[0]] and verdict.token is not None
+            assert session.tokens == [*batch.tokens[: beyond[0]], verdict.token]
+            assert not session.features[beyond[0] :].any()
+
+
+def test_a_tolerance_of_nothing_for_kept_tokens_is_the_clouds_own_image(target: Target) -> None:
+    expected, session = image(target), new_session(max_gap=0.0)
+    batch = replace(
+        all_uncertain(session, expected, 0), uncertain=(False,) * T, features=torch.zeros(T, 4)
+    )
+    verdict = verify(target, session, batch)
+    assert verdict.num_agreed == T and verdict.gaps == (0.0,) * T

@@ -139,7 +139,8 @@ def outcome_from_json(value: Head | None) -> Outcome:
     if "timings" in value:
         return Timings(**value["timings"])
     verdict = value["verdict"]
-    return Verdict(**verdict | {"timings": Timings(**verdict["timings"])})
+    parts = {"timings": Timings(**verdict["timings"]), "gaps": tuple(verdict["gaps"])}
+    return Verdict(**verdict | parts)
 
 
 def error_to_json(error: CiarError) -> Head:

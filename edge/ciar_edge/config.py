@@ -1,5 +1,6 @@
 """How an image is decoded: what the user may choose, checked when it is built."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -22,12 +23,18 @@ class DecodeConfig:
     has_features: send the interval features of kept tokens; without them they enter the cloud as
         plain tokens.
     max_draft: most tokens that `exact` drafts ahead of a verification.
+    epsilon: how far an uncertain token's perturbed score may fall short of the cloud's best one, in
+        nats, for it to stand; 0: the cloud has to draw it, too.
+    max_gap: the same for kept tokens, looked at when the cloud has them anyway: `optimistic` goes
+        back to those that fall shorter. 0: all are the cloud's; infinity: nobody looks.
     """
 
     mode: Mode = "blocking"
     prefix_rate: float = DEFAULT_PREFIX_RATE
     has_features: bool = True
     max_draft: int = 16
+    epsilon: float = 0.0
+    max_gap: float = math.inf
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -36,6 +43,16 @@ class DecodeConfig:
             raise InvalidInput("prefix_rate", self.prefix_rate, "give a share from 0 to 1")
         if not 1 <= self.max_draft <= MAX_DRAFT:
             raise InvalidInput("max_draft", self.max_draft, f"give a count from 1 to {MAX_DRAFT}")
+        if not (math.isfinite(self.epsilon) and self.epsilon >= 0):
+            raise InvalidInput("epsilon", self.epsilon, "give a number of nats, 0 or more")
+        if self.epsilon and self.mode == "exact":
+            raise InvalidInput("epsilon", self.epsilon, "exact decoding takes none; give 0")
+        if not self.max_gap >= 0:
+            raise InvalidInput("max_gap", self.max_gap, "give a number of nats, 0 or more")
+        if self.max_gap < math.inf and self.mode != "optimistic":
+            raise InvalidInput(
+                "max_gap", self.max_gap, "only optimistic decoding can go back to kept tokens"
+            )
 
     def num_prefix(self, num_tokens: int) -> int:
         return prefix_length(self.prefix_rate, num_tokens)

@@ -41,6 +41,8 @@ class Decoder:
         self._tokens: list[int] = []
         self._origins: list[Origin] = []
         self._scores: list[float] = []
+        self._gaps: dict[int, float] = {}
+        self._num_late = 0
         self._unknown_words: tuple[str, ...] = ()
         self._started = started
         self._prefix_seconds = self._draft_seconds = self._ahead_seconds = 0.0
@@ -163,6 +165,8 @@ class Decoder:
             tokens=tuple(self._tokens),
             origins=tuple(self._origins),
             scores=tuple(self._scores),
+            gaps=tuple(self._gaps.get(p, math.nan) for p in range(self._num_tokens)),
+            late=self._num_late,
             unknown_words=self._unknown_words,
             lost=link.lost if link else "",
             epochs=link.epoch if link else 0,

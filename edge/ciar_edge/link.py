@@ -65,7 +65,10 @@ class Answer:
 
 
 class Link:
-    """One image's conversation with the cloud."""
+    """One image's conversation with the cloud.
+
+    brings_next: whether verdicts may bring the cloud's token behind their batch along.
+    """
 
     def __init__(
         self,
@@ -74,6 +77,7 @@ class Link:
         info: ModelInfo,
         *,
         has_features: bool,
+        brings_next: bool,
         observer: Observer,
     ) -> None:
         prefix = session.prefix
@@ -88,6 +92,7 @@ class Link:
         self.compute_seconds = prefix.timings.compute_seconds
         self._session, self._drafter, self._observer = session, drafter, observer
         self._has_features, self._feature_dim = has_features, info.feature_dim
+        self._brings_next = brings_next
         self._kept: list[Draft] = []
         self._bonus: int | None = None  # the cloud's token at `num_acknowledged`, if it is known
 
@@ -189,7 +194,7 @@ class Link:
             uncertain=tuple(uncertain),
             features=features,
             epoch=self.epoch,
-            wants_next=wants_next,
+            wants_next=wants_next and self._brings_next,
         )
 
     def lose(self, error: Exception) -> None:

@@ -99,7 +99,12 @@ async def _decode(
     is_optimistic = config.mode == "optimistic"
     num_drawn = 0 if is_optimistic else num_prefix  # the rest of the prefix is drafted, too
     request = ImageRequest(
-        prompt=prompt, sampling=sampling, num_prefix=num_drawn, fingerprint=model.target
+        prompt=prompt,
+        sampling=sampling,
+        num_prefix=num_drawn,
+        fingerprint=model.target,
+        epsilon=config.epsilon,
+        max_gap=config.max_gap,
     )
     noise_ahead = asyncio.create_task(_prepare(noise, range(num_drawn, info.num_tokens)))
     try:
@@ -114,6 +119,7 @@ async def _decode(
                     *(drafter, router, link),
                     doubt=doubt,
                     num_prefix=num_prefix,
+                    looks_at_kept=request.looks_at_kept,
                     observer=observer,
                     started=started,
                 )
@@ -169,5 +175,10 @@ def _link(
     config: DecodeConfig,
     observer: Observer,
 ) -> Link:
-    has_features = config.has_features and config.mode != "exact"
-    return Link(session, drafter, info, has_features=has_features, observer=observer)
+    return Link(
+        *(session, drafter, info),
+        has_features=config.has_features and config.mode != "exact",
+        # Of another token than the cloud's own, only a question tells whether it is near enough.
+        brings_next=not config.epsilon,
+        observer=observer,
+    )

@@ -1,7 +1,7 @@
 """`optimistic`: the edge drafts on while the cloud verifies; a difference takes back what followed.
 
     tokens 0 .. a-1    decided
-    a .. n-1           pending: drafted behind an uncertain token that waits for its verdict
+    a .. n-1           pending: drafted behind a token that waits for its verdict
     s .. n-1           not sent yet; those before s the cloud knows, or will know of its batches
 
 The cloud's token at a position depends on the seed and on the tokens and features before it, and a
@@ -11,6 +11,9 @@ long it takes. How far to draft ahead and when to send changes only the time.
 
 The prefix, which is the cloud's, is drafted too: the cloud confirms its own draws in a few batches
 instead of making them one by one.
+
+Late verification: every kept token passes through the cloud anyway. If the cloud looks at them,
+they wait for its verdict as well, though nobody asks for their sake until the image ends.
 """
 
 import asyncio
@@ -36,6 +39,7 @@ class Step:
     """A drafted token.
 
     mark: what the router knew before it decided on the token.
+    is_open: whether a verdict has to be waited for; an uncertain one is, unless it came to nothing.
     rank: of its score.  doubt: the probability that the cloud differs; 0 if the edge decides.
     origin: of a token that the edge decides.
     """
@@ -43,6 +47,7 @@ class Step:
     draft: Draft
     score: float
     is_uncertain: bool
+    is_open: bool
     mark: object
     rank: float
     doubt: float
@@ -66,6 +71,7 @@ class OptimisticDecoder(Decoder):
     behind it are void, and the cloud spends nothing on them.
 
     num_prefix: tokens the cloud decides, and no router.
+    looks_at_kept: whether the cloud verifies kept tokens, too.
     """
 
     _link: Link
@@ -78,11 +84,13 @@ class OptimisticDecoder(Decoder):
         *,
         doubt: Doubt,
         num_prefix: int,
+        looks_at_kept: bool,
         observer: Observer,
         started: float,
     ) -> None:
         super().__init__(drafter, router, link, observer=observer, started=started)
         self._doubt, self._pace, self._num_prefix = doubt, Pace(), num_prefix
+        self._looks_at_kept = looks_at_kept
         self._pending: deque[Step] = deque()
         self._unsent: list[Step] = []
         self._flights: deque[Flight] = deque()
@@ -110,9 +118,16 @@ class OptimisticDecoder(Decoder):
     @property
     def _may_draft(self) -> bool:
         has_room = self._drafter.position < self._num_tokens
-        return has_room and self._pace.may_draft(
-            len(self._pending), hope=1 - doubt_of(self._pending)
-        )
+        hope = 1 - doubt_of(self._pending)
+        return has_room and self._pace.may_draft(self._num_ahead, hope=hope)
+
+    @property
+    def _num_ahead(self) -> int:
+        """Tokens from the first uncertain one on."""
+        for number, step in enumerate(self._pending):
+            if step.is_uncertain:
+                return len(self._pending) - number
+        return 0
 
     def _draft_next(self) -> None:
         started = time.perf_counter()
@@ -125,8 +140,8 @@ class OptimisticDecoder(Decoder):
             self._ahead_seconds += seconds
         else:
             self._draft_seconds += seconds
-        if step.is_uncertain and self._link.lost:
-            step.is_uncertain, step.origin, step.doubt = False, Origin.FALLBACK, 0.0
+        if self._link.lost:
+            decide_here(step)
         self._pending.append(step)
         if not self._link.lost:
             self._unsent.append(step)
@@ -145,6 +160,7 @@ class OptimisticDecoder(Decoder):
             draft,
             score=math.nan if is_prefix else score,
             is_uncertain=is_uncertain,
+            is_open=is_uncertain or self._looks_at_kept,
             mark=mark,
             rank=rank,
             doubt=self._doubt.of(rank) if is_uncertain else 0.0,
@@ -152,7 +168,7 @@ class OptimisticDecoder(Decoder):
 
     def _decide_sure_ones(self) -> None:
         """What no open question is in front of."""
-        while self._pending and not self._pending[0].is_uncertain:
+        while self._pending and not self._pending[0].is_open:
             step = self._pending.popleft()
             self._decide(step.draft.token, step.origin, step.score)
 
@@ -160,14 +176,23 @@ class OptimisticDecoder(Decoder):
 
     @property
     def _is_due(self) -> bool:
-        is_asking = any(step.is_uncertain for step in self._unsent)
-        return is_asking and self._pace.is_due(len(self._flights), doubt=doubt_of(self._unsent))
+        is_due = self._pace.is_due(len(self._flights), doubt=doubt_of(self._unsent))
+        return is_due and self._num_asking > 0
+
+    @property
+    def _num_asking(self) -> int:
+        """Tokens not sent, up to the last one to ask for: in the end that is any open one."""
+        is_last = self._drafter.position == self._num_tokens
+        asking = (
+            1 + number
+            for number, step in enumerate(self._unsent)
+            if step.is_uncertain or (step.is_open and is_last)
+        )
+        return max(asking, default=0)
 
     def _send(self) -> None:
         """All up to the last token that is asked for, or a batch full of them."""
-        most = self._link.max_batch_tokens
-        asked = [number for number, step in enumerate(self._unsent) if step.is_uncertain]
-        steps = self._unsent[: most if len(self._unsent) >= most else asked[-1] + 1]
+        steps = self._unsent[: min(self._num_asking, self._link.max_batch_tokens)]
         del self._unsent[: len(steps)]
         batch = self._link.batch(
             [step.draft for step in steps],
@@ -199,6 +224,7 @@ class OptimisticDecoder(Decoder):
 
     def _take(self, flight: Flight, verdict: Verdict) -> None:
         end = verdict.position + verdict.num_agreed
+        self._gaps.update(zip(range(verdict.position, end), verdict.gaps, strict=False))
         while self._pending and self._pending[0].draft.position < end:
             self._confirm()
         if verdict.num_agreed < len(flight.steps):
@@ -234,8 +260,13 @@ class OptimisticDecoder(Decoder):
     def _correct(self, token: int) -> None:
         """The cloud drew another token than the first pending one: what followed that is void."""
         wrong, *behind = self._pending
-        assert wrong.is_uncertain, "kept tokens stand"
-        self._doubt.learn(wrong.rank, differs=True)
+        assert wrong.is_open, "what is decided stands"
+        if wrong.is_uncertain:
+            self._doubt.learn(wrong.rank, differs=True)
+        else:
+            self._num_late += 1
+        if self._looks_at_kept:
+            self._gaps[wrong.draft.position] = 0.0
         if behind:
             self._router.restore(behind[0].mark)
         self._drop_flights()
@@ -256,8 +287,7 @@ class OptimisticDecoder(Decoder):
         self._link.epoch += 1
         self._unsent = [] if self._link.lost else [*flight.steps, *lost, *self._unsent]
         for step in self._pending if self._link.lost else flight.steps:
-            if step.is_uncertain:
-                step.is_uncertain, step.origin, step.doubt = False, Origin.FALLBACK, 0.0
+            decide_here(step)
         self._decide_sure_ones()
 
     def _drop_flights(self) -> None:
@@ -266,6 +296,14 @@ class OptimisticDecoder(Decoder):
             flight.task.add_done_callback(ignore)
         self._flights.clear()
         self._next = None
+
+
+def decide_here(step: Step) -> None:
+    """No verdict is to be had: the edge's token stands."""
+    if step.is_uncertain:
+        step.origin = Origin.FALLBACK
+    step.is_uncertain = step.is_open = False
+    step.doubt = 0.0
 
 
 def doubt_of(steps: Iterable[Step]) -> float:

@@ -249,7 +249,11 @@ class RemoteSession:
         flight = self._flights.get((verdict.epoch, verdict.position))
         if flight is None or flight.verdict.done():
             return
-        verdict.check_answers(flight.batch, num_tokens=self._info.num_tokens)
+        verdict.check_answers(
+            flight.batch,
+            num_tokens=self._info.num_tokens,
+            looks_at_kept=self._request.looks_at_kept,
+        )
         self._history.take(flight.batch, verdict)
         self._patience.reset()
         self._trouble = None

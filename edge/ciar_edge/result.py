@@ -55,7 +55,10 @@ def origins_of(decided: Sequence[Origin]) -> Origins:
 class ImageResult:
     """A whole image.
 
-    origins, scores: one per token; a score is NaN where no router looked.
+    origins, scores, gaps: one per token; a score is NaN where no router looked, and a gap (how far
+        the token falls short of what the cloud would have drawn, in nats) where the cloud did not
+        look: everywhere but with `max_gap`.
+    late: kept tokens that the cloud's verdict took back.
     lost: why the cloud was lost in mid-image; empty when it was not.
     cloud_forwards: forward passes in the cloud, those of answers that came too late left out.
     round_trips: answered batches.  resumes: sessions rebuilt on another stream.
@@ -69,6 +72,8 @@ class ImageResult:
     tokens: tuple[int, ...]
     origins: tuple[Origin, ...]
     scores: tuple[float, ...]
+    gaps: tuple[float, ...] = ()
+    late: int = 0
     unknown_words: tuple[str, ...] = ()
     lost: str = ""
     epochs: int = 0

@@ -114,13 +114,34 @@ def coupled_draw(
     Distributed as their sampling view, fixed by the seed. noise: that of the seed, if somebody may
     have drawn it before.
     """
+    return int(perturbed(logits, position, params, noise).argmax())
+
+
+def coupled_gap(
+    logits: Tensor, position: int, params: SamplingParams, noise: Noise, *, token: int
+) -> tuple[int, float]:
+    """The token that `coupled_draw` gives, and how far another one's perturbed score falls short.
+
+    In nats; infinite for a token that cannot be drawn. If a token is taken in place of the draw
+    wherever its gap is at most epsilon, none is taken more than e^epsilon times as often as it is
+    drawn, however the token was found: its own score has to reach the best of all less epsilon.
+    """
+    scores = perturbed(logits, position, params, noise)
+    own = int(scores.argmax())
+    return own, float(scores[own] - scores[token])
+
+
+def perturbed(
+    logits: Tensor, position: int, params: SamplingParams, noise: Noise | None = None
+) -> Tensor:
+    """The scores [V] that a coupled draw takes the largest of: sampling view plus noise."""
     view = filter_logits(
         logits, temperature=params.temperature, top_k=params.top_k, top_p=params.top_p
     )
     if params.temperature:
         noise = noise or Noise(params.seed, vocab_size=view.shape[-1])
         view = view + noise.row(position).to(view.device)
-    return int(view.argmax())
+    return view
 
 
 def draw_span(logits: Tensor, position: int, params: SamplingParams) -> list[int]:

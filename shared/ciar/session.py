@@ -12,6 +12,7 @@ anything here can be repeated, rolled back or rebuilt in another slot without ch
 batch that comes twice finds the verdict it had: see `SessionState.answer_to`.
 """
 
+import math
 import zlib
 from collections.abc import Sequence
 
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ciar.errors import InvalidInput
-from ciar.sampling import Noise, coupled_draw
+from ciar.sampling import Noise, coupled_draw, coupled_gap
 from ciar.target import Feed
 from ciar.types import ImageRequest, TokenSpan, Verdict, VerifyBatch
 
@@ -316,20 +317,39 @@ class VerifyWork:
         if session.take_part():
             return False
         first = self._first_needed
-        count, token = len(batch.tokens), None
-        for index, is_uncertain in enumerate(batch.uncertain):
-            if is_uncertain:
-                own = self._draw(logits, batch.position + index, first)
-                if own != batch.tokens[index]:
-                    count, token = index, own
-                    break
+        count, token, gaps = len(batch.tokens), None, []
+        for index, drafted in enumerate(batch.tokens):
+            tolerance = self._tolerance(index)
+            if tolerance == math.inf:
+                continue
+            own, gap = self._compare(logits[batch.position + index - first], index)
+            if own != drafted and (gap > tolerance or not tolerance):
+                count, token = index, own
+                break
+            gaps.append(gap)
         if token is None and batch.wants_next and batch.end < session.num_tokens:
             token = self._draw(logits, batch.end, first)
         self.verdict = Verdict(
-            epoch=batch.epoch, position=batch.position, num_agreed=count, token=token
+            epoch=batch.epoch,
+            position=batch.position,
+            num_agreed=count,
+            token=token,
+            gaps=tuple(gaps) if session.request.looks_at_kept else (),
         )
         session.take(batch, self.verdict)
         return True
+
+    def _tolerance(self, index: int) -> float:
+        """How far a token may fall short; infinity: nobody looks."""
+        request = self.session.request
+        return request.epsilon if self.batch.uncertain[index] else request.max_gap
+
+    def _compare(self, logits: Tensor, index: int) -> tuple[int, float]:
+        """The cloud's own token in place of a drafted one, and the gap of that one."""
+        session, batch = self.session, self.batch
+        sampling, noise = session.request.sampling, session.noise
+        position, token = batch.position + index, batch.tokens[index]
+        return coupled_gap(logits, position, sampling, noise, token=token)
 
     def _draw(self, logits: Tensor, position: int, first: int) -> int:
         session = self.session
@@ -338,6 +358,8 @@ class VerifyWork:
 
     @property
     def _first_needed(self) -> int:
-        """Position of the first uncertain token, or the one after the batch."""
+        """Position of the first token to compare, or the one after the batch."""
+        if self.session.request.looks_at_kept:
+            return self.batch.position
         flags = self.batch.uncertain
         return self.batch.position + (flags.index(True) if True in flags else len(flags))

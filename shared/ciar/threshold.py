@@ -138,9 +138,7 @@ class RunningRank:
     def quantiles(self) -> list[float]:
         """Of what was seen, as a calibration has them."""
         last = len(self._sorted) - 1
-        return [
-            self._sorted[round(i * last / (NUM_QUANTILES - 1))] for i in range(NUM_QUANTILES)
-        ]
+        return [self._sorted[round(i * last / (NUM_QUANTILES - 1))] for i in range(NUM_QUANTILES)]
 
     def forget(self, count: int) -> None:
         """All but the first `count` scores."""

@@ -60,12 +60,28 @@ class ImageRequest:
     num_prefix: tokens the cloud draws before the edge starts (`floor(rho * T)`).
     fingerprint: of the checkpoint pair the edge holds; the cloud refuses another one. Empty: do
         not check.
+    epsilon: how far an uncertain token's perturbed score may fall short of the best one, in nats,
+        for it to stand; 0: it stands if the cloud draws it, too.
+    max_gap: the same for kept tokens; infinity: they stand, and nobody looks.
     """
 
     prompt: str
     sampling: SamplingParams
     num_prefix: int = 0
     fingerprint: str = ""
+    epsilon: float = 0.0
+    max_gap: float = math.inf
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.epsilon) and self.epsilon >= 0):
+            raise InvalidInput("epsilon", self.epsilon, "give a number of nats, 0 or more")
+        if not self.max_gap >= 0:
+            raise InvalidInput("max_gap", self.max_gap, "give a number of nats, 0 or more")
+
+    @property
+    def looks_at_kept(self) -> bool:
+        """Whether the cloud compares the tokens that the edge kept, too."""
+        return self.max_gap < math.inf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +186,8 @@ class Verdict:
         included.
     token: the cloud's own token at `position + num_agreed`, the first difference or the next
         position; None after the last position of the image, and where none was wanted.
+    gaps: how far the perturbed score of each token that stands falls short of the best one, in
+        nats, if kept tokens are looked at; empty when they are not, or the batch came twice.
     """
 
     epoch: int
@@ -177,17 +195,23 @@ class Verdict:
     num_agreed: int
     token: int | None
     timings: Timings = field(default_factory=Timings)
+    gaps: tuple[float, ...] = ()
 
-    def check_answers(self, batch: VerifyBatch, *, num_tokens: int) -> None:
+    def check_answers(
+        self, batch: VerifyBatch, *, num_tokens: int, looks_at_kept: bool = False
+    ) -> None:
         """Raise `InvalidInput` if it cannot be the answer to the batch."""
         size = len(batch.tokens)
         if self.num_agreed > size:
             raise InvalidInput("num_agreed", self.num_agreed, f"the batch has {size} tokens")
-        if self.num_agreed < size and not batch.uncertain[self.num_agreed]:
+        is_kept = self.num_agreed < size and not batch.uncertain[self.num_agreed]
+        if is_kept and not looks_at_kept:
             raise InvalidInput("num_agreed", self.num_agreed, "kept tokens stand")
         is_needed = self.num_agreed < size or (batch.wants_next and batch.end < num_tokens)
         if self.token is None and is_needed:
             raise InvalidInput("token", None, "give the cloud's own")
+        if self.gaps and len(self.gaps) != self.num_agreed:
+            raise InvalidInput("gaps", len(self.gaps), f"give {self.num_agreed}, one a token")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

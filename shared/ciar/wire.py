@@ -9,7 +9,7 @@ Errors travel as gRPC statuses: see `ciar.status`.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -147,6 +147,8 @@ def image_request_to_proto(request: ImageRequest) -> pb.ImageRequest:
         sampling=sampling_to_proto(request.sampling),
         num_prefix=request.num_prefix,
         fingerprint=request.fingerprint,
+        epsilon=request.epsilon,
+        max_gap=request.max_gap if request.looks_at_kept else None,
     )
 
 
@@ -165,6 +167,8 @@ def image_request_from_proto(message: pb.ImageRequest, *, info: ModelInfo) -> Im
         sampling=sampling_from_proto(message.sampling, defaults=info.sampling),
         num_prefix=message.num_prefix,
         fingerprint=message.fingerprint,
+        epsilon=message.epsilon,
+        max_gap=message.max_gap if message.HasField("max_gap") else math.inf,
     )
 
 
@@ -261,6 +265,7 @@ def verdict_to_proto(verdict: Verdict) -> pb.Verdict:
         num_agreed=verdict.num_agreed,
         token=verdict.token,
         timings=timings_to_proto(verdict.timings),
+        gaps=verdict.gaps,
     )
 
 
@@ -278,7 +283,14 @@ def verdict_from_proto(message: pb.Verdict, *, info: ModelInfo) -> Verdict:
         num_agreed=message.num_agreed,
         token=token,
         timings=timings_from_proto(message.timings),
+        gaps=_gaps(message.gaps),
     )
+
+
+def _gaps(values: Sequence[float]) -> tuple[float, ...]:
+    if not all(gap >= 0 for gap in values):
+        raise InvalidInput("gaps", min(values), "give numbers of nats, 0 or more")
+    return tuple(values)
 
 
 def finish_to_proto(counts: ImageCounts) -> pb.Finish:

@@ -234,6 +234,8 @@ class ImageRequest(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     NUM_PREFIX_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
+    EPSILON_FIELD_NUMBER: _builtins.int
+    MAX_GAP_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """Version of this protocol that the edge speaks (count, starts at 1); another one is refused."""
     prompt: _builtins.str
@@ -243,6 +245,14 @@ class ImageRequest(_message.Message):
     fingerprint: _builtins.str
     """Fingerprint of the checkpoint pair that the edge holds (text); another one is refused. Empty:
     not compared.
+    """
+    epsilon: _builtins.float
+    """How far the perturbed score of an uncertain token may fall short of the best one for the token to
+    stand (nats, at least 0); 0: it stands if the cloud draws it, too.
+    """
+    max_gap: _builtins.float
+    """The same for the tokens that the edge kept (nats, at least 0). Left out: they stand, whatever
+    the cloud would have drawn.
     """
     @_builtins.property
     def sampling(self) -> Global___SamplingParams:
@@ -256,12 +266,16 @@ class ImageRequest(_message.Message):
         sampling: Global___SamplingParams | None = ...,
         num_prefix: _builtins.int = ...,
         fingerprint: _builtins.str = ...,
+        epsilon: _builtins.float = ...,
+        max_gap: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_gap", b"_max_gap", "max_gap", b"max_gap", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "num_prefix", b"num_prefix", "prompt", b"prompt", "protocol_version", b"protocol_version", "sampling", b"sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_gap", b"_max_gap", "epsilon", b"epsilon", "fingerprint", b"fingerprint", "max_gap", b"max_gap", "num_prefix", b"num_prefix", "prompt", b"prompt", "protocol_version", b"protocol_version", "sampling", b"sampling"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__max_gap: _TypeAlias = _typing.Literal["max_gap"]  # noqa: Y015
+    _WhichOneofArgType__max_gap: _TypeAlias = _typing.Literal["_max_gap", b"_max_gap"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_gap) -> _WhichOneofReturnType__max_gap | None: ...
 
 Global___ImageRequest: _TypeAlias = ImageRequest  # noqa: Y015
 
@@ -558,7 +572,8 @@ Global___TokenSpan: _TypeAlias = TokenSpan  # noqa: Y015
 @_typing.final
 class Batch(_message.Message):
     """The cloud extends its cache by the kept tokens as they are and draws its own token, with the noise
-    of the position, for each uncertain one; the first that differs ends the batch.
+    of the position, for each uncertain one; the first that differs ends the batch. With max_gap it
+    draws for kept tokens, too, and one whose gap is larger differs.
 
     Without waiting for a verdict the edge may send further batches of the same epoch, each starting
     where the one before it ended. A verdict that does not agree with its whole batch voids those in
@@ -606,6 +621,7 @@ class Verdict(_message.Message):
     NUM_AGREED_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
+    GAPS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """Epoch of the batch answered (count)."""
     position: _builtins.int
@@ -622,6 +638,12 @@ class Verdict(_message.Message):
     def timings(self) -> Global___Timings:
         """What the batch cost."""
 
+    @_builtins.property
+    def gaps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Only with max_gap: how far the perturbed score of each token that stands falls short of the best
+        one (nats, at least 0; 0: the cloud draws it, too). Left out for a batch that came twice.
+        """
+
     def __init__(
         self,
         *,
@@ -630,10 +652,11 @@ class Verdict(_message.Message):
         num_agreed: _builtins.int = ...,
         token: _builtins.int | None = ...,
         timings: Global___Timings | None = ...,
+        gaps: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_token", b"_token", "timings", b"timings", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_token", b"_token", "epoch", b"epoch", "num_agreed", b"num_agreed", "position", b"position", "timings", b"timings", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_token", b"_token", "epoch", b"epoch", "gaps", b"gaps", "num_agreed", b"num_agreed", "position", b"position", "timings", b"timings", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__token: _TypeAlias = _typing.Literal["token"]  # noqa: Y015
     _WhichOneofArgType__token: _TypeAlias = _typing.Literal["_token", b"_token"]  # noqa: Y015
