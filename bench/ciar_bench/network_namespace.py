@@ -15,6 +15,7 @@ from ciar_bench.slow_link import SlowLink
 PREFIX = "ciar-bench-"
 NAMESPACES = Path("/run/netns")  # of `ip netns`
 QUEUE_PACKETS = 100_000  # so that nothing is dropped but by `loss`
+FREE_BANDWIDTH = 1e11  # no limit
 PROBE = SlowLink(rtt=0.001, jitter=0.001, bandwidth=1e9, loss=0.01)
 
 
@@ -66,10 +67,7 @@ class NetworkNamespace:
             return
         try:
             for tc, device in devices:
-                start = (*tc, "qdisc", "add", "dev", device)
-                call(*start, "root", "handle", "1:", "netem", *netem(link))
-                if link.jitter:  # in netem's own queue packets overtake each other
-                    call(*start, "parent", "1:1", "pfifo", "limit", str(QUEUE_PACKETS))
+                call(*tc, "qdisc", "add", "dev", device, "root", "netem", *netem(link))
             yield address
         finally:
             for tc, device in devices:
@@ -84,8 +82,8 @@ def netem(link: SlowLink) -> list[str]:
         options.append(f"{1e6 * link.jitter / 2:.0f}us")
     if link.loss:
         options += ["loss", f"{100 * link.loss:g}%"]
-    if link.bandwidth:
-        options += ["rate", f"{link.bandwidth:.0f}bit"]
+    if link.bandwidth or link.jitter:  # without a rate jitter lets packets overtake each other
+        options += ["rate", f"{link.bandwidth or FREE_BANDWIDTH:.0f}bit"]
     return options
 
 
