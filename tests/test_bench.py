@@ -15,14 +15,14 @@ import torch
 from typer.testing import CliRunner
 
 from ciar.checkpoint import DEFAULT_MODEL, find_model, fingerprint
-from ciar.errors import CheckpointError, CloudUnavailable, InvalidInput
+from ciar.errors import CheckpointError, CloudUnavailable, EngineError, InvalidInput
 from ciar.models.text_encoder import TextEncoder
 from ciar.picture import Painter
 from ciar.target import TargetModel
 from ciar.threshold import StaticThreshold
 from ciar.types import SamplingParams
 from ciar.uncertainty import TENSOR_SCORES
-from ciar_bench import cli, latency_cli
+from ciar_bench import cli, latency_cli, latency_table
 from ciar_bench.cloud_process import cloud_process
 from ciar_bench.emulation import Proxies
 from ciar_bench.latency import METHODS, Cell, LatencyPlan, Round, measure_latency
@@ -179,15 +179,15 @@ def test_a_latency_report_is_shown_whole(reports: list[CellReport], plan: Latenc
     found = json.loads(json.dumps([asdict(report) for report in reports]))
     assert found[1]["link"]["rtt"] == 0.005
     assert set(found[0]["methods"]) == set(METHODS)
-    text = latency_cli.markdown(reports, "latency of tiny", plan)
+    text = latency_table.markdown(reports, "latency of tiny", plan)
     assert text.startswith("# latency of tiny\n")
     assert "the model's router at a static threshold" in text
     for report in reports:
         assert f"## {report.link} ({report.carrier})" in text
         assert f"| {report.link} | {report.methods['base']['seconds'].median:.3f} | " in text
-    written = {name for name, _, _ in latency_cli.ROWS}
+    written = {name for name, _, _ in latency_table.ROWS}
     assert all(f"\n| {name} | " in text for name in written)
-    keys = {key for _, key, _ in latency_cli.ROWS}
+    keys = {key for _, key, _ in latency_table.ROWS}
     assert keys == {key for found in reports[0].methods.values() for key in found}
 
 
@@ -416,6 +416,22 @@ def test_an_unknown_model_ends_with_its_exit_code(
         cli.main()
     assert caught.value.code == CheckpointError.exit_code
     assert "error: model: 'nowhere'" in capsys.readouterr().err
+
+
+def test_other_tokens_at_a_static_threshold_are_an_error(
+    monkeypatch: pytest.MonkeyPatch, reports: list[CellReport], tmp_path: Path
+) -> None:
+    """Behind the report, which says what else was found."""
+    unequal = [reports[0], replace(reports[1], equal_images=0.5)]
+    monkeypatch.setattr(latency_cli, "measure", lambda *_: unequal)
+    out = tmp_path / "latency.md"
+    monkeypatch.setattr(
+        "sys.argv", ["ciar-bench", "latency", "--threshold", "1", "--out", str(out)]
+    )
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == EngineError.exit_code
+    assert "the same tokens in 50% of images" in out.read_text()
 
 
 def test_edge_and_cloud_get_a_core_each() -> None:
