@@ -36,7 +36,7 @@ generate: $(call stamp,edge)  ## Draw PROMPT="..." into OUT=file.png (ARGS: more
 serve: $(call stamp,edge)  ## Run a cloud (ARGS: options of ciar-cloud serve)
 	@$(BIN)/ciar-cloud serve $(ARGS)
 
-bench-latency: $(call stamp,bench)  ## Measure latency: base, blocking and exact (ARGS: options)
+bench-latency: $(call stamp,bench)  ## Measure latency: the cloud alone, blocking, optimistic, exact (ARGS: options)
 	@$(BIN)/ciar-bench latency $(ARGS)
 
 # The drafter of EAGLE and the variants of the draft are no part of a bundle, so they are trained:

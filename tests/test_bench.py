@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,15 +15,18 @@ import torch
 from typer.testing import CliRunner
 
 from ciar.checkpoint import DEFAULT_MODEL, find_model, fingerprint
-from ciar.errors import CheckpointError, CloudUnavailable
+from ciar.errors import CheckpointError, CloudUnavailable, EngineError, InvalidInput
 from ciar.models.text_encoder import TextEncoder
 from ciar.picture import Painter
 from ciar.target import TargetModel
+from ciar.threshold import StaticThreshold
 from ciar.types import SamplingParams
 from ciar.uncertainty import TENSOR_SCORES
-from ciar_bench import cli
-from ciar_bench.cloud_process import cloud_process, cores
-from ciar_bench.latency import LatencyPlan, LatencyReport, Round, measure_latency, summarize
+from ciar_bench import cli, latency_cli, latency_table
+from ciar_bench.cloud_process import cloud_process
+from ciar_bench.emulation import Proxies
+from ciar_bench.latency import METHODS, Cell, LatencyPlan, Round, measure_latency
+from ciar_bench.latency_report import CellReport, Spread, measures, report_cell, spread
 from ciar_bench.pair import write_random_pair
 from ciar_bench.routing import (
     CEILING,
@@ -30,13 +36,14 @@ from ciar_bench.routing import (
     report_routing,
     watch_routing,
 )
+from ciar_bench.slow_link import SlowLink
 from ciar_bench.workload import seeded_prompts
 from ciar_cloud.bundle import load_cloud_model
 from ciar_edge.loop import check_pair
 from ciar_edge.models import EdgeModel, load_draft_model
 from ciar_edge.result import ImageResult, Origin
 from ciar_train.sizes import Size, load_size
-from tests.tiny import TEXT_DIM, write_bundle
+from tests.tiny import PROMPT, TEXT_DIM, write_bundle
 
 GRID = 4
 T = GRID * GRID
@@ -49,90 +56,204 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def latency(bundle: Path, run: Any) -> tuple[LatencyReport, list[str]]:
-    """A report over a real socket, and what was said on the way."""
-    lines: list[str] = []
+def plan(bundle: Path) -> LatencyPlan:
+    """At a static threshold, so that optimistic and blocking draw the same tokens."""
+    quantiles = load_draft_model(bundle / "edge").calibration["interval"]
+    links = (SlowLink(), SlowLink(rtt=0.005))
+    return LatencyPlan(links=links, rounds=3, threshold=quantiles[50])
+
+
+@pytest.fixture(scope="module")
+def measured(bundle: Path, plan: LatencyPlan, run: Any) -> tuple[list[Cell], list[str]]:
+    """Cells over a real socket, and what was said on the way."""
+    said: list[str] = []
+    edge = load_draft_model(bundle / "edge")
     with cloud_process(bundle, core=None) as cloud:
-        edge = load_draft_model(bundle / "edge")
-        plan = LatencyPlan(rounds=1, share=0.5)
-        report = run(measure_latency(cloud.address, edge, plan, progress=lines.append))
-    return report, lines
+        how = Proxies((), is_always=False)
+        prompts = [PROMPT, "a red cat", "a dog in snow"]
+        cells = run(measure_latency(cloud.address, edge, prompts, plan, how, progress=said.append))
+    return cells, said
 
 
-def test_a_latency_report_is_consistent(latency: tuple[LatencyReport, list[str]]) -> None:
-    report, lines = latency
-    assert report.num_tokens == T
-    assert lines == ["round 0 of 1", "round 1 of 1"]  # the warm-up counts as none
-    assert min(report.base_seconds, report.blocking_seconds, report.exact_seconds) > 0
-    assert 0 < report.edge_step < report.blocking_seconds
-    assert report.protocol_seconds > 0
-    assert 0 < report.blocking_cloud_calls <= 1
-    assert 0 < report.exact_cloud_calls <= 1
-    assert report.exact_cloud_calls == report.exact_round_trips / T  # there is no prefix
-    assert report.uplink_bytes > 0
-    assert report.downlink_bytes > 0
+@pytest.fixture(scope="module")
+def reports(measured: tuple[list[Cell], list[str]]) -> list[CellReport]:
+    return [report_cell(cell) for cell in measured[0]]
 
 
-def test_cloud_steps_are_those_that_fit_on_the_grid(
-    latency: tuple[LatencyReport, list[str]],
+def test_cells_are_the_plans_links(
+    measured: tuple[list[Cell], list[str]], plan: LatencyPlan
 ) -> None:
-    report, _ = latency
-    assert list(report.cloud_step) == [1, 2, 4, 8]  # half of 16 tokens are known: 16 do not fit
-    assert all(seconds > 0 for seconds in report.cloud_step.values())
-    assert report.base_seconds > T * report.cloud_step[1]  # as many steps, and a wire
+    cells, said = measured
+    assert [(cell.link, cell.carrier) for cell in cells] == [
+        (plan.links[0], "straight"),
+        (plan.links[1], "a proxy"),
+    ]
+    assert all(len(cell.rounds) == plan.rounds for cell in cells)
+    assert said == [f"RTT {rtt} ms: round {i} of 3" for rtt in (0, 5) for i in (1, 2, 3)]
 
 
-def test_ratios_are_medians_of_the_rounds(latency: tuple[LatencyReport, list[str]]) -> None:
-    report, _ = latency
-    assert report.ratios == {  # of a single round
-        "base / blocking": report.base_seconds / report.blocking_seconds,
-        "base / exact": report.base_seconds / report.exact_seconds,
-        "e / C(1)": report.edge_step / report.cloud_step[1],
-        "C(4) / C(1)": report.cloud_step[4] / report.cloud_step[1],
-    }
-    assert report.ratio_ranges == {name: (ratio, ratio) for name, ratio in report.ratios.items()}
+def test_a_link_changes_no_token(measured: tuple[list[Cell], list[str]]) -> None:
+    """Exact is the base; optimistic and blocking are equal at a static threshold."""
+    straight, slow = measured[0]
+    for one, other in zip(straight.rounds, slow.rounds, strict=True):
+        tokens = {name: image.tokens for name, image in one.images.items()}
+        assert tokens == {name: image.tokens for name, image in other.images.items()}
+        assert tokens["exact"] == tokens["base"]
+        assert tokens["optimistic"] == tokens["blocking"]
+        assert one.images["base"].seconds > one.images["base"].cloud_compute_seconds
+    assert len({one.images["base"].tokens for one in straight.rounds}) == 3  # seeds differ
+
+
+def test_a_latency_report_is_consistent(reports: list[CellReport]) -> None:
+    _, slow = reports
+    for report in reports:
+        assert report.num_tokens == T and report.num_rounds == 3 and report.equal_images == 1
+        assert list(report.methods) == list(METHODS)
+        for found in report.methods.values():
+            assert all(one.least <= one.median <= one.largest for one in found.values())
+            assert found["seconds"].least > 0 and found["uplink_bytes"].least > 0
+        base, blocking, optimistic, exact = report.methods.values()
+        assert base["cloud_forwards"].median == 1 and base["cloud_positions"].median > 1
+        assert "base_ratio" not in base and "blocking_ratio" not in blocking
+        assert base.keys() < exact.keys() | {"blocking_ratio"}
+        assert exact["uncertain"].median == 1
+        assert 0 < blocking["uncertain"].median == optimistic["uncertain"].median < 1
+        assert blocking["agreed"].median == optimistic["agreed"].median
+        assert blocking["drafts"].least >= T
+    for name in ("blocking", "optimistic", "exact"):
+        assert slow.methods[name]["protocol_seconds"].least >= 0.005
+    assert all(found["seconds"].least >= 0.005 for found in slow.methods.values())
+    found = slow.methods["blocking"]  # with nothing but one trip at a time
+    assert found["seconds"].median >= 0.005 * (1 + found["round_trips"].least)
+
+
+def test_cloud_steps_are_those_that_fit_on_the_grid(reports: list[CellReport]) -> None:
+    for report in reports:
+        assert list(report.cloud_step) == [1, 2, 4, 8]  # half of 16 tokens are known: 16 do not fit
+        assert list(report.step_ratios) == [2, 4, 8]
+        assert all(one.least > 0 for one in report.cloud_step.values())
 
 
 def test_a_slow_spell_is_on_both_sides_of_a_ratio() -> None:
-    rounds = [a_round(slowness, cloud_step={1: 1.0, 16: 4.0}) for slowness in (1.0, 9.0, 3.0)]
-    report = summarize(rounds, T)
-    assert (report.base_seconds, report.blocking_seconds, report.edge_step) == (24.0, 12.0, 3.0)
-    assert report.ratios == {
-        "base / blocking": 2.0,
-        "base / exact": 1.0,
-        "e / C(1)": 1.0,
-        "C(16) / C(1)": 4.0,
-    }
-    assert report.ratio_ranges["base / blocking"] == (2.0, 2.0)
+    rounds = [a_round(slowness) for slowness in (1.0, 9.0, 3.0)]
+    report = report_cell(Cell(link=SlowLink(), carrier="straight", rounds=rounds))
+    base, blocking, exact = report.methods.values()
+    assert base["seconds"].median == 24 and blocking["seconds"].median == 12
+    assert blocking["base_ratio"] == Spread(median=2, least=2, largest=2)
+    assert exact["blocking_ratio"] == Spread(median=0.5, least=0.5, largest=0.5)
+    assert exact["edge_blocking_ratio"] == Spread(median=1, least=1, largest=1)
+    assert report.step_ratios == {16: Spread(median=4, least=4, largest=4)}
+    assert blocking["draft_step_ratio"].median == 1
+    assert report.equal_images is None
 
 
-def a_round(slowness: float, *, cloud_step: dict[int, float]) -> Round:
+def test_spreads_leave_out_a_tenth_at_either_end() -> None:
+    assert spread(range(11)) == Spread(median=5, least=1, largest=9)
+
+
+def test_what_was_not_asked_for_has_no_agreement() -> None:
+    found = measures(a_round(1.0), "blocking")
+    assert found["uncertain"] == 0
+    assert not {"agreed", "protocol_seconds", "edge_blocking_ratio"} & found.keys()
+
+
+def a_round(slowness: float) -> Round:
     image = ImageResult(
         tokens=(0,) * T,
         origins=(Origin.KEPT,) * T,
         scores=(0.0,) * T,
+        drafts=T,
         seconds=4.0 * slowness,
         draft_seconds=T * slowness,
     )
+    base = replace(image, seconds=8.0 * slowness, cloud_forwards=T)
+    base = replace(base, cloud_compute_seconds=T * slowness)
     return Round(
-        base=8.0 * slowness,
-        cloud_step={k: seconds * slowness for k, seconds in cloud_step.items()},
-        blocking=image,
-        exact=replace(image, seconds=8.0 * slowness),
-        overheads=[0.1 * slowness],
+        images={"base": base, "blocking": image, "exact": replace(image, seconds=8.0 * slowness)},
+        overheads={"base": [], "blocking": [], "exact": []},
+        chunk_seconds={16: 4.0 * slowness},
     )
 
 
-def test_a_latency_report_is_shown_whole(latency: tuple[LatencyReport, list[str]]) -> None:
-    report, _ = latency
-    found = json.loads(json.dumps(asdict(report)))
-    assert found["ratios"] == report.ratios
-    assert found["cloud_step"] == {str(k): s for k, s in report.cloud_step.items()}
-    text = cli.markdown(report, "latency of tiny", LatencyPlan(rounds=1, share=0.5))
+def test_a_latency_report_is_shown_whole(reports: list[CellReport], plan: LatencyPlan) -> None:
+    found = json.loads(json.dumps([asdict(report) for report in reports]))
+    assert found[1]["link"]["rtt"] == 0.005
+    assert set(found[0]["methods"]) == set(METHODS)
+    text = latency_table.markdown(reports, "latency of tiny", plan)
     assert text.startswith("# latency of tiny\n")
-    assert "1 rounds, routing share 0.50" in text
-    assert f"| base, image | {report.base_seconds:.3f} s |" in text
-    assert all(f"| {name} | {value:.3f} (" in text for name, value in report.ratios.items())
+    assert "the model's router at a static threshold" in text
+    for report in reports:
+        assert f"## {report.link} ({report.carrier})" in text
+        assert f"| {report.link} | {report.methods['base']['seconds'].median:.3f} | " in text
+    written = {name for name, _, _ in latency_table.ROWS}
+    assert all(f"\n| {name} | " in text for name in written)
+    keys = {key for _, key, _ in latency_table.ROWS}
+    assert keys == {key for found in reports[0].methods.values() for key in found}
+
+
+def test_routing_is_the_models_own_or_forced(bundle: Path, plan: LatencyPlan) -> None:
+    edge = load_draft_model(bundle / "edge")
+    assert LatencyPlan().router(edge, seed=0).name == edge.router == "interval"
+    assert LatencyPlan(share=0.5).router(edge, seed=0).name == "random"
+    assert isinstance(plan.router(edge, seed=0).threshold, StaticThreshold)
+
+
+def run_bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, which pins itself to a core."""
+    command = [sys.executable, "-m", "ciar_bench.cli", *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "90"}
+    )
+
+
+def test_the_latency_command_goes_through_links(bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tables" / "latency.md"
+    options = ["--rtt", "0,5", "--jitter", "1", "--rounds", "2", "--emulation", "proxy"]
+    options += ["--share", "0.5", "--modes", "optimistic,base", "--json", "--out", str(out)]
+    done = run_bench("latency", "--model", str(bundle), *options)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["routing"] == "50% of the tokens routed at random"
+    assert [cell["link"]["rtt"] for cell in found["cells"]] == [0, 0.005]
+    assert [cell["carrier"] for cell in found["cells"]] == ["a proxy", "a proxy"]
+    assert [list(cell["methods"]) for cell in found["cells"]] == [["base", "optimistic"]] * 2
+    assert "## RTT 5 ms, jitter 1 ms (a proxy)" in out.read_text()
+
+
+def test_the_latency_command_shows_a_table(bundle: Path) -> None:
+    done = run_bench("latency", "--model", str(bundle), "--rounds", "1", "--modes", "base,exact")
+    assert done.returncode == 0, done.stderr
+    assert "RTT 0 ms (straight)" in done.stdout
+    assert "base / this" in done.stdout and "C(1)" in done.stdout
+    assert "blocking" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            ["--rtt", "0,fast"],
+            "rtt: '0,fast': give milliseconds from 0 to 1000, separated by commas",
+        ),
+        (["--rtt", "5000"], "rtt: '5000': give milliseconds from 0 to 1000"),
+        (["--jitter", "-1"], "jitter: '-1': give milliseconds"),
+        (["--bandwidth", "-2"], "bandwidth: '-2': give Mbit/s"),
+        (["--loss", "80"], "loss: '80': give percent from 0 to 50"),
+        (["--modes", "base,magic"], "modes: 'base,magic': give some of base, blocking"),
+        (["--share", "0.3", "--threshold", "1"], "threshold: 1.0: give a share or a threshold"),
+    ],
+)
+def test_latency_options_that_cannot_be(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    words: str,
+) -> None:
+    monkeypatch.setattr("sys.argv", ["ciar-bench", "latency", *options])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == InvalidInput.exit_code
+    assert f"error: {words}" in capsys.readouterr().err
 
 
 def test_a_cloud_that_does_not_start_says_why(tmp_path: Path) -> None:
@@ -297,10 +418,22 @@ def test_an_unknown_model_ends_with_its_exit_code(
     assert "error: model: 'nowhere'" in capsys.readouterr().err
 
 
+def test_other_tokens_at_a_static_threshold_are_an_error(
+    monkeypatch: pytest.MonkeyPatch, reports: list[CellReport], tmp_path: Path
+) -> None:
+    """Behind the report, which says what else was found."""
+    unequal = [reports[0], replace(reports[1], equal_images=0.5)]
+    monkeypatch.setattr(latency_cli, "measure", lambda *_: unequal)
+    out = tmp_path / "latency.md"
+    monkeypatch.setattr(
+        "sys.argv", ["ciar-bench", "latency", "--threshold", "1", "--out", str(out)]
+    )
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == EngineError.exit_code
+    assert "the same tokens in 50% of images" in out.read_text()
+
+
 def test_edge_and_cloud_get_a_core_each() -> None:
-    edge, cloud = cli.pick_cores()
-    if len(cores()) == 1:
-        assert edge is cloud is None
-    else:
-        assert edge != cloud
-        assert {edge, cloud} <= set(cores())
+    assert latency_cli.pick_cores([3, 5, 8]) == (3, 5)
+    assert latency_cli.pick_cores([3]) == (None, None)

@@ -198,6 +198,20 @@ def test_exact_is_the_clouds_own_image(
     assert result.counts[Origin.KEPT] == result.fallbacks == 0
 
 
+def test_positions_and_drafts_are_counted(pair: Pair, run: Run) -> None:
+    async def prefix_positions() -> int:
+        request = ImageRequest(prompt="a cat", sampling=sampling(), num_prefix=2)
+        async with pair.cloud.open(request) as session:
+            return session.prefix.timings.num_positions
+
+    watched = Watched(pair.cloud)
+    result = run(decode(pair, watched, mode="exact"))
+    verdicts = [verdict for verdict in watched.verdicts if verdict]
+    fed = sum(verdict.timings.num_positions for verdict in verdicts)
+    assert result.cloud_positions == run(prefix_positions()) + fed > T
+    assert result.drafts == sum(len(batch.tokens) for batch in watched.batches)
+
+
 def test_exact_saves_forwards(pair: Pair, run: Run) -> None:
     result = run(decode(pair, mode="exact", prefix_rate=0.0))
     assert result.cloud_forwards < 0.6 * T

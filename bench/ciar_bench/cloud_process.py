@@ -41,15 +41,21 @@ def free_port() -> int:
 
 @contextmanager
 def cloud_process(
-    model: Path, *, core: int | None, threads: int = 1, options: Sequence[str] = ()
+    model: Path,
+    *,
+    core: int | None,
+    threads: int = 1,
+    options: Sequence[str] = (),
+    inside: Sequence[str] = (),
 ) -> Iterator[CloudProcess]:
     """Serve a bundle on a free loopback port, in a single process. core: None leaves it unpinned.
 
     options: more of those of `ciar-cloud serve`, such as `--engine-process`.
+    inside: in front of its command, where that becomes the cloud itself.
     """
     with tempfile.TemporaryDirectory(prefix="ciar-bench-") as folder:
         ready, log = Path(folder, "ready"), Path(folder, "log")
-        command = [sys.executable, "-m", "ciar_cloud", "serve", "--model", str(model)]
+        command = [*inside, sys.executable, "-m", "ciar_cloud", "serve", "--model", str(model)]
         command += ["--port", "0", "--metrics-port", "0", "--threads", str(threads)]
         command += ["--ready-file", str(ready), "--drain-seconds", "0", "--exit-with-parent"]
         command += ["--single-process", *options]

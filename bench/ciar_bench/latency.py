@@ -1,28 +1,27 @@
-"""`ciar-bench latency`: base, blocking and exact over a real socket, in one run.
+"""`ciar-bench latency`: the same images by several methods over a real socket, in one run.
 
-    base       the cloud draws every token in one call (the server-driven loop)
-    blocking   the publication's loop, its routing share forced to a given value
-    exact      every token verified: the base's own image
-    C(k)       a cloud forward over k new positions
-    e          the edge's work for a token: draft, score, share of features and of drafts in vain
-    r          a round trip less the cloud's queue and compute: what the protocol adds
+    base        the cloud draws every token in one call (the server-driven loop)
+    blocking    the edge asks for uncertain tokens one at a time, and waits
+    optimistic  the edge drafts on meanwhile
+    exact       every token verified: the base's own image
+    C(k)        a cloud forward over k new positions
 
-Each process has a core of its own. A round measures all of them once, one after another; values
-are medians over rounds, and a ratio is the median of the rounds' own, so that a slow spell of the
-machine falls on both of its sides.
+Each process has a core of its own. A round draws one image by every method, one after another; the
+methods take turns in going first. Links are measured one after another.
 """
 
-import asyncio
+import math
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
 
-from ciar.event_loop import fast_loop
+from ciar.errors import CloudUnavailable
 from ciar.prefix import DEFAULT_PREFIX_RATE
-from ciar.router import make_router
+from ciar.router import Router, make_router
 from ciar.types import (
     ImageRequest,
     ModelInfo,
@@ -31,71 +30,73 @@ from ciar.types import (
     VerifyBatch,
     no_features,
 )
-from ciar_edge.config import DecodeConfig, Mode
+from ciar_bench.emulation import Emulation
+from ciar_bench.slow_link import SlowLink
+from ciar_edge.config import DecodeConfig
+from ciar_edge.connection import RemoteConfig
 from ciar_edge.loop import generate
 from ciar_edge.models import EdgeModel
 from ciar_edge.remote import RemoteVerifier
-from ciar_edge.result import ImageResult, Silent
+from ciar_edge.result import ImageResult, Origin, Silent
 
 PROMPT = "a dog on a beach"
-MODES: tuple[Mode, ...] = ("blocking", "exact")
+Method = Literal["base", "blocking", "optimistic", "exact"]
+METHODS: tuple[Method, ...] = get_args(Method)
 CHUNKS = (2, 4, 8, 16)
 CHUNK_REPEATS = 8  # a round
-WARM_UP_ROUNDS = 1
+PATIENT = RemoteConfig(deadline_seconds=600, connect_seconds=60, prefix_seconds=600)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyPlan:
-    rounds: int = 9
-    share: float = 0.30  # of routed tokens
+    """links: a cell each.  rounds: images of each method in a cell.
+
+    share: of the tokens behind the prefix, asked for at random; None: what the model's own router
+    asks for, by the default budget or a static threshold on its score.
+    """
+
+    links: tuple[SlowLink, ...] = (SlowLink(),)
+    methods: tuple[Method, ...] = METHODS
+    rounds: int = 20
+    share: float | None = None
+    threshold: float | None = None
     prefix_rate: float = DEFAULT_PREFIX_RATE
+
+    def router(self, model: EdgeModel, *, seed: int) -> Router:
+        if self.share is not None:
+            return make_router("random", budget=self.share, seed=seed)
+        config = model.draft.config
+        num_prefix = DecodeConfig(prefix_rate=self.prefix_rate).num_prefix(config.num_tokens)
+        return make_router(
+            model.router,
+            threshold=self.threshold,
+            calibration=model.calibration,
+            seed=seed,
+            grid_size=config.grid_size,
+            prefix_rate=num_prefix / config.num_tokens,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """Seconds of one round."""
+    """An image by every method.
 
-    base: float
-    cloud_step: dict[int, float]  # C(k)
-    blocking: ImageResult
-    exact: ImageResult
-    overheads: list[float]  # of the round trips of both
+    overheads: seconds of their round trips without the cloud's queue and compute.
+    chunk_seconds: C(k) from k = 2 on.
+    """
 
-    @property
-    def edge_step(self) -> float:
-        """e: over the tokens of `blocking` behind the prefix."""
-        image = self.blocking
-        seconds = image.draft_seconds + image.ahead_seconds
-        return seconds / (len(image.tokens) - image.prefix_tokens)
-
-    def ratios(self) -> dict[str, float]:
-        step = self.cloud_step
-        return {
-            "base / blocking": self.base / self.blocking.seconds,
-            "base / exact": self.base / self.exact.seconds,
-            "e / C(1)": self.edge_step / step[1],
-        } | {f"C({k}) / C(1)": step[k] / step[1] for k in (4, 16) if k in step}
+    images: dict[Method, ImageResult]
+    overheads: dict[Method, list[float]]
+    chunk_seconds: dict[int, float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatencyReport:
-    """Medians over rounds; seconds unless named otherwise."""
+class Cell:
+    """carrier: what the link was made with."""
 
-    num_tokens: int
-    base_seconds: float
-    blocking_seconds: float
-    exact_seconds: float
-    cloud_step: dict[int, float]  # C(k)
-    edge_step: float  # e
-    protocol_seconds: float  # r
-    blocking_round_trips: float
-    exact_round_trips: float
-    blocking_cloud_calls: float
-    exact_cloud_calls: float
-    uplink_bytes: float
-    downlink_bytes: float
-    ratios: dict[str, float]
-    ratio_ranges: dict[str, tuple[float, float]]  # least and largest of the rounds'
+    link: SlowLink
+    carrier: str
+    rounds: list[Round]
 
 
 class CallTimes(Silent):
@@ -112,59 +113,78 @@ class CallTimes(Silent):
 async def measure_latency(
     address: str,
     model: EdgeModel,
+    prompts: Sequence[str],
     plan: LatencyPlan,
+    emulation: Emulation,
     *,
     progress: Callable[[str], None] = lambda line: None,
-) -> LatencyReport:
-    """Run the plan against a cloud that serves nobody else."""
+) -> list[Cell]:
+    """Against a cloud that serves nobody else.  prompts: one a round."""
     torch.set_num_threads(1)
-    rounds = []
-    async with RemoteVerifier(address) as verifier:
-        info = await verifier.info()
-        for number in range(-WARM_UP_ROUNDS, plan.rounds):
-            sampling = SamplingParams(seed=max(number, 0), cfg_scale=info.sampling.cfg_scale)
-            found = await run_round(verifier, model, sampling, info, plan)
-            if number >= 0:
-                rounds.append(found)
-            progress(f"round {number + 1} of {plan.rounds}")
-    return summarize(rounds, info.num_tokens)
+    cells = []
+    for link in plan.links:
+        rounds = []
+        with emulation.slow(address, link) as reached:
+            async with RemoteVerifier(reached, config=PATIENT) as verifier:
+                async for found in draw_rounds(verifier, model, prompts, plan):
+                    rounds.append(found)
+                    progress(f"{link}: round {len(rounds)} of {plan.rounds}")
+        cells.append(Cell(link=link, carrier=emulation.carrier(link), rounds=rounds))
+    return cells
 
 
-async def run_round(
-    verifier: RemoteVerifier,
-    model: EdgeModel,
-    sampling: SamplingParams,
-    info: ModelInfo,
-    plan: LatencyPlan,
-) -> Round:
-    base, step = await run_base(verifier, sampling, info.num_tokens)
-    times = CallTimes()
-    images = {
-        mode: await generate(
-            PROMPT,
-            model=model,
-            router=make_router("random", budget=plan.share, seed=sampling.seed),
-            verifier=verifier,
-            config=DecodeConfig(mode=mode, prefix_rate=plan.prefix_rate),
-            sampling=sampling,
-            observer=times,
-        )
-        for mode in MODES
-    }
-    chunks = await chunk_seconds(verifier, sampling, info)
-    return Round(base=base, cloud_step={1: step} | chunks, overheads=times.overheads, **images)
+async def draw_rounds(
+    verifier: RemoteVerifier, model: EdgeModel, prompts: Sequence[str], plan: LatencyPlan
+) -> AsyncIterator[Round]:
+    """Number i is prompt i with seed i, behind a round to warm up."""
+    info = await verifier.info()
+    for number in range(-1, plan.rounds):
+        sampling = replace(info.sampling, seed=max(number, 0))
+        first = number % len(plan.methods)
+        found = Round(images={}, overheads={}, chunk_seconds={})
+        for method in plan.methods[first:] + plan.methods[:first]:
+            times = CallTimes()
+            prompt = prompts[sampling.seed]
+            if method == "base":
+                image = await draw_base(prompt, verifier, sampling, info)
+            else:
+                image = await generate(
+                    prompt,
+                    model=model,
+                    router=plan.router(model, seed=sampling.seed),
+                    verifier=verifier,
+                    config=DecodeConfig(mode=method, prefix_rate=plan.prefix_rate),
+                    sampling=sampling,
+                    observer=times,
+                )
+            if image.lost or image.fallbacks:
+                raise CloudUnavailable(f"{method}: {image.lost or 'an answer came too late'}")
+            found.images[method], found.overheads[method] = image, times.overheads
+        found.chunk_seconds.update(await chunk_seconds(verifier, sampling, info))
+        if number >= 0:
+            yield found
 
 
-async def run_base(
-    verifier: RemoteVerifier, sampling: SamplingParams, num_tokens: int
-) -> tuple[float, float]:
-    """The image, and C(1)."""
-    request = ImageRequest(prompt=PROMPT, sampling=sampling, num_prefix=num_tokens)
+async def draw_base(
+    prompt: str, verifier: RemoteVerifier, sampling: SamplingParams, info: ModelInfo
+) -> ImageResult:
+    """The cloud draws every token in one call."""
+    request = ImageRequest(prompt=prompt, sampling=sampling, num_prefix=info.num_tokens)
     started = time.perf_counter()
     async with verifier.open(request) as session:
         seconds = time.perf_counter() - started
         timings = session.prefix.timings
-    return seconds, timings.compute_seconds / timings.num_forwards
+        return ImageResult(
+            tokens=session.prefix.tokens,
+            origins=(Origin.PREFIX,) * info.num_tokens,
+            scores=(math.nan,) * info.num_tokens,
+            cloud_forwards=timings.num_forwards,
+            cloud_positions=timings.num_positions,
+            uplink_bytes=session.traffic.uplink_bytes,
+            downlink_bytes=session.traffic.downlink_bytes,
+            seconds=seconds,
+            cloud_compute_seconds=timings.compute_seconds,
+        )
 
 
 async def chunk_seconds(
@@ -188,36 +208,3 @@ async def chunk_seconds(
             assert verdict.timings.num_positions == k
             seconds[k].append(verdict.timings.compute_seconds)
     return {k: statistics.median(values) for k, values in seconds.items()}
-
-
-def summarize(rounds: list[Round], num_tokens: int) -> LatencyReport:
-    def median(value: Callable[[Round], float]) -> float:
-        return statistics.median(map(value, rounds))
-
-    ratios = {name: [one.ratios()[name] for one in rounds] for name in rounds[0].ratios()}
-    return LatencyReport(
-        num_tokens=num_tokens,
-        base_seconds=median(lambda r: r.base),
-        blocking_seconds=median(lambda r: r.blocking.seconds),
-        exact_seconds=median(lambda r: r.exact.seconds),
-        cloud_step={
-            k: statistics.median(one.cloud_step[k] for one in rounds) for k in rounds[0].cloud_step
-        },
-        edge_step=median(lambda r: r.edge_step),
-        protocol_seconds=statistics.median(s for r in rounds for s in r.overheads),
-        blocking_round_trips=median(lambda r: r.blocking.round_trips),
-        exact_round_trips=median(lambda r: r.exact.round_trips),
-        blocking_cloud_calls=median(lambda r: r.blocking.cloud_calls),
-        exact_cloud_calls=median(lambda r: r.exact.cloud_calls),
-        uplink_bytes=median(lambda r: r.blocking.uplink_bytes),
-        downlink_bytes=median(lambda r: r.blocking.downlink_bytes),
-        ratios={name: statistics.median(values) for name, values in ratios.items()},
-        ratio_ranges={name: (min(values), max(values)) for name, values in ratios.items()},
-    )
-
-
-def run_latency(
-    address: str, model: EdgeModel, plan: LatencyPlan, *, progress: Callable[[str], None]
-) -> LatencyReport:
-    with asyncio.Runner(loop_factory=fast_loop()) as runner:
-        return runner.run(measure_latency(address, model, plan, progress=progress))

@@ -171,6 +171,8 @@ class Decoder:
             lost=link.lost if link else "",
             epochs=link.epoch if link else 0,
             cloud_forwards=link.num_forwards if link else 0,
+            cloud_positions=link.num_positions if link else 0,
+            drafts=self._drafter.num_drafts,
             round_trips=link.num_round_trips if link else 0,
             resumes=traffic.num_resumes if traffic else 0,
             uplink_bytes=traffic.uplink_bytes if traffic else 0,

@@ -164,6 +164,7 @@ class Drafter:
     """One image at the edge.
 
     condition: [L, D] projected condition rows, as they come with the prefix.
+    num_drafts: made so far, those among them that were in vain.
     """
 
     @torch.inference_mode()
@@ -184,6 +185,7 @@ class Drafter:
         self._tokens: list[int] = []
         self._num_cached = NOT_PREFILLED
         self._draft: Draft | None = None
+        self.num_drafts = 0
         self._ahead: Draft | None = None  # what follows `_draft` if its token stands
 
     @property
@@ -245,6 +247,7 @@ class Drafter:
         return self.model.features(torch.cat([hidden, head.lower, head.upper], dim=1))
 
     def _next(self) -> Draft:
+        self.num_drafts += 1
         hidden = self._extend()
         heads = self.model.heads
         centre, code = heads(hidden)

@@ -86,6 +86,7 @@ class Link:
         self.epoch = 0
         self.lost = ""  # why the session is gone for good
         self.num_forwards = max(len(prefix.tokens), prefix.timings.num_forwards)
+        self.num_positions = prefix.timings.num_positions
         self.num_round_trips = 0
         self.feature_seconds = self.wait_seconds = 0.0
         self.queue_seconds = prefix.timings.queue_seconds
@@ -205,5 +206,6 @@ class Link:
         timings = verdict.timings
         self.num_round_trips += 1
         self.num_forwards += max(1, timings.num_forwards)
+        self.num_positions += timings.num_positions
         self.queue_seconds += timings.queue_seconds
         self.compute_seconds += timings.compute_seconds

@@ -61,6 +61,7 @@ class ImageResult:
     late: kept tokens that the cloud's verdict took back.
     lost: why the cloud was lost in mid-image; empty when it was not.
     cloud_forwards: forward passes in the cloud, those of answers that came too late left out.
+    cloud_positions: fed in these.  drafts: made by the edge, those in vain among them.
     round_trips: answered batches.  resumes: sessions rebuilt on another stream.
     uplink_bytes, downlink_bytes: of the session, 0 when there is no wire.
     seconds: prompt in to last token known.  prefix_seconds: of these, until the prefix was there.
@@ -78,6 +79,8 @@ class ImageResult:
     lost: str = ""
     epochs: int = 0
     cloud_forwards: int = 0
+    cloud_positions: int = 0
+    drafts: int = 0
     round_trips: int = 0
     resumes: int = 0
     uplink_bytes: int = 0

@@ -1,0 +1,145 @@
+"""The command `ciar-bench latency`."""
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ciar.checkpoint import DEFAULT_MODEL, find_model
+from ciar.errors import EngineError, InvalidInput
+from ciar_bench.cloud_process import cloud_process, cores
+from ciar_bench.emulation import EmulationName, emulation
+from ciar_bench.latency import METHODS, LatencyPlan, Method, measure_latency
+from ciar_bench.latency_report import CellReport, report_cell
+from ciar_bench.latency_table import markdown, routing, show
+from ciar_bench.machine import describe_machine
+from ciar_bench.pair import write_random_pair
+from ciar_bench.slow_link import SlowLink
+from ciar_bench.workload import seeded_prompts
+from ciar_edge.ending import Ending
+from ciar_edge.models import load_draft_model
+from ciar_train.sizes import load_size
+
+DEFAULTS = LatencyPlan()
+RANDOM_SHARE = 0.30  # of random weights, whose scores mean nothing
+
+console = Console(stderr=True)
+
+
+def latency(
+    model: Annotated[
+        str, typer.Option(help="A model folder or an embedded model.")
+    ] = DEFAULT_MODEL,
+    size: Annotated[
+        str, typer.Option(help="Time this size with random weights instead of a model.")
+    ] = "",
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Images of each method and link.")
+    ] = DEFAULTS.rounds,
+    modes: Annotated[
+        str, typer.Option(help=f"Some of {', '.join(METHODS)}, separated by commas.")
+    ] = ",".join(METHODS),
+    share: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Ask for this share of tokens at random, not for the model's own."
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="A static threshold on the model's score.")
+    ] = None,
+    rtt: Annotated[
+        str, typer.Option(help="Round trips to emulate, milliseconds separated by commas.")
+    ] = "0",
+    jitter: Annotated[float, typer.Option(help="Most milliseconds more, each way.")] = 0.0,
+    bandwidth: Annotated[
+        float, typer.Option(help="Mbit/s each way; 0: what the machine has.")
+    ] = 0.0,
+    loss: Annotated[float, typer.Option(help="Percent of segments lost, each way.")] = 0.0,
+    emulate: Annotated[
+        EmulationName,
+        typer.Option(
+            "--emulation",
+            help="By network namespaces, which take root, or by a proxy, then at RTT 0 too; "
+            "auto: the first that works, where a link is slow.",
+        ),
+    ] = "auto",
+    out: Annotated[Path | None, typer.Option(help="Write the tables here as Markdown.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Base, blocking, optimistic and exact decoding in one run, over links as slow as you say."""
+    if share is not None and threshold is not None:
+        raise InvalidInput("threshold", threshold, "give a share or a threshold, not both")
+    plan = LatencyPlan(
+        links=tuple(
+            SlowLink(rtt=one / 1e3, jitter=jitter / 1e3, bandwidth=bandwidth * 1e6, loss=loss / 100)
+            for one in milliseconds(rtt)
+        ),
+        methods=methods(modes),
+        rounds=rounds,
+        share=RANDOM_SHARE if size and share is None and threshold is None else share,
+        threshold=threshold,
+    )
+    found = measure(model, size, plan, emulate)
+    title = f"latency of {size or Path(model).name}{' (random weights)' if size else ''}"
+    if as_json:
+        head = {"title": title, "machine": describe_machine(), "routing": routing(plan)}
+        print(json.dumps(head | {"cells": [asdict(cell) for cell in found]}))
+    else:
+        show(found, title)
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(markdown(found, title, plan))
+    if threshold is not None and any(cell.equal_images not in (1, None) for cell in found):
+        raise EngineError("optimistic drew other tokens than blocking at a static threshold")
+
+
+def milliseconds(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        remedy = "give milliseconds from 0 to 1000, separated by commas"
+        raise InvalidInput("rtt", text, remedy) from None
+
+
+def methods(text: str) -> tuple[Method, ...]:
+    """In the order of METHODS."""
+    parts = text.split(",")
+    if not set(parts) <= set(METHODS):
+        raise InvalidInput("modes", text, f"give some of {', '.join(METHODS)}, separated by commas")
+    return tuple(method for method in METHODS if method in parts)
+
+
+def measure(model: str, size: str, plan: LatencyPlan, how: EmulationName) -> list[CellReport]:
+    with Ending() as ending, tempfile.TemporaryDirectory(prefix="ciar-bench-") as scratch:
+        folder = write_random_pair(load_size(size), Path(scratch)) if size else find_model(model)
+        prompts = seeded_prompts(load_size(size or "mini"), plan.rounds)
+        usable = cores()
+        edge_core, cloud_core = pick_cores(usable)
+        with (
+            emulation(how, plan.links, cores=usable[2:] or usable, say=console.print) as links,
+            cloud_process(
+                folder, core=cloud_core, options=links.options, inside=links.inside
+            ) as cloud,
+        ):
+            if edge_core is not None:
+                os.sched_setaffinity(0, {edge_core})
+            edge = load_draft_model(folder / "edge")
+            cells = ending.run(
+                measure_latency(cloud.address, edge, prompts, plan, links, progress=console.print)
+            )
+    return [report_cell(cell) for cell in cells]
+
+
+def pick_cores(usable: Sequence[int]) -> tuple[int | None, int | None]:
+    """One core for the edge and one for the cloud; unpinned on a single core."""
+    if len(usable) < 2:
+        console.print("only one core: edge and cloud share it, so expect worse ratios")
+        return None, None
+    return usable[0], usable[1]

@@ -1,0 +1,128 @@
+"""What was measured of a link, method by method: medians over rounds, and how far these spread.
+
+A ratio is the median of the rounds' own, so that a slow spell of the machine falls on both of its
+sides.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from ciar_bench.latency import METHODS, Cell, Method, Round
+from ciar_bench.slow_link import SlowLink
+from ciar_edge.result import Origin
+
+K = TypeVar("K")
+REFERENCES: tuple[Method, ...] = ("base", "blocking")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """The median over rounds, the 10th and the 90th percentile."""
+
+    median: float
+    least: float
+    largest: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellReport:
+    """cloud_step: C(k), seconds.  step_ratios: C(k) / C(1), by k.
+    methods: the measures of each, by the names in `measures`.
+    equal_images: the share of images in which `optimistic` and `blocking` have the same tokens.
+    """
+
+    link: SlowLink
+    carrier: str
+    num_rounds: int
+    num_tokens: int
+    cloud_step: dict[int, Spread]
+    step_ratios: dict[int, Spread]
+    methods: dict[Method, dict[str, Spread]]
+    equal_images: float | None
+
+
+def report_cell(cell: Cell) -> CellReport:
+    rounds = cell.rounds
+    methods = [name for name in METHODS if name in rounds[0].images]
+    steps = [cloud_step(one) for one in rounds]
+    over_one = [{k: one[k] / one[1] for k in one if k > 1} if 1 in one else {} for one in steps]
+    pairs = [[one.images.get(name) for name in ("blocking", "optimistic")] for one in rounds]
+    equal = [a.tokens == b.tokens for a, b in pairs if a and b]
+    return CellReport(
+        link=cell.link,
+        carrier=cell.carrier,
+        num_rounds=len(rounds),
+        num_tokens=len(next(iter(rounds[0].images.values())).tokens),
+        cloud_step=spreads(steps),
+        step_ratios=spreads(over_one),
+        methods={name: spreads([measures(one, name) for one in rounds]) for name in methods},
+        equal_images=statistics.mean(equal) if equal else None,
+    )
+
+
+def cloud_step(one: Round) -> dict[int, float]:
+    """C(k); the base has nothing but single steps."""
+    base = one.images.get("base")
+    single = {1: base.cloud_compute_seconds / base.cloud_forwards} if base else {}
+    return single | one.chunk_seconds
+
+
+def measures(one: Round, method: Method) -> dict[str, float]:
+    """Of an image; what there is nothing of is left out.
+
+    base_ratio, blocking_ratio: seconds of that method over those of this one.
+    cloud_forwards, cloud_positions: a token of the image.
+    uncertain: u, the share of tokens behind the prefix that nobody trusted the edge with.
+    agreed: a, the share of those it had drafted that stood.
+    edge_seconds: draft model, router and features, also for drafts in vain.
+    edge_blocking_ratio: these over those of blocking.
+    draft_seconds: e, them a draft.  draft_step_ratio: e / C(1).
+    protocol_seconds: r, of a round trip without the cloud's queue and compute.
+    """
+    image, counts = one.images[method], one.images[method].counts
+    num_tokens = len(image.tokens)
+    found = {
+        "seconds": image.seconds,
+        **{
+            f"{name}_ratio": one.images[name].seconds / image.seconds
+            for name in REFERENCES
+            if name in one.images and name != method
+        },
+        "cloud_forwards": image.cloud_forwards / num_tokens,
+        "cloud_positions": image.cloud_positions / num_tokens,
+        "round_trips": float(image.round_trips),
+        "uplink_bytes": float(image.uplink_bytes),
+        "downlink_bytes": float(image.downlink_bytes),
+    }
+    if method == "base":
+        return found
+    num_drafted = counts[Origin.AGREED] + counts[Origin.CORRECTED]
+    found["uncertain"] = (num_drafted + counts[Origin.DRAWN]) / (num_tokens - image.prefix_tokens)
+    if num_drafted:
+        found["agreed"] = counts[Origin.AGREED] / num_drafted
+    found["drafts"] = float(image.drafts)
+    found["edge_seconds"] = edge = image.draft_seconds + image.ahead_seconds
+    if "blocking" in one.images and method != "blocking":
+        blocking = one.images["blocking"]
+        found["edge_blocking_ratio"] = edge / (blocking.draft_seconds + blocking.ahead_seconds)
+    found["draft_seconds"] = edge / image.drafts
+    if "base" in one.images:
+        found["draft_step_ratio"] = found["draft_seconds"] / cloud_step(one)[1]
+    if one.overheads[method]:
+        found["protocol_seconds"] = statistics.median(one.overheads[method])
+    return found
+
+
+def spreads(rounds: Sequence[Mapping[K, float]]) -> dict[K, Spread]:
+    """Of every value, over the rounds that have it."""
+    keys = dict.fromkeys(key for one in rounds for key in one)
+    return {key: spread([one[key] for one in rounds if key in one]) for key in keys}
+
+
+def spread(values: Sequence[float]) -> Spread:
+    least, median, largest = np.percentile(values, (10, 50, 90))
+    return Spread(median=float(median), least=float(least), largest=float(largest))
