@@ -103,6 +103,7 @@ class DraftPlan:
     replaced: float = 0.5  # largest share of context tokens replaced by the edge's own
     num_drawn: int = 512  # drawn pictures
     num_rollouts: int = 512  # images the cloud draws; half as many more are drawn by both
+    num_calibration: int = 64  # images whose scores are the calibration
     shape: DraftShape = DraftShape()
     weights: InterDroWeights = InterDroWeights()
 

@@ -28,7 +28,6 @@ from ciar_train.ngrams import NgramSource
 from ciar_train.progress import Progress
 
 CLOUD_IMAGES, PROTOCOL_IMAGES = "cloud_images.pt", "protocol_images.pt"
-NUM_CALIBRATION = 64
 NUM_HELD_OUT = 64
 ROLLOUT_SHARE = 1 / 3
 
@@ -134,7 +133,7 @@ class DraftJob:
         With a sharded target every process must ask for them.
         """
         round_as_stored(trainer.draft)
-        picked = drawn(self.held_out, range(min(NUM_CALIBRATION, len(self.held_out))))
+        picked = drawn(self.held_out, range(min(self.plan.num_calibration, len(self.held_out))))
         found, _ = calibrate(
             trainer.target,
             trainer.draft,
