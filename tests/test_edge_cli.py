@@ -291,6 +291,10 @@ def test_a_full_disk(bundle: Path, tmp_path: Path) -> None:
         (["--optimistic", "--exact"], 2, "optimistic: True: leave it out"),
         (["--exact", "--budget", "0.5"], 2, "budget: 0.5: leave it out: --exact verifies"),
         (["--router", "never", "--threshold", "1"], 2, "threshold: 1.0: leave it out"),
+        (["--max-gap", "2"], 2, "max-gap: 2.0: leave it out: only --optimistic"),
+        (["--optimistic", "--max-gap", "-1"], 2, "max_gap: -1.0: give a number of nats"),
+        (["--exact", "--epsilon", "1"], 2, "epsilon: 1.0: leave it out: --exact"),
+        (["--epsilon", "inf"], 2, "epsilon: inf: give a number of nats"),
     ],
 )
 def test_usage_errors(arguments: list[str], code: int, pattern: str) -> None:
@@ -312,6 +316,9 @@ def test_the_environment_gives_way_to_flags() -> None:
         "cloud": "a:1",
         "deadline": 10.0,
         "prefix_rate": 0.06,
+        "optimistic": False,
+        "epsilon": None,
+        "max_gap": None,
         **dict.fromkeys(ACCESS),
     }
     assert settle(params, {"threshold"}) == params | {"budget": None}
@@ -320,6 +327,9 @@ def test_the_environment_gives_way_to_flags() -> None:
     assert settle(params | {"exact": True}, {"exact"}) == params | none | {"exact": True}
     offline = settle(params | {"offline": True}, {"offline"})
     assert offline == params | none | {"offline": True, "cloud": None}
+    late = params | none | {"max_gap": 2.0}
+    assert settle(late, set()) == params | none, "of the environment, and there is no --optimistic"
+    assert settle(late | {"optimistic": True}, set()) == late | {"optimistic": True}
     with pytest.raises(InvalidInput, match="cloud: 'a:1': leave it out: --offline"):
         settle(params | {"offline": True}, {"offline", "cloud"})
 

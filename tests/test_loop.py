@@ -492,6 +492,12 @@ def test_another_clouds_model_is_refused(pair: Pair, run: Run, field: str, value
         ({"prefix_rate": 1.1}, "prefix_rate"),
         ({"prefix_rate": math.nan}, "prefix_rate"),
         ({"max_draft": 0}, "max_draft"),
+        ({"epsilon": -1.0}, "epsilon"),
+        ({"epsilon": math.inf}, "epsilon"),
+        ({"mode": "exact", "epsilon": 0.1}, "epsilon"),
+        ({"mode": "optimistic", "max_gap": -1.0}, "max_gap"),
+        ({"mode": "optimistic", "max_gap": math.nan}, "max_gap"),
+        ({"mode": "blocking", "max_gap": 2.0}, "max_gap"),
     ],
 )
 def test_bad_settings_name_the_field(values: dict[str, Any], field: str) -> None:

@@ -177,8 +177,9 @@ def test_request_round_trip(sampling: SamplingParams) -> None:
     request = ImageRequest(
         prompt="a dög on a beach", sampling=sampling, num_prefix=3, fingerprint="f"
     )
-    message = reserialise(wire.prefix_request_to_proto(request, condition_dtype="fp16"))
-    assert wire.prefix_request_from_proto(message, info=INFO) == (request, "fp16")
+    for one in (request, replace(request, epsilon=0.25, max_gap=0.0)):
+        message = reserialise(wire.prefix_request_to_proto(one, condition_dtype="fp16"))
+        assert wire.prefix_request_from_proto(message, info=INFO) == (one, "fp16")
 
 
 def test_absent_sampling_fields_take_the_checkpoints_own() -> None:
@@ -293,6 +294,7 @@ def test_a_wire_image_is_small() -> None:
         Verdict(epoch=2**31, position=10, num_agreed=3, token=299),
         Verdict(epoch=1, position=60, num_agreed=4, token=None),
         Verdict(epoch=1, position=10, num_agreed=4, token=None),
+        Verdict(epoch=1, position=10, num_agreed=3, token=1, gaps=(0.0, 2.5, 0.125)),
     ],
 )
 def test_verdict_round_trip(verdict: Verdict) -> None:
@@ -358,7 +360,7 @@ ANSWERED = VerifyBatch(
     uncertain=(True,) * 3,
     features=torch.zeros(0, INFO.feature_dim),
 )
-ONE_KEPT = {"uncertain": (True, False, True), "features": torch.zeros(1, INFO.feature_dim)}
+ONE_KEPT: dict[str, Any] = {"uncertain": (True, False, True), "features": torch.zeros(1, INFO.feature_dim)}
 
 
 @pytest.mark.parametrize(
@@ -387,6 +389,16 @@ def test_a_verdict_must_answer_its_batch(
     else:
         with pytest.raises(InvalidInput, match=f"^{field}"):
             verdict.check_answers(asked, num_tokens=INFO.num_tokens)
+
+
+def test_kept_tokens_may_differ_where_the_cloud_looks_at_them() -> None:
+    asked = replace(ANSWERED, **ONE_KEPT)
+    verdict = Verdict(epoch=0, position=asked.position, num_agreed=1, token=9, gaps=(0.5,))
+    verdict.check_answers(asked, num_tokens=INFO.num_tokens, looks_at_kept=True)
+    with pytest.raises(InvalidInput, match="^gaps: 2: give 1"):
+        replace(verdict, gaps=(0.5, 0.0)).check_answers(
+            asked, num_tokens=INFO.num_tokens, looks_at_kept=True
+        )
 
 
 def read_finish(**changes: Any) -> wire.ImageCounts:
@@ -435,6 +447,10 @@ NOT_A_NUMBER = pb.Tensor(
         ("protocol_version", read_request, {"protocol_version": 2}),
         ("prompt", read_request, {"prompt": "x" * 41}),
         ("num_prefix", read_request, {"num_prefix": 65}),
+        ("epsilon", read_request, {"epsilon": -0.1}),
+        ("epsilon", read_request, {"epsilon": math.inf}),
+        ("max_gap", read_request, {"max_gap": math.nan}),
+        ("max_gap", read_request, {"max_gap": -1.0}),
         ("temperature", read_sampling, {"temperature": math.nan}),
         ("top_p", read_sampling, {"top_p": 0.0}),
         ("cfg_scale", read_sampling, {"cfg_scale": 0.5}),
@@ -449,6 +465,8 @@ NOT_A_NUMBER = pb.Tensor(
         ("token", read_verdict, {"token": 300}),
         ("token", read_verdict, {"num_agreed": 54}),
         ("compute_seconds", read_verdict, {"timings": pb.Timings(compute_seconds=math.nan)}),
+        ("gaps", read_verdict, {"gaps": [0.0, math.nan]}),
+        ("gaps", read_verdict, {"gaps": [-0.5, 1.0]}),
         ("finish", read_finish, {"num_kept": 41}),
         ("num_corrected", read_finish, {"num_corrected": 10}),
         ("image_seconds", read_finish, {"image_seconds": -0.5}),

@@ -37,9 +37,11 @@ if TYPE_CHECKING:
 EXIT_INTERRUPTED = 130
 MAX_NAME_CHARS = 60
 THRESHOLDS = ("budget", "threshold")
+TOLERANCES = ("epsilon", "max_gap")
 CONSTANT_ROUTERS = ("always", "never")
 ACCESS = ("tls_ca", "tls_cert", "tls_key", "api_key_file")
-OPTIONAL = frozenset(("router", "cloud", *THRESHOLDS, *ACCESS))  # parameters that may be None
+# Parameters that may be None.
+OPTIONAL = frozenset(("router", "cloud", *THRESHOLDS, *TOLERANCES, *ACCESS))
 KEY_VARIABLE = "CIAR_API_KEY"
 
 app = typer.Typer(
@@ -164,6 +166,24 @@ def generate(
             help="Draft on while the cloud verifies, and go back where it differs.",
         ),
     ] = False,
+    max_gap: Annotated[
+        float | None,
+        _option(
+            env="MAX_GAP",
+            **FLOAT,
+            help="With --optimistic: take back kept tokens that fall short of the cloud's by more "
+            "nats than this. 0: all are the cloud's. Default: they stand.",
+        ),
+    ] = None,
+    epsilon: Annotated[
+        float | None,
+        _option(
+            env="EPSILON",
+            **FLOAT,
+            help="Let uncertain tokens stand that fall short of the cloud's by at most so many "
+            "nats. Default: 0.",
+        ),
+    ] = None,
     prefix_rate: Annotated[
         float,
         _option(env="PREFIX_RATE", **FLOAT, help="Share of tokens that the cloud draws first."),
@@ -242,9 +262,12 @@ def settle(params: Mapping[str, Any], flags: Set[str]) -> dict[str, Any]:
     idle: list[tuple[str, str]] = []  # a parameter, and why it has nothing to say
     if params["exact"]:
         idle += [(name, "--exact verifies every token") for name in ("router", *THRESHOLDS)]
+        idle += [("epsilon", "--exact tolerates nothing")]
     if params["offline"]:
-        alone = ("cloud", "deadline", "prefix_rate", "tls", *ACCESS, *THRESHOLDS)
+        alone = ("cloud", "deadline", "prefix_rate", "tls", "epsilon", *ACCESS, *THRESHOLDS)
         idle += [(name, "--offline asks for nothing") for name in alone]
+    if params["exact"] or params["offline"] or not params["optimistic"]:
+        idle += [("max_gap", "only --optimistic goes back to kept tokens")]
     if params["router"] in CONSTANT_ROUTERS:
         idle += [(name, "this router has no threshold") for name in THRESHOLDS]
     for name in THRESHOLDS:
@@ -311,10 +334,11 @@ def _draw_options(params: Mapping[str, Any], *, seed: int) -> "DrawOptions":
     mode: Mode = next((name for name in modes if params[name]), "blocking")
     same_name = ("prompt", "model", "cloud", "router", "budget", "threshold")
     sampling = ("temperature", "top_k", "top_p", "cfg_scale", "cfg_interval")
+    tolerances = {name: params[name] for name in TOLERANCES if params[name] is not None}
     return DrawOptions(
         **{name: params[name] for name in same_name},
         seed=seed,
-        decode=DecodeConfig(mode=mode, prefix_rate=params["prefix_rate"]),
+        decode=DecodeConfig(mode=mode, prefix_rate=params["prefix_rate"], **tolerances),
         remote=RemoteConfig(
             feature_dtype=params["feature_dtype"], deadline_seconds=params["deadline"]
         ),
