@@ -77,7 +77,7 @@ def measured(bundle: Path, plan: LatencyPlan, run: Any) -> tuple[list[Cell], lis
 
 @pytest.fixture(scope="module")
 def reports(measured: tuple[list[Cell], list[str]]) -> list[CellReport]:
-    return [report_cell(cell) for cell in measured[0]]
+    return [report_cell(cell, lambda score: 0.3) for cell in measured[0]]
 
 
 def test_cells_are_the_plans_links(
@@ -136,7 +136,7 @@ def test_cloud_steps_are_those_that_fit_on_the_grid(reports: list[CellReport]) -
 
 def test_a_slow_spell_is_on_both_sides_of_a_ratio() -> None:
     rounds = [a_round(slowness) for slowness in (1.0, 9.0, 3.0)]
-    report = report_cell(Cell(link=SlowLink(), carrier="straight", rounds=rounds))
+    report = report_cell(Cell(link=SlowLink(), carrier="straight", rounds=rounds), float)
     base, blocking, exact = report.methods.values()
     assert base["seconds"].median == 24 and blocking["seconds"].median == 12
     assert blocking["base_ratio"] == Spread(median=2, least=2, largest=2)
@@ -171,6 +171,7 @@ def a_round(slowness: float) -> Round:
     return Round(
         images={"base": base, "blocking": image, "exact": replace(image, seconds=8.0 * slowness)},
         overheads={"base": [], "blocking": [], "exact": []},
+        spans={},
         chunk_seconds={16: 4.0 * slowness},
     )
 

@@ -360,7 +360,10 @@ ANSWERED = VerifyBatch(
     uncertain=(True,) * 3,
     features=torch.zeros(0, INFO.feature_dim),
 )
-ONE_KEPT: dict[str, Any] = {"uncertain": (True, False, True), "features": torch.zeros(1, INFO.feature_dim)}
+ONE_KEPT: dict[str, Any] = {
+    "uncertain": (True, False, True),
+    "features": torch.zeros(1, INFO.feature_dim),
+}
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from ciar_bench.head_scale_cli import head_scale
 from ciar_bench.latency_cli import latency
 from ciar_bench.load_cli import load
 from ciar_bench.machine import describe_machine
+from ciar_bench.model_cli import model
 from ciar_bench.quality.cli import add_commands
 from ciar_bench.routing import RoutingReport, report_routing, watch_bundle
 from ciar_bench.soak_cli import soak
@@ -84,6 +85,7 @@ def routing(
 
 add_commands(app)
 app.command()(latency)
+app.command()(model)
 app.command()(table)
 app.command()(head_scale)
 app.command()(full_size)

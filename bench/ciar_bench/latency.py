@@ -26,18 +26,19 @@ from ciar.types import (
     ImageRequest,
     ModelInfo,
     SamplingParams,
-    Verdict,
     VerifyBatch,
     no_features,
 )
 from ciar_bench.emulation import Emulation
+from ciar_bench.gantt import Watch
+from ciar_bench.loop_model import Span
 from ciar_bench.slow_link import SlowLink
 from ciar_edge.config import DecodeConfig
 from ciar_edge.connection import RemoteConfig
 from ciar_edge.loop import generate
 from ciar_edge.models import EdgeModel
 from ciar_edge.remote import RemoteVerifier
-from ciar_edge.result import ImageResult, Origin, Silent
+from ciar_edge.result import ImageResult, Origin
 
 PROMPT = "a dog on a beach"
 Method = Literal["base", "blocking", "optimistic", "exact"]
@@ -82,12 +83,20 @@ class Round:
     """An image by every method.
 
     overheads: seconds of their round trips without the cloud's queue and compute.
-    chunk_seconds: C(k) from k = 2 on.
+    spans: who was busy when.  chunk_seconds: C(k) from k = 2 on.
     """
 
     images: dict[Method, ImageResult]
     overheads: dict[Method, list[float]]
+    spans: dict[Method, list[Span]]
     chunk_seconds: dict[int, float]
+
+    @property
+    def cloud_step(self) -> dict[int, float]:
+        """C(k), seconds; the base has nothing but single steps."""
+        base = self.images.get("base")
+        single = {1: base.cloud_compute_seconds / base.cloud_forwards} if base else {}
+        return single | self.chunk_seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,17 +106,6 @@ class Cell:
     link: SlowLink
     carrier: str
     rounds: list[Round]
-
-
-class CallTimes(Silent):
-    """Round-trip overheads of an image."""
-
-    def __init__(self) -> None:
-        self.overheads: list[float] = []
-
-    def on_call(self, *, batch: VerifyBatch, verdict: Verdict, seconds: float) -> None:
-        cloud = verdict.timings.queue_seconds + verdict.timings.compute_seconds
-        self.overheads.append(seconds - cloud)
 
 
 async def measure_latency(
@@ -141,9 +139,9 @@ async def draw_rounds(
     for number in range(-1, plan.rounds):
         sampling = replace(info.sampling, seed=max(number, 0))
         first = number % len(plan.methods)
-        found = Round(images={}, overheads={}, chunk_seconds={})
+        found = Round(images={}, overheads={}, spans={}, chunk_seconds={})
         for method in plan.methods[first:] + plan.methods[:first]:
-            times = CallTimes()
+            watch = Watch()
             prompt = prompts[sampling.seed]
             if method == "base":
                 image = await draw_base(prompt, verifier, sampling, info)
@@ -155,11 +153,12 @@ async def draw_rounds(
                     verifier=verifier,
                     config=DecodeConfig(mode=method, prefix_rate=plan.prefix_rate),
                     sampling=sampling,
-                    observer=times,
+                    observer=watch,
                 )
             if image.lost or image.fallbacks:
                 raise CloudUnavailable(f"{method}: {image.lost or 'an answer came too late'}")
-            found.images[method], found.overheads[method] = image, times.overheads
+            found.images[method], found.overheads[method] = image, watch.overheads
+            found.spans[method] = watch.spans(image)
         found.chunk_seconds.update(await chunk_seconds(verifier, sampling, info))
         if number >= 0:
             yield found
@@ -183,6 +182,7 @@ async def draw_base(
             uplink_bytes=session.traffic.uplink_bytes,
             downlink_bytes=session.traffic.downlink_bytes,
             seconds=seconds,
+            prefix_seconds=seconds,
             cloud_compute_seconds=timings.compute_seconds,
         )
 

@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -13,11 +13,15 @@ from rich.console import Console
 
 from ciar.checkpoint import DEFAULT_MODEL, find_model
 from ciar.errors import EngineError, InvalidInput
+from ciar.picture import check_picture_path
 from ciar_bench.cloud_process import cloud_process, cores
 from ciar_bench.emulation import EmulationName, emulation
-from ciar_bench.latency import METHODS, LatencyPlan, Method, measure_latency
+from ciar_bench.gantt import draw_gantt
+from ciar_bench.latency import METHODS, Cell, LatencyPlan, Method, measure_latency
+from ciar_bench.latency_model import DoubtOf, model_images
 from ciar_bench.latency_report import CellReport, report_cell
 from ciar_bench.latency_table import markdown, routing, show
+from ciar_bench.loop_model import Span
 from ciar_bench.machine import describe_machine
 from ciar_bench.pair import write_random_pair
 from ciar_bench.slow_link import SlowLink
@@ -70,6 +74,10 @@ def latency(
             "auto: the first that works, where a link is slow.",
         ),
     ] = "auto",
+    gantt: Annotated[
+        Path | None,
+        typer.Option(help="Draw here, .png, who was busy when in the first image of each method."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the tables here as Markdown.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -86,7 +94,9 @@ def latency(
         share=RANDOM_SHARE if size and share is None and threshold is None else share,
         threshold=threshold,
     )
-    found = measure(model, size, plan, emulate)
+    if gantt is not None:
+        check_picture_path(gantt, field="gantt")
+    found = measure(model, size, plan, emulate, gantt)
     title = f"latency of {size or Path(model).name}{' (random weights)' if size else ''}"
     if as_json:
         head = {"title": title, "machine": describe_machine(), "routing": routing(plan)}
@@ -116,7 +126,9 @@ def methods(text: str) -> tuple[Method, ...]:
     return tuple(method for method in METHODS if method in parts)
 
 
-def measure(model: str, size: str, plan: LatencyPlan, how: EmulationName) -> list[CellReport]:
+def measure(
+    model: str, size: str, plan: LatencyPlan, how: EmulationName, gantt: Path | None
+) -> list[CellReport]:
     with Ending() as ending, tempfile.TemporaryDirectory(prefix="ciar-bench-") as scratch:
         folder = write_random_pair(load_size(size), Path(scratch)) if size else find_model(model)
         prompts = seeded_prompts(load_size(size or "mini"), plan.rounds)
@@ -134,7 +146,24 @@ def measure(model: str, size: str, plan: LatencyPlan, how: EmulationName) -> lis
             cells = ending.run(
                 measure_latency(cloud.address, edge, prompts, plan, links, progress=console.print)
             )
-    return [report_cell(cell) for cell in cells]
+    doubt = edge.doubt(plan.router(edge, seed=0).name)
+
+    def doubt_of(score: float) -> float:
+        return doubt.of(doubt.rank(score))
+
+    if gantt is not None:
+        draw_gantt(gantt, list(watched(cells, doubt_of)))
+    return [report_cell(cell, doubt_of) for cell in cells]
+
+
+def watched(cells: Sequence[Cell], doubt_of: DoubtOf) -> Iterator[tuple[str, Sequence[Span]]]:
+    """The first image of every method but the base, as it was and as the model has it."""
+    for cell in cells:
+        for method, spans in cell.rounds[0].spans.items():
+            if method != "base":
+                yield f"{cell.link}: {method}", spans
+                model = model_images(cell, method, doubt_of)[0]
+                yield f"{cell.link}: {method}, modelled", model.spans
 
 
 def pick_cores(usable: Sequence[int]) -> tuple[int | None, int | None]:

@@ -4,6 +4,7 @@ A ratio is the median of the rounds' own, so that a slow spell of the machine fa
 sides.
 """
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from ciar_bench.latency import METHODS, Cell, Method, Round
+from ciar_bench.latency_model import DoubtOf, model_images
 from ciar_bench.slow_link import SlowLink
 from ciar_edge.result import Origin
 
@@ -45,10 +47,10 @@ class CellReport:
     equal_images: float | None
 
 
-def report_cell(cell: Cell) -> CellReport:
+def report_cell(cell: Cell, doubt_of: DoubtOf) -> CellReport:
     rounds = cell.rounds
     methods = [name for name in METHODS if name in rounds[0].images]
-    steps = [cloud_step(one) for one in rounds]
+    steps = [one.cloud_step for one in rounds]
     over_one = [{k: one[k] / one[1] for k in one if k > 1} if 1 in one else {} for one in steps]
     pairs = [[one.images.get(name) for name in ("blocking", "optimistic")] for one in rounds]
     equal = [a.tokens == b.tokens for a, b in pairs if a and b]
@@ -59,16 +61,18 @@ def report_cell(cell: Cell) -> CellReport:
         num_tokens=len(next(iter(rounds[0].images.values())).tokens),
         cloud_step=spreads(steps),
         step_ratios=spreads(over_one),
-        methods={name: spreads([measures(one, name) for one in rounds]) for name in methods},
+        methods={name: spreads(measures_of(cell, name, doubt_of)) for name in methods},
         equal_images=statistics.mean(equal) if equal else None,
     )
 
 
-def cloud_step(one: Round) -> dict[int, float]:
-    """C(k); the base has nothing but single steps."""
-    base = one.images.get("base")
-    single = {1: base.cloud_compute_seconds / base.cloud_forwards} if base else {}
-    return single | one.chunk_seconds
+def measures_of(cell: Cell, method: Method, doubt_of: DoubtOf) -> list[dict[str, float]]:
+    """Of every round; also what the model makes of its image, and that over what was measured."""
+    found = [measures(one, method) for one in cell.rounds]
+    for values, image in zip(found, model_images(cell, method, doubt_of), strict=True):
+        values["model_seconds"] = image.seconds
+        values["model_ratio"] = image.seconds / values["seconds"]
+    return found
 
 
 def measures(one: Round, method: Method) -> dict[str, float]:
@@ -83,7 +87,7 @@ def measures(one: Round, method: Method) -> dict[str, float]:
     draft_seconds: e, them a draft.  draft_step_ratio: e / C(1).
     protocol_seconds: r, of a round trip without the cloud's queue and compute.
     """
-    image, counts = one.images[method], one.images[method].counts
+    image = one.images[method]
     num_tokens = len(image.tokens)
     found = {
         "seconds": image.seconds,
@@ -100,10 +104,13 @@ def measures(one: Round, method: Method) -> dict[str, float]:
     }
     if method == "base":
         return found
-    num_drafted = counts[Origin.AGREED] + counts[Origin.CORRECTED]
-    found["uncertain"] = (num_drafted + counts[Origin.DRAWN]) / (num_tokens - image.prefix_tokens)
-    if num_drafted:
-        found["agreed"] = counts[Origin.AGREED] / num_drafted
+    origins = zip(image.origins, image.scores, strict=True)
+    routed = [origin for origin, score in origins if not math.isnan(score)]
+    behind = routed or [origin for origin in image.origins if origin is not Origin.PREFIX]
+    num_agreed, num_corrected = (behind.count(o) for o in (Origin.AGREED, Origin.CORRECTED))
+    found["uncertain"] = 1 - behind.count(Origin.KEPT) / len(behind)
+    if num_agreed + num_corrected:
+        found["agreed"] = num_agreed / (num_agreed + num_corrected)
     found["drafts"] = float(image.drafts)
     found["edge_seconds"] = edge = image.draft_seconds + image.ahead_seconds
     if "blocking" in one.images and method != "blocking":
@@ -111,7 +118,7 @@ def measures(one: Round, method: Method) -> dict[str, float]:
         found["edge_blocking_ratio"] = edge / (blocking.draft_seconds + blocking.ahead_seconds)
     found["draft_seconds"] = edge / image.drafts
     if "base" in one.images:
-        found["draft_step_ratio"] = found["draft_seconds"] / cloud_step(one)[1]
+        found["draft_step_ratio"] = found["draft_seconds"] / one.cloud_step[1]
     if one.overheads[method]:
         found["protocol_seconds"] = statistics.median(one.overheads[method])
     return found

@@ -23,6 +23,8 @@ MILLISECONDS = number(2, unit=" ms", scale=1e3)
 KIB = number(1, unit=" KiB", scale=1 / 1024)
 ROWS: tuple[tuple[str, str, Callable[[Spread], str]], ...] = (  # of the names in `measures`
     ("an image", "seconds", number(3, unit=" s")),
+    ("the model's", "model_seconds", number(3, unit=" s")),
+    ("model / measured", "model_ratio", ranged),
     ("base / this", "base_ratio", ranged),
     ("blocking / this", "blocking_ratio", ranged),
     ("forwards a token", "cloud_forwards", number(3)),
@@ -43,7 +45,8 @@ LEGEND = (
     "Forwards and positions are the cloud's. r: a round trip without the cloud's queue and "
     "compute. u: tokens behind the prefix that are uncertain; a: those of them, if the edge had "
     "drafted them, that the cloud agrees with. Edge: draft model, router and features, in vain or "
-    "not; e: these a draft. C(k): a cloud forward over k new positions."
+    "not; e: these a draft. C(k): a cloud forward over k new positions. The model: the same tokens "
+    "in a discrete-event model, from e, C(k) and r alone."
 )
 
 

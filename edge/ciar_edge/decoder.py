@@ -64,7 +64,7 @@ class Decoder:
             started = time.perf_counter()
             draft = self._drafter.draft()
             score, is_uncertain = self._router.decide(draft.position, draft.head)
-            self._draft_seconds += time.perf_counter() - started
+            self._draft_seconds += self._drafted(draft, started)
             token, origin = draft.token, Origin.KEPT
             if self._link and is_uncertain:
                 token, origin = await self._resolve(draft, self._link)
@@ -108,7 +108,7 @@ class Decoder:
         ahead = self._drafter.draft_ahead()
         if ahead is not None:
             self._router.prepare(ahead.position, ahead.head)
-        self._ahead_seconds += time.perf_counter() - started
+            self._ahead_seconds += self._drafted(ahead, started)
 
     async def decode_exactly(self, config: DecodeConfig) -> None:
         """`exact`: the base's own image, unless verifications are missed."""
@@ -138,11 +138,17 @@ class Decoder:
         for _ in range(min(count, self._num_tokens - len(self._tokens))):
             started = time.perf_counter()
             draft = self._drafter.draft()
-            self._draft_seconds += time.perf_counter() - started
+            self._draft_seconds += self._drafted(draft, started)
             self._drafter.commit(draft.token)
             drafts.append(draft)
             await self._tick()
         return drafts
+
+    def _drafted(self, draft: Draft, started: float) -> float:
+        """Tell of a draft; the seconds that it took."""
+        seconds = time.perf_counter() - started
+        self._observer.on_draft(position=draft.position, seconds=seconds)
+        return seconds
 
     def _decide(self, token: int, origin: Origin, score: float = math.nan) -> None:
         position = len(self._tokens)

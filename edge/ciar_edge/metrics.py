@@ -38,6 +38,9 @@ class EdgeMetrics(Metrics):
     def on_start(self, *, num_tokens: int, num_prefix: int) -> None:
         self._started.inc()
 
+    def on_draft(self, *, position: int, seconds: float) -> None:
+        pass
+
     def on_token(self, *, position: int, token: int, origin: Origin, score: float) -> None:
         pass
 

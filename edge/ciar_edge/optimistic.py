@@ -134,7 +134,7 @@ class OptimisticDecoder(Decoder):
         draft = self._drafter.draft()
         step = self._step(draft)
         self._drafter.commit(draft.token)
-        seconds = time.perf_counter() - started
+        seconds = self._drafted(draft, started)
         self._pace.drafted(seconds)
         if self._flights:
             self._ahead_seconds += seconds

@@ -122,6 +122,8 @@ class Observer(Protocol):
 
     def on_start(self, *, num_tokens: int, num_prefix: int) -> None: ...
 
+    def on_draft(self, *, position: int, seconds: float) -> None: ...
+
     def on_token(self, *, position: int, token: int, origin: Origin, score: float) -> None: ...
 
     def on_call(self, *, batch: VerifyBatch, verdict: Verdict, seconds: float) -> None: ...
@@ -138,6 +140,10 @@ class Observers:
     def on_start(self, *, num_tokens: int, num_prefix: int) -> None:
         for one in self._observers:
             one.on_start(num_tokens=num_tokens, num_prefix=num_prefix)
+
+    def on_draft(self, *, position: int, seconds: float) -> None:
+        for one in self._observers:
+            one.on_draft(position=position, seconds=seconds)
 
     def on_token(self, *, position: int, token: int, origin: Origin, score: float) -> None:
         for one in self._observers:
@@ -156,6 +162,9 @@ class Silent:
     """An observer that does nothing."""
 
     def on_start(self, *, num_tokens: int, num_prefix: int) -> None:
+        pass
+
+    def on_draft(self, *, position: int, seconds: float) -> None:
         pass
 
     def on_token(self, *, position: int, token: int, origin: Origin, score: float) -> None:

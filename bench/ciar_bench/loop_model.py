@@ -1,0 +1,276 @@
+"""A discrete-event model of the decoding loops: how long an image takes, and who does what when.
+
+    e     the edge drafts a token                r  a round trip, without the cloud's step
+    C(k)  the cloud's step over k positions      T  tokens of an image
+
+Nothing is computed but times: an image is a list of what would become of its tokens, and the rules
+of how far to draft and when to ask are the edge's own (`ciar_edge.pace`). One session, one cloud.
+"""
+
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ciar.types import Timings, Verdict
+from ciar_edge.agreement import Agreement
+from ciar_edge.pace import Pace
+
+Lane = Literal["edge", "edge, in vain", "cloud"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """Seconds. row: what another position adds to the cloud's step.  opening: of an image, beyond a
+    round trip: the text encoder.
+    """
+
+    draft: float
+    step: float
+    row: float
+    trip: float
+    opening: float = 0.0
+
+    def of_step(self, positions: int) -> float:
+        """C(k)"""
+        return self.step + self.row * (positions - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """What becomes of a token, if the ones before it stand.
+
+    doubt: how likely a difference is, as far as the edge knows.
+    """
+
+    is_uncertain: bool
+    differs: bool
+    doubt: float
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Somebody is busy."""
+
+    lane: Lane
+    start: float
+    end: float
+
+
+@dataclass(kw_only=True)
+class Timeline:
+    """An image as it would be decoded."""
+
+    seconds: float = 0.0
+    forwards: int = 0
+    positions: int = 0
+    drafts: int = 0
+    round_trips: int = 0
+    spans: list[Span] = field(default_factory=list)
+
+    def step(self, start: float, positions: int, costs: Costs) -> float:
+        """A step of the cloud that somebody waits for; its end."""
+        end = start + costs.of_step(positions)
+        self.forwards += 1
+        self.positions += positions
+        self.spans.append(Span("cloud", start, end))
+        return end
+
+
+def tokens_like(
+    uncertain: float, agreed: float, *, num_tokens: int, seed: int, sharpness: float = 0.9
+) -> list[Token]:
+    """Independent tokens: a share `uncertain` of them, of which `agreed` stand; the others all do.
+
+    sharpness: of what the scores tell about them; doubts are drawn from a Beta distribution with
+        that sum of parameters: near 0 they tell all, far above 1 nothing.
+    """
+    dice, tokens = random.Random(seed), []
+    for _ in range(num_tokens):
+        doubt = 1 - agreed
+        if 0 < agreed < 1:
+            doubt = dice.betavariate(sharpness * (1 - agreed), sharpness * agreed)
+        is_uncertain = dice.random() < uncertain
+        tokens.append(Token(is_uncertain, is_uncertain and dice.random() < doubt, doubt))
+    return tokens
+
+
+def base(tokens: Sequence[Token], costs: Costs) -> Timeline:
+    """The cloud alone, in one call."""
+    image = Timeline()
+    now = costs.opening + costs.trip / 2
+    for _ in tokens:
+        now = image.step(now, 1, costs)
+    image.seconds = now + costs.trip / 2
+    return image
+
+
+def blocking(tokens: Sequence[Token], costs: Costs, *, num_prefix: int) -> Timeline:
+    """One question at a time; the answer brings the next token along.
+
+    tokens: those of the prefix, which the cloud draws, included.
+    """
+    image = base(tokens[:num_prefix], costs)
+    now, agreement = image.seconds, Agreement()
+    num_kept, is_ahead, is_known = 0, False, False
+    for position, token in enumerate(tokens[num_prefix:], num_prefix):
+        if not is_ahead:
+            image.spans.append(Span("edge", now, now + costs.draft))
+            now += costs.draft
+        image.drafts += 1
+        was_known, is_known, is_ahead = is_known, False, False
+        if not token.is_uncertain:
+            num_kept += 1
+            continue
+        if was_known:
+            continue
+        is_likely = agreement.is_likely and position + 1 < len(tokens)
+        positions = num_kept + 1 + is_likely
+        asked, num_kept = now, 0
+        now = image.step(now + costs.trip / 2, positions, costs) + costs.trip / 2
+        image.round_trips += 1
+        agreement.learn(int(not token.differs), 1)
+        if is_likely:  # the next token was drafted meanwhile, and its draw comes along
+            is_ahead = is_known = not token.differs
+            image.drafts += token.differs
+            lane: Lane = "edge, in vain" if token.differs else "edge"
+            image.spans.append(Span(lane, asked, asked + costs.draft))
+            now = max(now, asked + costs.draft)
+    image.seconds = now
+    return image
+
+
+@dataclass(slots=True)
+class _Flight:
+    """stop: position of the first difference in it, or its end."""
+
+    end: int
+    stop: int
+    sent: float
+    seconds: float  # of its step
+    arrives: float
+
+
+def optimistic(tokens: Sequence[Token], costs: Costs, *, num_prefix: int) -> Timeline:
+    """Several questions on their way while the edge drafts on (`ciar_edge.optimistic`)."""
+    image, pace = Timeline(), Pace()
+    now, cloud_free = costs.opening + costs.trip, 0.0
+    num_decided = num_drafted = num_sent = 0
+    flights: deque[_Flight] = deque()
+    drafting: list[Span] = []  # of tokens that are not decided yet
+    known: int | None = None  # position whose token the last verdict brought along
+
+    def asks(position: int) -> bool:
+        return position < num_prefix or tokens[position].is_uncertain
+
+    def differs(position: int) -> bool:
+        return asks(position) and tokens[position].differs
+
+    def doubt(first: int) -> float:
+        stand = 1.0
+        for position in range(first, num_drafted):
+            if asks(position):
+                stand *= 1 - tokens[position].doubt
+        return 1 - stand
+
+    def decide(end: int) -> None:
+        nonlocal num_decided
+        done = end - num_decided
+        image.spans += drafting[:done]
+        del drafting[:done]
+        num_decided = end
+
+    def correct(position: int) -> None:
+        """The cloud's token there; all behind it was for nothing."""
+        nonlocal num_drafted, num_sent, known, cloud_free
+        decide(position + 1)
+        image.spans += [Span("edge, in vain", span.start, span.end) for span in drafting]
+        drafting.clear()
+        flights.clear()
+        num_drafted = num_sent = num_decided
+        known = None
+
+    while num_decided < len(tokens):
+        while flights and flights[0].arrives <= now:
+            flight = flights.popleft()
+            timings = Timings(compute_seconds=flight.seconds)
+            verdict = Verdict(epoch=0, position=0, num_agreed=0, token=None, timings=timings)
+            pace.answered(costs.trip + flight.seconds, verdict)
+            image.round_trips += 1
+            if flight.stop < flight.end:
+                correct(flight.stop)
+            else:
+                decide(flight.end)
+                known = flight.end
+        if known is not None and num_sent > known:
+            known = None
+        elif known is not None and num_drafted > known:  # what is known needs no asking
+            if differs(known):
+                correct(known)
+            elif asks(known):
+                num_sent = known + 1
+                decide(known + 1)
+            known = None
+        if not flights:
+            while num_decided < num_drafted and not asks(num_decided):
+                decide(num_decided + 1)
+        if num_decided == len(tokens):
+            break
+        open_questions = [p for p in range(max(num_sent, num_decided), num_drafted) if asks(p)]
+        first = next((p for p in range(num_decided, num_drafted) if asks(p)), num_drafted)
+        may_draft = num_drafted < len(tokens) and pace.may_draft(
+            num_drafted - first, hope=1 - doubt(num_decided)
+        )
+        if open_questions and pace.is_due(len(flights), doubt=doubt(num_sent)):
+            end = open_questions[-1] + 1
+            start = max(now + costs.trip / 2, cloud_free)
+            is_void = any(flight.stop < flight.end for flight in flights)
+            stop = next((p for p in range(num_sent, end) if differs(p)), end)
+            arrives, seconds = float("inf"), 0.0
+            if not is_void:  # behind a difference nothing is computed
+                cloud_free = image.step(start, end - num_sent + 1, costs)
+                arrives, seconds = cloud_free + costs.trip / 2, cloud_free - start
+            flights.append(_Flight(end, stop, now, seconds, arrives))
+            num_sent = end
+        elif may_draft:
+            drafting.append(Span("edge", now, now + costs.draft))
+            now += costs.draft
+            pace.drafted(costs.draft)
+            num_drafted += 1
+            image.drafts += 1
+        else:
+            now = max(now, flights[0].arrives)
+    image.seconds = now
+    return image
+
+
+def exact(
+    tokens: Sequence[Token], costs: Costs, *, num_prefix: int, max_draft: int = 16
+) -> Timeline:
+    """Everything asked about, K drafts at a time."""
+    image = base(tokens[:num_prefix], costs)
+    now, agreement, position = image.seconds, Agreement(), num_prefix
+    while position < len(tokens):
+        end = min(position + min(max_draft, agreement.run_length), len(tokens))
+        image.spans.append(Span("edge", now, now + costs.draft * (end - position)))
+        now += costs.draft * (end - position)
+        image.drafts += end - position
+        stop = next((p for p in range(position, end) if tokens[p].differs), end)
+        now = image.step(now + costs.trip / 2, end - position + 1, costs) + costs.trip / 2
+        image.round_trips += 1
+        agreement.learn(stop - position, end - position)
+        position = stop + 1
+    image.seconds = now
+    return image
+
+
+Loop = Callable[[Sequence[Token], Costs, int], Timeline]
+LOOPS: dict[str, Loop] = {
+    "base": lambda tokens, costs, num_prefix: base(tokens, costs),
+    "blocking": lambda tokens, costs, num_prefix: blocking(tokens, costs, num_prefix=num_prefix),
+    "optimistic": lambda tokens, costs, num_prefix: optimistic(
+        tokens, costs, num_prefix=num_prefix
+    ),
+    "exact": lambda tokens, costs, num_prefix: exact(tokens, costs, num_prefix=num_prefix),
+}
