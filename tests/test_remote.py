@@ -1,6 +1,7 @@
 """The remote verifier equals the local one token for token, whatever becomes of the cloud."""
 
 import asyncio
+import math
 import os
 import random
 import signal
@@ -354,6 +355,39 @@ def test_a_killed_cloud_is_replaced_in_mid_image(
         assert len(clouds) == 2
         assert found == await whole(local(model), script)
         assert verifier.traffic.num_resumes == 1
+
+    run(compare())
+
+
+@pytest.mark.parametrize("max_gap", [math.inf, 0.5])
+def test_a_killed_cloud_changes_nothing_of_an_optimistic_image(
+    run: Run, model: CloudModel, bundle: Path, edge: EdgeModel, tmp_path: Path, max_gap: float
+) -> None:
+    """SIGKILL with batches in flight: what was on its way is sent again, to another cloud."""
+    config = DecodeConfig(mode="optimistic", prefix_rate=0.2, max_gap=max_gap)
+
+    async def compare() -> None:
+        clouds = [CloudProcess(bundle, tmp_path)]
+        address = await clouds[0].address()
+
+        class Killer(Silent):
+            def on_draft(self, *, position: int, seconds: float) -> None:
+                if position >= T // 2 and len(clouds) == 1:
+                    clouds[0].kill()
+                    clouds.append(CloudProcess(bundle, tmp_path, port=int(address.split(":")[1])))
+
+        try:
+            patient = replace(PATIENT, feature_dtype="fp32")
+            async with RemoteVerifier(address, config=patient) as verifier:
+                found = await edge_image(
+                    verifier, edge, budget=0.6, config=config, observer=Killer()
+                )
+        finally:
+            for cloud in clouds:
+                cloud.kill()
+        expected = await edge_image(local(model), edge, budget=0.6, config=config)
+        assert len(clouds) == 2 and found.resumes == 1 and found.fallbacks == 0
+        assert (found.tokens, found.origins) == (expected.tokens, expected.origins)
 
     run(compare())
 
