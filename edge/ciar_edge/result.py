@@ -3,6 +3,7 @@
 cloud calls = cloud forward passes / T     (every prefix token is one, a verified batch is one)
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -98,6 +99,17 @@ class ImageResult:
         """Tokens by origin, zeros included."""
         found = Counter(self.origins)
         return {origin: found[origin] for origin in Origin}
+
+    @property
+    def loss(self) -> float:
+        """The share of the tokens that the edge kept which the cloud would not have drawn.
+
+        Those that it took back among them. NaN if it did not look, or none was kept.
+        """
+        pairs = zip(self.gaps, self.origins, strict=False)  # no gaps: nobody looked
+        gaps = [gap for gap, origin in pairs if origin is Origin.KEPT and not math.isnan(gap)]
+        num_kept = len(gaps) + self.late
+        return (sum(gap > 0 for gap in gaps) + self.late) / num_kept if num_kept else math.nan
 
     @property
     def prefix_tokens(self) -> int:
