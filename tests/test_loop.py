@@ -532,10 +532,15 @@ class Diary:
         self.events: list[str] = []
         self.tokens: list[int] = []
         self.origins: list[Origin] = []
+        self.num_drafts = 0
         self.result: ImageResult | None = None
 
     def on_start(self, *, num_tokens: int, num_prefix: int) -> None:
         self.events.append(f"start {num_tokens} {num_prefix}")
+
+    def on_draft(self, *, position: int, seconds: float) -> None:
+        assert position >= len(self.tokens) and seconds >= 0
+        self.num_drafts += 1
 
     def on_token(self, *, position: int, token: int, origin: Origin, score: float) -> None:
         assert position == len(self.tokens)
@@ -556,6 +561,7 @@ def test_the_observer_is_told_everything(pair: Pair, run: Run) -> None:
     diary = Diary()
     result = run(decode(pair, observer=diary))
     assert diary.result == result
+    assert diary.num_drafts >= T - result.prefix_tokens
     assert tuple(diary.tokens) == result.tokens
     assert tuple(diary.origins) == result.origins
     assert diary.events == [f"start {T} 2", *["call"] * result.round_trips, "finish"]

@@ -156,6 +156,22 @@ def test_late_verification_is_that_of_one_token_at_a_time(
     assert num_late > 0
 
 
+@pytest.mark.parametrize("number", [0, 1, 2, 4])
+def test_what_was_decided_for_want_of_a_verdict_is_not_taken_back(
+    pair: Pair, run: Run, number: int
+) -> None:
+    """Kept tokens stand without a gap, and yet the edge's guesses at uncertain ones do."""
+    for seed in range(6):
+        cloud = Distant(pair.cloud, seed=seed, errors={number: DeadlineExceeded("late")})
+        router = router_for(pair, threshold=pair.model.calibration["interval"][60])
+        found = run(decode(pair, cloud, seed=seed, router=router, mode="optimistic", max_gap=0.0))
+        if cloud.failed:
+            (late,) = cloud.failed
+            decided = slice(late.position, late.end)
+            assert found.tokens[decided] == late.tokens
+            assert Origin.FALLBACK in found.origins[decided]
+
+
 def test_a_tolerance_changes_no_more_than_it_allows(pair: Pair, run: Run) -> None:
     """With epsilon blocking and optimistic agree too; a large one takes whatever was drafted."""
     for seed in range(10):

@@ -360,3 +360,12 @@ def test_a_tolerance_of_nothing_for_kept_tokens_is_the_clouds_own_image(target: 
     )
     verdict = verify(target, session, batch)
     assert verdict.num_agreed == T and verdict.gaps == (0.0,) * T
+
+
+def test_what_the_edge_has_decided_stands(target: Target) -> None:
+    batch = mixed_batch(0, T, 3)
+    found = verify(target, new_session(max_gap=0.0), batch)
+    assert found.num_agreed < T
+    decided = found.num_agreed + 1
+    verdict = verify(target, new_session(max_gap=0.0), replace(batch, num_decided=decided))
+    assert verdict.num_agreed >= decided and verdict.gaps[decided - 1] > 0

@@ -62,7 +62,12 @@ def random_batch(seed: int) -> VerifyBatch:
     num_tokens = rng.randint(1, INFO.max_batch_tokens)
     position = rng.randint(0, INFO.num_tokens - num_tokens)
     span = random_span(rng, position=position, num_tokens=num_tokens)
-    return VerifyBatch(**vars(span), epoch=rng.randrange(9), wants_next=rng.random() < 0.5)
+    return VerifyBatch(
+        **vars(span),
+        epoch=rng.randrange(9),
+        wants_next=rng.random() < 0.5,
+        num_decided=rng.randint(0, len(span.tokens)),
+    )
 
 
 def assert_same_span(first: TokenSpan, second: TokenSpan) -> None:
@@ -325,14 +330,14 @@ def test_finish_round_trip() -> None:
 # -------------------------------------------------------------------------------- refused messages
 
 
-def batch_message(**changes: Any) -> pb.Batch:
+def batch_message(num_decided: int = 0, **changes: Any) -> pb.Batch:
     span: dict[str, Any] = {
         "position": 10,
         "tokens": [1, 2, 3],
         "uncertain": b"\x04",
         "features": wire.encode_tensor(torch.ones(2, INFO.feature_dim), dtype="fp16"),
     }
-    return pb.Batch(span=pb.TokenSpan(**span | changes))
+    return pb.Batch(span=pb.TokenSpan(**span | changes), num_decided=num_decided)
 
 
 def read_batch(**changes: Any) -> VerifyBatch:
@@ -450,6 +455,7 @@ NOT_A_NUMBER = pb.Tensor(
         ("protocol_version", read_request, {"protocol_version": 2}),
         ("prompt", read_request, {"prompt": "x" * 41}),
         ("num_prefix", read_request, {"num_prefix": 65}),
+        ("num_decided", read_batch, {"num_decided": 4}),
         ("epsilon", read_request, {"epsilon": -0.1}),
         ("epsilon", read_request, {"epsilon": math.inf}),
         ("max_gap", read_request, {"max_gap": math.nan}),

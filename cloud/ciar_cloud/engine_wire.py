@@ -105,6 +105,7 @@ def verify_frame(head: Head, batch: VerifyBatch) -> bytes:
         "uncertain": batch.uncertain,
         "epoch": batch.epoch,
         "wants_next": batch.wants_next,
+        "num_decided": batch.num_decided,
     }
     features = [batch.features.float()] if batch.num_kept else []
     return encode_frame({"do": "verify", "batch": content, **head}, features)

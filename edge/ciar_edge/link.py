@@ -177,6 +177,7 @@ class Link:
         *,
         position: int | None = None,
         wants_next: bool = False,
+        num_decided: int = 0,
     ) -> VerifyBatch:
         """Consecutive drafts, some of them uncertain, as they are sent.
 
@@ -196,6 +197,7 @@ class Link:
             features=features,
             epoch=self.epoch,
             wants_next=wants_next and self._brings_next,
+            num_decided=num_decided,
         )
 
     def lose(self, error: Exception) -> None:

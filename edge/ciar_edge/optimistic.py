@@ -193,12 +193,14 @@ class OptimisticDecoder(Decoder):
     def _send(self) -> None:
         """All up to the last token that is asked for, or a batch full of them."""
         steps = self._unsent[: min(self._num_asking, self._link.max_batch_tokens)]
+        num_decided = sum(not step.is_open for step in steps) if self._looks_at_kept else 0
         del self._unsent[: len(steps)]
         batch = self._link.batch(
             [step.draft for step in steps],
             [step.is_uncertain for step in steps],
             position=steps[0].draft.position,
             wants_next=True,
+            num_decided=num_decided,
         )
         task = asyncio.create_task(self._link.verify(batch))
         self._flights.append(Flight(batch, steps, task, time.perf_counter()))

@@ -255,7 +255,7 @@ Answer = tuple[int, int, int | None]
 
 def digest(batch: VerifyBatch) -> int:
     """Tells batches of the same epoch and position apart."""
-    content = (batch.tokens, batch.uncertain, batch.wants_next)
+    content = (batch.tokens, batch.uncertain, batch.wants_next, batch.num_decided)
     return zlib.crc32(batch.features.numpy().tobytes(), zlib.crc32(repr(content).encode()))
 
 
@@ -320,7 +320,7 @@ class VerifyWork:
         count, token, gaps = len(batch.tokens), None, []
         for index, drafted in enumerate(batch.tokens):
             tolerance = self._tolerance(index)
-            if tolerance == math.inf:
+            if tolerance == math.inf and not session.request.looks_at_kept:
                 continue
             own, gap = self._compare(logits[batch.position + index - first], index)
             if own != drafted and (gap > tolerance or not tolerance):
@@ -340,8 +340,10 @@ class VerifyWork:
         return True
 
     def _tolerance(self, index: int) -> float:
-        """How far a token may fall short; infinity: nobody looks."""
+        """How far a token may fall short."""
         request = self.session.request
+        if index < self.batch.num_decided:
+            return math.inf
         return request.epsilon if self.batch.uncertain[index] else request.max_gap
 
     def _compare(self, logits: Tensor, index: int) -> tuple[int, float]:

@@ -170,12 +170,15 @@ class VerifyBatch(TokenSpan):
     Kept ones extend its cache, uncertain ones are compared with its own draw.
 
     epoch: grows each time the edge rolls back; answers to older epochs are void.
+    num_decided: leading tokens that the edge has decided already, for want of a verdict: they stand
+        even where kept tokens are looked at.
     wants_next: if the whole batch stands, also the cloud's token behind it. That one takes another
         row of the forward pass: the last token of the batch.
     """
 
     epoch: int = 0
     wants_next: bool = True
+    num_decided: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

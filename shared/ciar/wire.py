@@ -224,13 +224,19 @@ def prefix_from_proto(message: pb.PrefixInjectResponse, *, info: ModelInfo) -> P
 def verify_batch_to_proto(batch: VerifyBatch, *, dtype: PackedDtype) -> pb.Batch:
     """dtype: of the features. The same features make the same bytes each time."""
     span = _span_to_proto(batch, dtype=dtype)
-    return pb.Batch(epoch=batch.epoch, span=span, skips_next=not batch.wants_next)
+    return pb.Batch(
+        epoch=batch.epoch,
+        span=span,
+        skips_next=not batch.wants_next,
+        num_decided=batch.num_decided,
+    )
 
 
 def verify_batch_from_proto(message: pb.Batch, *, info: ModelInfo) -> VerifyBatch:
     span = _span_from_proto(message.span, info=info, max_tokens=info.max_batch_tokens)
     if not span.tokens:
         raise InvalidInput("tokens", (), "give at least one token")
+    _check_count("num_decided", message.num_decided, len(span.tokens))
     return VerifyBatch(
         position=span.position,
         tokens=span.tokens,
@@ -238,6 +244,7 @@ def verify_batch_from_proto(message: pb.Batch, *, info: ModelInfo) -> VerifyBatc
         features=span.features,
         epoch=message.epoch,
         wants_next=not message.skips_next,
+        num_decided=message.num_decided,
     )
 
 

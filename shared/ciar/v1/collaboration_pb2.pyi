@@ -587,11 +587,16 @@ class Batch(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     SPAN_FIELD_NUMBER: _builtins.int
     SKIPS_NEXT_FIELD_NUMBER: _builtins.int
+    NUM_DECIDED_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """Grows each time the edge rolls back (count)."""
     skips_next: _builtins.bool
     """Leave out the cloud's token behind a batch that stands as a whole (flag): that saves the row of
     the batch's last token in the forward pass.
+    """
+    num_decided: _builtins.int
+    """Leading tokens of the batch that the edge has decided for want of a verdict (count): they stand,
+    whatever max_gap says.
     """
     @_builtins.property
     def span(self) -> Global___TokenSpan:
@@ -603,10 +608,11 @@ class Batch(_message.Message):
         epoch: _builtins.int = ...,
         span: Global___TokenSpan | None = ...,
         skips_next: _builtins.bool = ...,
+        num_decided: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["span", b"span"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "skips_next", b"skips_next", "span", b"span"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "num_decided", b"num_decided", "skips_next", b"skips_next", "span", b"span"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
