@@ -287,6 +287,10 @@ def test_a_full_disk(bundle: Path, tmp_path: Path) -> None:
         (["--map", "dog.bmp"], 2, r"map: 'dog.bmp': give .*\.png"),
         (["-o", "nowhere/dog.png"], 6, "output: .*no such folder"),
         (["--threshold", "1", "--budget", "0.1"], 2, "--budget or --threshold, not both"),
+        (["--threshold", "1", "--max-risk", "0.1"], 2, "--max-risk or --threshold, not both"),
+        (["--max-risk", "1.5"], 2, "max_risk: 1.5: give a share above 0"),
+        (["--exact", "--max-risk", "0.1"], 2, "max-risk: 0.1: leave it out: --exact verifies"),
+        (["--offline", "--max-risk", "0.1"], 2, "max-risk: 0.1: leave it out: --offline asks"),
         (["--offline", "--exact"], 2, "--exact or --offline, not both"),
         (["--optimistic", "--exact"], 2, "optimistic: True: leave it out"),
         (["--exact", "--budget", "0.5"], 2, "budget: 0.5: leave it out: --exact verifies"),
@@ -313,6 +317,7 @@ def test_the_environment_gives_way_to_flags() -> None:
         "router": None,
         "budget": 0.5,
         "threshold": 1.0,
+        "max_risk": 0.1,
         "cloud": "a:1",
         "deadline": 10.0,
         "prefix_rate": 0.06,
@@ -321,9 +326,10 @@ def test_the_environment_gives_way_to_flags() -> None:
         "max_gap": None,
         **dict.fromkeys(ACCESS),
     }
-    assert settle(params, {"threshold"}) == params | {"budget": None}
+    assert settle(params, {"threshold"}) == params | {"budget": None, "max_risk": None}
     assert settle(params, {"budget"}) == params | {"threshold": None}
-    none = {"budget": None, "threshold": None}
+    assert settle(params, {"max_risk"}) == params | {"threshold": None}
+    none = {"budget": None, "threshold": None, "max_risk": None}
     assert settle(params | {"exact": True}, {"exact"}) == params | none | {"exact": True}
     offline = settle(params | {"offline": True}, {"offline"})
     assert offline == params | none | {"offline": True, "cloud": None}

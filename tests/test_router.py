@@ -5,6 +5,8 @@ import random
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ciar.errors import InvalidInput
 from ciar.router import ROUTERS, make_router
@@ -58,8 +60,8 @@ def test_static_threshold() -> None:
 
 def test_answers_that_came_for_free_are_not_counted() -> None:
     """Every second uncertain token is answered by the call before: all calls go to the others."""
-    threshold, rng = DynamicThreshold(0.3, UNIFORM), random.Random(0)
     num_asked, is_bonus, count = 0, False, 4000
+    threshold, rng = DynamicThreshold(0.3, UNIFORM, num_scores=count), random.Random(0)
     for _ in range(count):
         if threshold.exceeded(rng.random()):
             if is_bonus:
@@ -83,7 +85,8 @@ def test_answers_that_came_for_free_are_not_counted() -> None:
     ],
 )
 def test_the_prefix_is_part_of_the_budget(budget: float, spent: float, left: float) -> None:
-    assert DynamicThreshold(budget, UNIFORM, spent=spent).budget == pytest.approx(left)
+    threshold = DynamicThreshold(budget, UNIFORM, num_scores=241, spent=spent)
+    assert threshold.budget == pytest.approx(left)
     router = make_router("random", budget=budget, prefix_rate=spent)
     share = sum(router.decide(i, random_head(8))[1] for i in range(2000)) / 2000
     assert share == pytest.approx(left, abs=0.02)
@@ -107,18 +110,79 @@ def adversary(kind: str, threshold: DynamicThreshold, rng: random.Random) -> flo
 def test_the_share_of_uncertain_tokens_tracks_the_budget(
     kind: str, budget: float, quantiles: list[float] | None
 ) -> None:
-    threshold, rng, num_uncertain = DynamicThreshold(budget, quantiles), random.Random(0), 0
-    for n in range(1, 1500):
+    threshold = DynamicThreshold(budget, quantiles, num_scores=1500)
+    rng, num_uncertain = random.Random(0), 0
+    for n in range(1, 1501):
         num_uncertain += threshold.exceeded(adversary(kind, threshold, rng))
         bound = (1 + STEP_SIZE) / (STEP_SIZE * n)
         assert abs(num_uncertain / n - budget) <= bound + 1e-9
-        assert -STEP_SIZE <= threshold.tau <= 1 + STEP_SIZE
+    assert abs(num_uncertain - 1500 * budget) <= 1 + 1e-9
+
+
+RANKS = st.lists(st.floats(0, 1) | st.sampled_from([0.0, 0.5, 1.0]), min_size=1, max_size=120)
+
+
+@settings(max_examples=300, deadline=None)
+@given(RANKS, st.floats(0, 1), st.floats(0.005, 1))
+def test_whatever_the_scores_a_budget_is_met_within_one_call(
+    scores: list[float], budget: float, step_size: float
+) -> None:
+    threshold = DynamicThreshold(budget, UNIFORM, num_scores=len(scores), step_size=step_size)
+    num_asked = sum(threshold.exceeded(score) for score in scores)
+    assert abs(num_asked - budget * len(scores)) <= 1 + 1e-6
+
+
+@settings(max_examples=300, deadline=None)
+@given(RANKS, st.floats(0, 1), st.data())
+def test_whatever_comes_for_free_a_budget_is_exceeded_by_one_call_at_most(
+    scores: list[float], budget: float, data: st.DataObject
+) -> None:
+    threshold = DynamicThreshold(budget, UNIFORM, num_scores=len(scores))
+    num_asked = 0
+    for score in scores:
+        if threshold.exceeded(score):
+            if data.draw(st.booleans()):
+                threshold.refund()
+            else:
+                num_asked += 1
+    assert num_asked <= budget * len(scores) + 1 + 1e-6
+
+
+@settings(max_examples=200, deadline=None)
+@given(RANKS, RANKS, RANKS, st.sampled_from([UNIFORM, None]))
+def test_what_was_decided_since_a_mark_leaves_no_trace(
+    before: list[float], void: list[float], after: list[float], quantiles: list[float] | None
+) -> None:
+    once, twice = (DynamicThreshold(0.3, quantiles, num_scores=150) for _ in range(2))
+    for threshold in (once, twice):
+        for score in before:
+            if threshold.exceeded(score) and score > 0.9:
+                threshold.refund()
+    mark = twice.mark()
+    for score in void:
+        if twice.exceeded(score):
+            twice.refund()
+    twice.restore(mark)
+    for score in after:
+        assert once.tau == twice.tau
+        assert once.exceeded(score) == twice.exceeded(score)
+
+
+def test_the_last_row_is_neither_starved_nor_flooded() -> None:
+    """Of images of many kinds, whose scores lie higher or lower than those of the calibration."""
+    rng, last, asked = random.Random(0), 0, 0
+    for _ in range(200):
+        threshold, power = DynamicThreshold(0.3, UNIFORM, num_scores=241), 2 ** rng.uniform(-2, 2)
+        flags = [threshold.exceeded(rng.random() ** power) for _ in range(241)]
+        last, asked = last + sum(flags[-16:]), asked + sum(flags)
+    assert last / (200 * 16) == pytest.approx(asked / (200 * 241), abs=0.1)
 
 
 @pytest.mark.parametrize("budget", [0.1, 0.3, 0.5])
 def test_a_calibrated_threshold_is_right_from_the_first_image(budget: float) -> None:
     """Within three points of the budget, and two of three chosen are of the top."""
-    rng, threshold = random.Random(1), DynamicThreshold(budget, [q**3 for q in UNIFORM])
+    threshold = DynamicThreshold(budget, [q**3 for q in UNIFORM], num_scores=256)
+    rng = random.Random(1)
     ranks = [rng.random() for _ in range(256)]
     flags = [threshold.exceeded(rank**3) for rank in ranks]
     assert sum(flags) / 256 == pytest.approx(budget, abs=0.03)
@@ -128,16 +192,20 @@ def test_a_calibrated_threshold_is_right_from_the_first_image(budget: float) -> 
 
 @pytest.mark.parametrize(("budget", "expected"), [(0.0, False), (1.0, True)])
 def test_the_ends_of_the_budget_are_exact(budget: float, expected: bool) -> None:
-    threshold = DynamicThreshold(budget, UNIFORM)
+    threshold = DynamicThreshold(budget, UNIFORM, num_scores=5)
     assert {threshold.exceeded(s) for s in (-1e9, 0.0, 0.5, 1.0, 1e9)} == {expected}
 
 
 def test_ranks_of_ties_and_of_scores_out_of_range() -> None:
     """tau moves little here, so a flag tells on which side of 0.5 a score's rank is."""
     quantiles = [0.0] * 41 + [1.0] * 60  # 40 % zeros, the rest ones
-    flags = [DynamicThreshold(0.5, quantiles).exceeded(s) for s in (-1.0, 0.0, 0.99, 1.0, 2.0)]
+
+    def flag(budget: float, score: float) -> bool:
+        return DynamicThreshold(budget, quantiles, num_scores=100).exceeded(score)
+
+    flags = [flag(0.5, score) for score in (-1.0, 0.0, 0.99, 1.0, 2.0)]
     assert flags == [False, False, False, True, True]
-    assert [DynamicThreshold(0.9, quantiles).exceeded(s) for s in (-1.0, 0.0)] == [False, True]
+    assert [flag(0.9, score) for score in (-1.0, 0.0)] == [False, True]
 
 
 def test_routers_without_calibration_rank_what_they_saw() -> None:

@@ -12,6 +12,7 @@ from rich.console import Console
 from ciar import __version__
 from ciar.checkpoint import DEFAULT_MODEL, find_model, read_config
 from ciar.errors import CiarError
+from ciar_bench.certify.cli import certify, risk_check
 from ciar_bench.faults_cli import faults
 from ciar_bench.full_size_cli import full_size
 from ciar_bench.head_scale_cli import head_scale
@@ -92,6 +93,8 @@ app.command()(full_size)
 app.command()(soak)
 app.command()(load)
 app.command()(faults)
+app.command()(certify)
+app.command()(risk_check)
 
 
 def routing_markdown(report: RoutingReport, name: str) -> str:

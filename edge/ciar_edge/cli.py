@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 EXIT_INTERRUPTED = 130
 MAX_NAME_CHARS = 60
-THRESHOLDS = ("budget", "threshold")
+THRESHOLDS = ("budget", "threshold", "max_risk")
 TOLERANCES = ("epsilon", "max_gap")
 CONSTANT_ROUTERS = ("always", "never")
 ACCESS = ("tls_ca", "tls_cert", "tls_key", "api_key_file")
@@ -144,6 +144,15 @@ def generate(
     threshold: Annotated[
         float | None,
         _option(env="THRESHOLD", **FLOAT, help="Ask above this score, instead of a budget."),
+    ] = None,
+    max_risk: Annotated[
+        float | None,
+        _option(
+            env="MAX_RISK",
+            **FLOAT,
+            help="Expected share of kept tokens unlike the cloud's: at most this, by the model's "
+            "certificate.",
+        ),
     ] = None,
     router: Annotated[
         str | None,
@@ -256,9 +265,10 @@ def settle(params: Mapping[str, Any], flags: Set[str]) -> dict[str, Any]:
     is_given = "optimistic" in flags and params["optimistic"]
     if is_given and (params["exact"] or params["offline"]):
         raise InvalidInput("optimistic", True, "leave it out with --exact and --offline")
-    if {"budget", "threshold"} <= flags:
-        remedy = "give --budget or --threshold, not both"
-        raise InvalidInput("threshold", params["threshold"], remedy)
+    for other in ("budget", "max_risk"):
+        if {other, "threshold"} <= flags:
+            remedy = f"give --{other.replace('_', '-')} or --threshold, not both"
+            raise InvalidInput("threshold", params["threshold"], remedy)
     idle: list[tuple[str, str]] = []  # a parameter, and why it has nothing to say
     if params["exact"]:
         idle += [(name, "--exact verifies every token") for name in ("router", *THRESHOLDS)]
@@ -270,9 +280,10 @@ def settle(params: Mapping[str, Any], flags: Set[str]) -> dict[str, Any]:
         idle += [("max_gap", "only --optimistic goes back to kept tokens")]
     if params["router"] in CONSTANT_ROUTERS:
         idle += [(name, "this router has no threshold") for name in THRESHOLDS]
-    for name in THRESHOLDS:
-        if name in flags:
-            idle += [(other, "") for other in THRESHOLDS if other != name]
+    if "threshold" in flags:
+        idle += [("budget", ""), ("max_risk", "")]
+    elif {"budget", "max_risk"} & flags:
+        idle.append(("threshold", ""))
     for name, reason in idle:
         if name in flags:
             raise InvalidInput(name.replace("_", "-"), params[name], f"leave it out: {reason}")
@@ -332,7 +343,7 @@ def _draw_options(params: Mapping[str, Any], *, seed: int) -> "DrawOptions":
 
     modes: tuple[Mode, ...] = ("exact", "offline", "optimistic")
     mode: Mode = next((name for name in modes if params[name]), "blocking")
-    same_name = ("prompt", "model", "cloud", "router", "budget", "threshold")
+    same_name = ("prompt", "model", "cloud", "router", *THRESHOLDS)
     sampling = ("temperature", "top_k", "top_p", "cfg_scale", "cfg_interval")
     tolerances = {name: params[name] for name in TOLERANCES if params[name] is not None}
     return DrawOptions(
@@ -386,6 +397,7 @@ def _tell(
             "router": drawing.router,
             "budget": options.budget,
             "threshold": options.threshold,
+            "max_risk": options.max_risk,
             "map": str(params["map_file"]) if params["map_file"] else None,
         }
         print(json.dumps(drawing.report(output=output, extra=extra)))

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from ciar.checkpoint import find_model, read_sampling
+from ciar.certificate import Certificate, check_risk, read_certificate
+from ciar.checkpoint import find_model, fingerprint, read_sampling
 from ciar.errors import CheckpointError, InvalidInput
 from ciar.models.wordpiece import words
 from ciar.picture import Painter
@@ -32,6 +33,7 @@ class DrawOptions:
     """What the user asked for; None leaves the choice to the checkpoint, or to the default.
 
     cloud: address of a cloud; None: the embedded one, or none at all when offline.
+    max_risk: a static threshold by the model's certificate, see `ciar.certificate`.
     sampling: those of `SamplingParams` that the user set, the seed aside.
     """
 
@@ -45,6 +47,7 @@ class DrawOptions:
     router: str | None = None
     budget: float | None = None
     threshold: float | None = None
+    max_risk: float | None = None
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -54,6 +57,11 @@ class DrawOptions:
             raise InvalidInput("seed", self.seed, "give an integer from 0 to 2^64-1")
         router = self.router or DEFAULT_ROUTER
         make_router(router, budget=self.budget, threshold=self.threshold)  # checks all three
+        if self.max_risk is not None:
+            check_risk(self.max_risk)
+            if self.threshold is not None:
+                remedy = "give a threshold or a risk, not both"
+                raise InvalidInput("max_risk", self.max_risk, remedy)
         if self.cloud is not None:
             check_address(self.cloud)
             self.access.check(self.cloud)
@@ -71,6 +79,7 @@ async def draw(
     folder = find_model(options.model)
     torch.set_num_threads(1)  # one row through one layer is faster on one
     model = load_draft_model(folder / "edge")
+    certificate = _certificate(options, folder, model)
     painter = Painter.load(folder / "vq")
     painter.check_codebook(model.draft.config.vocab_size)
     if options.decode.mode == "offline":
@@ -78,7 +87,7 @@ async def draw(
     else:
         assert options.cloud or embedded, "somebody must serve"
         address = options.cloud or await embedded.address()  # type: ignore[union-attr]
-        result = await _draw_with_cloud(options, address, model, observer)
+        result = await _draw_with_cloud(options, address, model, certificate, observer)
     torch.set_num_threads(num_cores())
     return Drawing(
         prompt=options.prompt,
@@ -92,19 +101,49 @@ async def draw(
     )
 
 
+def _certificate(options: DrawOptions, folder: Path, model: EdgeModel) -> Certificate | None:
+    """Of the threshold, if there is to be one. Raises `InvalidInput`, `CheckpointError`."""
+    if options.max_risk is None:
+        return None
+    certificate = read_certificate(folder / "edge", max_risk=options.max_risk)
+    certificate.check_edge(
+        draft=fingerprint(folder / "edge"),
+        router=options.router or model.router,
+        prefix_rate=options.decode.prefix_rate,
+    )
+    _certified_threshold(options, certificate)  # whether there is one
+    return certificate
+
+
+def _certified_threshold(options: DrawOptions, certificate: Certificate) -> float:
+    assert options.max_risk is not None
+    return certificate.threshold(
+        options.max_risk,
+        budget=options.budget,
+        is_one_by_one=options.decode.mode != "optimistic",
+    )
+
+
 async def _draw_with_cloud(
-    options: DrawOptions, address: str, model: EdgeModel, observer: Observer
+    options: DrawOptions,
+    address: str,
+    model: EdgeModel,
+    certificate: Certificate | None,
+    observer: Observer,
 ) -> ImageResult:
     access = options.access if options.cloud else Access()  # the embedded cloud asks for nothing
     async with RemoteVerifier(address, config=options.remote, access=access) as verifier:
         info = await verifier.info()
+        sampling = options.merge(info.sampling)
+        if certificate:
+            certificate.check_cloud(target=model.target or info.fingerprint, sampling=sampling)
         return await generate(
             options.prompt,
             model=model,
-            router=_router(options, model),
+            router=_router(options, model, certificate),
             verifier=verifier,
             config=options.decode,
-            sampling=options.merge(info.sampling),
+            sampling=sampling,
             observer=observer,
         )
 
@@ -156,12 +195,16 @@ def _checkpoint_sampling(folder: Path) -> SamplingParams:
     return read_sampling(folder / "cloud")
 
 
-def _router(options: DrawOptions, model: EdgeModel) -> Router:
-    config = model.draft.config
+def _router(
+    options: DrawOptions, model: EdgeModel, certificate: Certificate | None = None
+) -> Router:
+    config, budget, threshold = model.draft.config, options.budget, options.threshold
+    if certificate:
+        budget, threshold = None, _certified_threshold(options, certificate)
     return make_router(
         options.router or model.router,
-        budget=options.budget,
-        threshold=options.threshold,
+        budget=budget,
+        threshold=threshold,
         calibration=model.calibration,
         seed=options.seed,
         grid_size=config.grid_size,

@@ -95,7 +95,7 @@ def make_router(
         0.30).  prefix_rate: share of the image that the cloud draws first; 0 makes the budget one
         of routed tokens.
     threshold: a static one on the raw score.  calibration: quantiles by score name.
-    seed: of the image, for `random` and `spaced`.  grid_size: for `softmax-corr-window`.
+    seed: of the image, for `random` and `spaced`.  grid_size: of the image, in tokens a side.
     Raises `InvalidInput`.
     """
     if name not in ROUTERS:
@@ -112,7 +112,8 @@ def make_router(
     else:
         quantiles = _quantiles(name, calibration or {})
         budget = DEFAULT_BUDGET if budget is None else budget
-        rule = DynamicThreshold(budget, quantiles, spent=prefix_rate)
+        num_scores = round(grid_size**2 * (1 - prefix_rate))
+        rule = DynamicThreshold(budget, quantiles, num_scores=num_scores, spent=prefix_rate)
     return Router(name, _score(name, seed=seed, grid_size=grid_size), rule)
 
 

@@ -8,7 +8,7 @@ from typing import Protocol
 from ciar.errors import InvalidInput
 
 NUM_QUANTILES = 101  # of a calibration: 0, 1, ..., 100 percent
-STEP_SIZE = 0.06  # of the dynamic threshold: it forgets in about 1 / STEP_SIZE tokens
+STEP_SIZE = 0.03  # of the dynamic threshold: it forgets in about 1 / STEP_SIZE tokens
 
 
 class Threshold(Protocol):
@@ -53,12 +53,19 @@ class StaticThreshold:
 class DynamicThreshold:
     """Keeps the share of asked tokens at a budget, on ranks s in [0, 1] instead of raw scores:
 
-        uncertain = s > tau,     tau <- tau + step_size (asked - budget),     tau_0 = 1 - budget
+        uncertain = s > tau,     tau = 1 - budget + gain (asked - budget * decided)
+        gain = max(step_size, 1 / left)
 
-    An uncertain token is asked, unless its answer came with the one before (`refund`). Where all
-    are, tau cannot leave [-step_size, 1 + step_size], so for *any* n scores the share is within
-    (1 + step_size) / (step_size n) of the budget. Budgets 0 and 1 are exact.
+    asked and decided count tokens so far, left those to come. While many are to come this is a
+    running quantile, tau <- tau + step_size (asked - budget). Over the last 1 / step_size tokens it
+    is a token bucket, tau = 1 - (calls left) / (tokens left), which is empty at the end.
 
+    An uncertain token is asked, unless its answer came with the one before (`refund`). For *any*
+    scores at most one token more than the budget is asked, and at most one less where all that are
+    uncertain are asked; after n of them the share is within (1 + step_size) / (step_size n).
+    Budgets 0 and 1 are exact.
+
+    num_scores: tokens that will have a score. Behind them the bucket goes on.
     spent: share of the image that was asked for before the first score (the prefix). The budget
         is one of the whole image, so less of it is left for the scores.
     quantiles: of the score on the edge's own rollouts, ascending, at 0, 1, ..., 100 percent.
@@ -71,34 +78,42 @@ class DynamicThreshold:
         budget: float,
         quantiles: Sequence[float] | None = None,
         *,
+        num_scores: int,
         spent: float = 0.0,
         step_size: float = STEP_SIZE,
     ) -> None:
         if not 0 <= budget <= 1:
             raise InvalidInput("budget", budget, "give a share from 0 (never ask) to 1 (always)")
         self.budget = max(0.0, (budget - spent) / (1 - spent)) if spent < 1 else 0.0
-        self.tau = 1 - self.budget
-        self._step_size = step_size
+        self._num_scores, self._step_size = num_scores, step_size
+        self._num_asked = self._num_decided = 0
         self._seen = RunningRank()
         self._rank = self._seen if quantiles is None else calibrated_rank(quantiles)
+
+    @property
+    def tau(self) -> float:
+        left = max(1, self._num_scores - self._num_decided)
+        gain = max(self._step_size, 1 / left)
+        return 1 - self.budget + gain * (self._num_asked - self.budget * self._num_decided)
 
     def exceeded(self, score: float) -> bool:
         assert not math.isnan(score), "a score is a number"
         if self.budget in (0, 1):
             return self.budget == 1
         is_uncertain = self._rank(score) > self.tau
-        self.tau += self._step_size * (is_uncertain - self.budget)
+        self._num_asked += is_uncertain
+        self._num_decided += 1
         return is_uncertain
 
     def refund(self) -> None:
-        self.tau -= self._step_size
+        self._num_asked -= 1
 
     def mark(self) -> object:
-        return self.tau, len(self._seen)
+        return self._num_asked, self._num_decided, len(self._seen)
 
     def restore(self, mark: object) -> None:
         assert isinstance(mark, tuple), "what mark() gave"
-        self.tau, num_seen = mark
+        self._num_asked, self._num_decided, num_seen = mark
         self._seen.forget(num_seen)
 
 

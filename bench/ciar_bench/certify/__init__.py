@@ -1,0 +1,1 @@
+"""`ciar-bench certify` and `risk-check`: static thresholds with a guaranteed risk."""
