@@ -287,7 +287,7 @@ def test_everything_verified_is_the_clouds_own_image(
     assert make_method(spec).draw(pair, PROMPTS[1], sampling).tokens == base.tokens
 
 
-@pytest.mark.parametrize("spec", ["interval", "interval:has_features=false", "code:share=0"])
+@pytest.mark.parametrize("spec", ["interval", 'interval:features="none"', "code:share=0"])
 def test_the_edge_draws_with_the_cloud_and_alone(spec: str, pair: BenchModel) -> None:
     image = make_method(spec).draw(pair, PROMPTS[0], SamplingParams(seed=4, cfg_scale=CFG))
     assert len(image.tokens) == 16

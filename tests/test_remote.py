@@ -1,7 +1,6 @@
 """The remote verifier equals the local one token for token, whatever becomes of the cloud."""
 
 import asyncio
-import math
 import os
 import random
 import signal
@@ -359,12 +358,17 @@ def test_a_killed_cloud_is_replaced_in_mid_image(
     run(compare())
 
 
-@pytest.mark.parametrize("max_gap", [math.inf, 0.5])
+@pytest.mark.parametrize("settings", [{}, {"max_gap": 0.5}, {"features": "none"}], ids=str)
 def test_a_killed_cloud_changes_nothing_of_an_optimistic_image(
-    run: Run, model: CloudModel, bundle: Path, edge: EdgeModel, tmp_path: Path, max_gap: float
+    run: Run,
+    model: CloudModel,
+    bundle: Path,
+    edge: EdgeModel,
+    tmp_path: Path,
+    settings: dict[str, Any],
 ) -> None:
     """SIGKILL with batches in flight: what was on its way is sent again, to another cloud."""
-    config = DecodeConfig(mode="optimistic", prefix_rate=0.2, max_gap=max_gap)
+    config = DecodeConfig(mode="optimistic", prefix_rate=0.2, **settings)
 
     async def compare() -> None:
         clouds = [CloudProcess(bundle, tmp_path)]

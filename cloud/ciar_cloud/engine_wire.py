@@ -106,12 +106,12 @@ def verify_frame(head: Head, batch: VerifyBatch) -> bytes:
         "epoch": batch.epoch,
         "wants_next": batch.wants_next,
     }
-    features = [batch.features.float()] if batch.num_kept else []
+    features = [batch.features.float()] if len(batch.features) else []
     return encode_frame({"do": "verify", "batch": content, **head}, features)
 
 
 def batch_from_frame(head: Head, tensors: Sequence[Tensor], *, nothing: Tensor) -> VerifyBatch:
-    """nothing: the features of a batch without kept tokens."""
+    """nothing: the features of a batch that brings none."""
     content = head["batch"]
     tokens, uncertain = tuple(content.pop("tokens")), tuple(content.pop("uncertain"))
     features = tensors[0] if tensors else nothing

@@ -114,8 +114,14 @@ class SessionState:
                 raise InvalidInput(
                     f"{field}.tokens", token, f"give codebook ids from 0 to {self.vocab_size - 1}"
                 )
-        width = self.features.shape[1]
-        if span.num_kept and span.features.shape != (span.num_kept, width):
+        width, mode = self.features.shape[1], self.request.features
+        if mode != "send" and span.features.numel():
+            raise InvalidInput(
+                f"{field}.features",
+                tuple(span.features.shape),
+                f"leave them out: this image's are {mode!r}",
+            )
+        if mode == "send" and span.num_kept and span.features.shape != (span.num_kept, width):
             raise InvalidInput(
                 f"{field}.features",
                 tuple(span.features.shape),
@@ -189,7 +195,7 @@ class SessionState:
             self._part_end = end = part_end
             num_outputs = 0
         codes = self.features[position:end]
-        if drafted and drafted.num_kept:
+        if drafted and len(drafted.features):
             kept = kept_positions(drafted)
             fed = [i for i, p in enumerate(kept) if position <= p < end]
             codes = codes.clone()
@@ -245,7 +251,7 @@ class SessionState:
     def _append(self, span: TokenSpan, count: int) -> None:
         self.tokens += span.tokens[:count]
         kept = [p for p in kept_positions(span) if p < span.position + count]
-        if kept:
+        if len(span.features):
             self.features[kept] = span.features[: len(kept)].float()
 
 
