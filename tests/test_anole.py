@@ -17,9 +17,10 @@ from typer.testing import CliRunner
 
 from ciar.checkpoint import fingerprint, read_config
 from ciar.errors import CheckpointError, InvalidInput
+from ciar.feed import Feed
 from ciar.models.chameleon import ChameleonConfig
 from ciar.models.inter_head import InterHeadConfig
-from ciar.target import Feed, Target, TargetModel
+from ciar.target import Target, TargetModel
 from ciar.text import load_text
 from ciar.types import SamplingParams
 from ciar_bench.methods import make_method

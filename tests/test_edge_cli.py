@@ -159,6 +159,16 @@ def test_everything_verified_is_the_clouds_own_picture(
     assert found["cloud_decided"] == T
 
 
+def test_the_cloud_can_make_the_features(bundle: Path, cloud: str, tmp_path: Path) -> None:
+    """One that listens, and the embedded one: the same picture from fewer bytes."""
+    options: list[str | Path] = [PROMPT, "--seed", "4", "--model", bundle, "--budget", "0.3"]
+    sent = report(*options, "--cloud", cloud, "--feature-dtype", "fp32", folder=tmp_path)
+    for where in ({"CIAR_CLOUD": cloud}, {}):
+        made = report(*options, folder=tmp_path, CIAR_FEATURES="recompute", **where)
+        assert made["tokens"] == sent["tokens"]
+        assert made["uplink_bytes"] < sent["uplink_bytes"]
+
+
 def test_no_budget_and_no_cloud(bundle: Path, cloud: str, tmp_path: Path) -> None:
     """Budget 0 calls for the prefix alone; offline calls for nothing. Settings of the budget and
     the cloud in the environment do not stand in the way of --offline.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ciar.errors import CheckpointError, InvalidInput
-from ciar.target import Feed
+from ciar.feed import Feed
 from ciar.types import SamplingParams
 from ciar_bench.methods import KINDS, Method, make_method
 from ciar_bench.methods.bench_model import BenchModel, sampling_view

@@ -303,7 +303,10 @@ def _generate(params: Mapping[str, Any], console: Console, ending: Ending) -> No
     with ExitStack() as stack:
         embedded = None
         if not (params["offline"] or params["cloud"]):
-            embedded = stack.enter_context(EmbeddedCloud(params["model"]))
+            recomputes = params["features"] == "recompute"
+            embedded = stack.enter_context(
+                EmbeddedCloud(params["model"], recomputes_features=recomputes)
+            )
         # With torch behind them: the embedded cloud loads it at the same time.
         from ciar_edge.draw import draw
         from ciar_edge.progress import make_display
