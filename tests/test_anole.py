@@ -17,9 +17,10 @@ from typer.testing import CliRunner
 
 from ciar.checkpoint import fingerprint, read_config
 from ciar.errors import CheckpointError, InvalidInput
+from ciar.feed import Feed
 from ciar.models.chameleon import ChameleonConfig
 from ciar.models.inter_head import InterHeadConfig
-from ciar.target import Feed, Target, TargetModel
+from ciar.target import Target, TargetModel
 from ciar.text import load_text
 from ciar.types import SamplingParams
 from ciar_bench.methods import make_method
@@ -287,7 +288,7 @@ def test_everything_verified_is_the_clouds_own_image(
     assert make_method(spec).draw(pair, PROMPTS[1], sampling).tokens == base.tokens
 
 
-@pytest.mark.parametrize("spec", ["interval", "interval:has_features=false", "code:share=0"])
+@pytest.mark.parametrize("spec", ["interval", 'interval:features="none"', "code:share=0"])
 def test_the_edge_draws_with_the_cloud_and_alone(spec: str, pair: BenchModel) -> None:
     image = make_method(spec).draw(pair, PROMPTS[0], SamplingParams(seed=4, cfg_scale=CFG))
     assert len(image.tokens) == 16

@@ -1,6 +1,7 @@
 """What the cloud refuses, with which status, and that it goes on serving the others."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from grpc import StatusCode
 
 from ciar import wire
-from ciar.errors import Overloaded, SessionLost
+from ciar.errors import InvalidInput, Overloaded, SessionLost
 from ciar.v1 import collaboration_pb2 as pb
 from ciar_cloud.bundle import CloudModel, load_cloud_model
 from tests.cloud_client import (
@@ -99,6 +100,8 @@ def image_proto(**changes: Any) -> pb.ImageRequest:
         ({"sampling": {"top_p": 0.0}}, StatusCode.INVALID_ARGUMENT, "top_p"),
         ({"sampling": {"temperature": float("nan")}}, StatusCode.INVALID_ARGUMENT, "temperature"),
         ({"sampling": {"cfg_scale": 0.5}}, StatusCode.INVALID_ARGUMENT, "cfg_scale"),
+        ({"features": 9}, StatusCode.INVALID_ARGUMENT, "features: 9: give one of FEATURE_MODE"),
+        ({"features": 3}, StatusCode.FAILED_PRECONDITION, "features: recompute: the cloud"),
         ({"fingerprint": "0123456789abcdef"}, StatusCode.FAILED_PRECONDITION, "0123456789abcdef"),
     ],
 )
@@ -152,6 +155,19 @@ BAD_MESSAGES = [
     ("NaN features", batch_message(uncertain=b"\x00", features=features([float("nan")] * F))),
     ("finish that does not add up", pb.VerifyBatchRequest(finish=pb.Finish(num_kept=1))),
 ]
+
+
+def test_features_that_nobody_wants_are_refused(model: CloudModel, run: Any) -> None:
+    """Codes with a batch of an image whose kept tokens are plain."""
+
+    async def scenario() -> None:
+        async with cloud(model) as client:
+            link = await client.session(replace(request(1, num_prefix=1), features="none"))
+            await link.send(batch_message(uncertain=b"\x00", features=features([0.0] * F)))
+            with pytest.raises(InvalidInput, match=r"features: \[1, 8\]: leave it out: .*'none'"):
+                await link.receive()
+
+    run(scenario())
 
 
 def test_bad_messages_end_their_stream_and_no_other(model: CloudModel, run: Any) -> None:

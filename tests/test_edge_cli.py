@@ -159,6 +159,16 @@ def test_everything_verified_is_the_clouds_own_picture(
     assert found["cloud_decided"] == T
 
 
+def test_the_cloud_can_make_the_features(bundle: Path, cloud: str, tmp_path: Path) -> None:
+    """One that listens, and the embedded one: the same picture from fewer bytes."""
+    options: list[str | Path] = [PROMPT, "--seed", "4", "--model", bundle, "--budget", "0.3"]
+    sent = report(*options, "--cloud", cloud, "--feature-dtype", "fp32", folder=tmp_path)
+    for where in ({"CIAR_CLOUD": cloud}, {}):
+        made = report(*options, folder=tmp_path, CIAR_FEATURES="recompute", **where)
+        assert made["tokens"] == sent["tokens"]
+        assert made["uplink_bytes"] < sent["uplink_bytes"]
+
+
 def test_no_budget_and_no_cloud(bundle: Path, cloud: str, tmp_path: Path) -> None:
     """Budget 0 calls for the prefix alone; offline calls for nothing. Settings of the budget and
     the cloud in the environment do not stand in the way of --offline.
@@ -278,6 +288,14 @@ def test_a_full_disk(bundle: Path, tmp_path: Path) -> None:
         (["--temperature", "-1"], 2, "temperature: -1.0: give"),
         (["--prefix-rate", "2"], 2, "prefix_rate: 2.0: give"),
         (["--feature-dtype", "fp8"], 2, "feature_dtype: 'fp8': give"),
+        (["--features", "half"], 2, "features: 'half': give one of send, none, recompute"),
+        (["--exact", "--features", "none"], 2, "features: 'none': leave it out: --exact"),
+        (["--offline", "--features", "send"], 2, "features: 'send': leave it out: --offline"),
+        (
+            ["--features", "none", "--feature-dtype", "int8"],
+            2,
+            "leave it out: only --features send",
+        ),
         (["--cloud", "nowhere"], 2, "cloud: 'nowhere': give HOST:PORT"),
         (["-o", "dog.jpg"], 2, r"output: 'dog.jpg': give .*\.png"),
         (["-o", "dog.png", "--map", "dog.png"], 2, "map: 'dog.png': give another file"),
@@ -321,6 +339,7 @@ def test_the_environment_gives_way_to_flags() -> None:
         "cloud": "a:1",
         "deadline": 10.0,
         "prefix_rate": 0.06,
+        "features": "send",
         "optimistic": False,
         "epsilon": None,
         "max_gap": None,

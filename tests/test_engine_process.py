@@ -357,6 +357,7 @@ def test_a_session_crosses_with_all_that_is_known() -> None:
     ((head, tensors),) = FrameReader().feed(open_frame(1, state, caller="alice"))
     found = state_from_frame(head, tensors, **sizes)
     assert (found.request, found.tokens) == (state.request, state.tokens)
+    assert found.kept == state.kept and state.kept
     assert torch.equal(found.features, state.features)
     assert torch.equal(found.condition, state.condition)
     assert found.answer_to(batch) == state.answer_to(batch) == verdict

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ciar.families import FAMILIES
+from ciar.feed import Feed
 from ciar.models.transformer import Transformer, TransformerConfig
 from ciar.sampling import guide
-from ciar.target import Feed, Target, TargetModel
+from ciar.target import Target, TargetModel
 from ciar.types import SamplingParams
 from ciar_bench.random_model import PublishedSize, write_random_model
 from ciar_cloud.bundle import load_cloud_model

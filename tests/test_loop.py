@@ -370,10 +370,10 @@ def check_features(pair: Pair, run: Run, watched: Watched, result: ImageResult) 
 
 def test_features_can_be_left_out(pair: Pair, run: Run) -> None:
     watched = Watched(pair.cloud)
-    run(decode(pair, watched, has_features=False))
+    run(decode(pair, watched, features="none"))
     kept = [batch for batch in watched.batches if batch.num_kept]
     assert kept
-    assert not any(batch.features.any() for batch in kept)
+    assert not any(len(batch.features) for batch in kept)
 
 
 def test_epochs_grow_with_differences(pair: Pair, run: Run) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ciar.errors import CheckpointError, InvalidInput
-from ciar.target import Feed
+from ciar.feed import Feed
 from ciar.types import SamplingParams
 from ciar_bench.methods import KINDS, Method, make_method
 from ciar_bench.methods.bench_model import BenchModel, sampling_view
@@ -326,9 +326,9 @@ def test_a_selective_image_adds_up(bench: BenchModel) -> None:
 
 def test_features_cost_bytes_and_are_for_intervals(bench: BenchModel) -> None:
     with_features = make_method("interval").draw(bench, PROMPT, bench.sampling)
-    without = make_method("interval:has_features=false").draw(bench, PROMPT, bench.sampling)
+    without = make_method('interval:features="none"').draw(bench, PROMPT, bench.sampling)
     assert with_features.costs.uplink_bytes > without.costs.uplink_bytes
-    assert not make_method("entropy").sends_features  # type: ignore[attr-defined]
+    assert make_method("entropy").feature_mode == "none"  # type: ignore[attr-defined]
 
 
 def test_latency_grows_with_round_trips_and_bytes(bench: BenchModel) -> None:

@@ -127,7 +127,7 @@ def test_nothing_uncertain_makes_no_call(pair: Pair, run: Run) -> None:
     assert not cloud.batches and found.counts[Origin.KEPT] == T
 
 
-LATE: Any = {"mode": "optimistic", "has_features": False}
+LATE: Any = {"mode": "optimistic", "features": "none"}
 
 
 def test_kept_tokens_without_any_gap_are_the_clouds_own_image(pair: Pair, run: Run) -> None:

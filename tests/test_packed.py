@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from ciar.feed import Feed
 from ciar.models.packed import PackedLinear, PackedNorm, can_pack, pack
 from ciar.models.transformer import RMSNorm, TransformerConfig
-from ciar.target import Feed, Target, TargetModel
+from ciar.target import Target, TargetModel
 
 
 @pytest.mark.skipif(not can_pack(), reason="this build of torch has no oneDNN")

@@ -1,7 +1,6 @@
 """The remote verifier equals the local one token for token, whatever becomes of the cloud."""
 
 import asyncio
-import math
 import os
 import random
 import signal
@@ -40,7 +39,7 @@ from ciar.v1.collaboration_pb2_grpc import (
 )
 from ciar.verifier import Session, Verifier
 from ciar.wire import IMAGE_HEADER, verify_batch_to_proto
-from ciar_cloud.bundle import CloudModel
+from ciar_cloud.bundle import CloudModel, load_cloud_model
 from ciar_cloud.config import ServeConfig
 from ciar_cloud.interceptor import caller_of
 from ciar_cloud.server import CloudServer
@@ -93,7 +92,7 @@ async def reaching(
 
 
 def local(model: CloudModel) -> LocalVerifier:
-    target = Target(model.target, num_slots=1)
+    target = Target(model.target, num_slots=1, draft=model.draft)
     return LocalVerifier(target, lambda prompt: model.encoder.encode([prompt])[0], model.info)
 
 
@@ -359,12 +358,19 @@ def test_a_killed_cloud_is_replaced_in_mid_image(
     run(compare())
 
 
-@pytest.mark.parametrize("max_gap", [math.inf, 0.5])
+SETTINGS = ({}, {"max_gap": 0.5}, {"features": "none"}, {"features": "recompute"})
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_a_killed_cloud_changes_nothing_of_an_optimistic_image(
-    run: Run, model: CloudModel, bundle: Path, edge: EdgeModel, tmp_path: Path, max_gap: float
+    run: Run,
+    bundle: Path,
+    edge: EdgeModel,
+    tmp_path: Path,
+    settings: dict[str, Any],
 ) -> None:
     """SIGKILL with batches in flight: what was on its way is sent again, to another cloud."""
-    config = DecodeConfig(mode="optimistic", prefix_rate=0.2, max_gap=max_gap)
+    config = DecodeConfig(mode="optimistic", prefix_rate=0.2, **settings)
 
     async def compare() -> None:
         clouds = [CloudProcess(bundle, tmp_path)]
@@ -385,6 +391,7 @@ def test_a_killed_cloud_changes_nothing_of_an_optimistic_image(
         finally:
             for cloud in clouds:
                 cloud.kill()
+        model = load_cloud_model(str(bundle), recompute_features=True)
         expected = await edge_image(local(model), edge, budget=0.6, config=config)
         assert len(clouds) == 2 and found.resumes == 1 and found.fallbacks == 0
         assert (found.tokens, found.origins) == (expected.tokens, expected.origins)

@@ -291,7 +291,7 @@ def test_divided_feeds_give_what_whole_ones_give(
     found = []
     for most in (None, max_rows):
         session = new_session()
-        session.adopt(known[:position], torch.zeros(0, 4), 0)
+        session.adopt(known[:position], (), torch.zeros(0, 4), 0)
         work, sizes, is_done = VerifyWork(session, batch), [], False
         while not is_done:
             feed = work.feed(0, max_rows=most)

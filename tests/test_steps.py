@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ciar.errors import CiarError, CloudUnavailable
-from ciar.target import Feed, Target
+from ciar.feed import Feed
+from ciar.target import Target
 from ciar_cloud.bundle import CloudModel
 from tests.cloud_client import Client, Sketch, cloud, draw, request, thread_engine, uncertain
 from tests.held_steps import HeldSteps

@@ -11,9 +11,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from ciar.feed import Feed
 from ciar.models.kv_cache import KVCache, Segment
 from ciar.models.transformer import Transformer, TransformerConfig
-from ciar.target import Feed, Target, TargetModel
+from ciar.target import Target, TargetModel
 
 GOLDEN = Path(__file__).parent / "data" / "llamagen_gpt_tiny.safetensors"
 CAPTIONS = ("input.caption_len7", "input.caption_len23")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ciar.target import Feed
+from ciar.feed import Feed
 from ciar.types import SamplingParams
 from ciar_bench.methods.bench_model import BenchModel
 from ciar_bench.methods.eagle_drafter import EagleDrafter

@@ -1,15 +1,17 @@
 """The unconditional branch of prompts, computed once a length: the same as computed each time."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from ciar.feed import Feed
 from ciar.models import uncond_prefix
 from ciar.models.transformer import TransformerConfig
 from ciar.models.uncond_prefix import UncondPrefix
-from ciar.target import Feed, Target, TargetModel
+from ciar.target import Target, TargetModel
 from tests.test_full_size import FAMILIES
 from tests.tiny import wide_target
 
@@ -45,7 +47,7 @@ def after(target: Target, feed: Feed) -> Tensor:
     return target.extend([next_one])[0]
 
 
-def unshared(model: TargetModel, **settings: bool) -> Target:
+def unshared(model: TargetModel, **settings: Any) -> Target:
     target = Target(model, num_slots=4, **settings)
     target._uncond = None
     return target

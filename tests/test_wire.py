@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ciar import wire
 from ciar.errors import InvalidInput
+from ciar.feature_mode import FEATURE_MODES, FeatureMode
 from ciar.packing import PACKED_DTYPES, PackedDtype
 from ciar.types import (
     MAX_SEED,
@@ -165,7 +166,8 @@ def reserialise(message: Any) -> Any:
 
 
 def test_model_info_round_trip() -> None:
-    assert wire.model_info_from_proto(reserialise(wire.model_info_to_proto(INFO))) == INFO
+    for info in (INFO, replace(INFO, can_recompute=True)):
+        assert wire.model_info_from_proto(reserialise(wire.model_info_to_proto(info))) == info
 
 
 @pytest.mark.parametrize(
@@ -182,9 +184,15 @@ def test_request_round_trip(sampling: SamplingParams) -> None:
     request = ImageRequest(
         prompt="a dög on a beach", sampling=sampling, num_prefix=3, fingerprint="f"
     )
-    for one in (request, replace(request, epsilon=0.25, max_gap=0.0)):
+    others = [replace(request, features=mode) for mode in FEATURE_MODES]
+    for one in (request, replace(request, epsilon=0.25, max_gap=0.0), *others):
         message = reserialise(wire.prefix_request_to_proto(one, condition_dtype="fp16"))
         assert wire.prefix_request_from_proto(message, info=INFO) == (one, "fp16")
+
+
+def test_features_are_sent_unless_the_request_says_otherwise() -> None:
+    assert read_request().features == "send"
+    assert read_request(features=pb.FEATURE_MODE_RECOMPUTE).features == "recompute"
 
 
 def test_absent_sampling_fields_take_the_checkpoints_own() -> None:
@@ -250,6 +258,41 @@ def test_a_span_without_kept_tokens_sends_no_features() -> None:
     message = wire.verify_batch_to_proto(batch, dtype="fp16")
     assert not message.span.HasField("features")
     assert_same_span(wire.verify_batch_from_proto(message, info=INFO), batch)
+
+
+@pytest.mark.parametrize("mode", ["none", "recompute"])
+def test_spans_bring_no_features_unless_they_are_sent(mode: FeatureMode) -> None:
+    """A batch, and the history of a resume."""
+    nothing = no_features(INFO.feature_dim)
+    batch = replace(random_batch(1), features=nothing)
+    assert batch.num_kept
+    message = reserialise(wire.verify_batch_to_proto(batch, dtype="fp16"))
+    assert not message.span.HasField("features")
+    assert_same_span(wire.verify_batch_from_proto(message, info=INFO, mode=mode), batch)
+    history = random_span(random.Random(4), position=0, num_tokens=INFO.num_tokens)
+    history = replace(history, features=nothing)
+    request = ImageRequest(prompt="a dog", sampling=SamplingParams(), features=mode)
+    resume = Resume(request=request, history=history)
+    result = wire.resume_from_proto(
+        reserialise(wire.resume_to_proto(resume, dtype="fp16")), info=INFO
+    )
+    assert result.request == request
+    assert_same_span(result.history, history)
+    with pytest.raises(InvalidInput, match=rf"features: \[2, 16\]: leave it out: .*{mode}"):
+        wire.verify_batch_from_proto(batch_message(), info=INFO, mode=mode)
+
+
+@pytest.mark.parametrize("num_uncertain", [1, 8])
+def test_tokens_alone_take_less_than_four_bytes_each(num_uncertain: int) -> None:
+    """Beside the framing of a batch."""
+    num_tokens = 32
+    batch = VerifyBatch(
+        position=0,
+        tokens=(INFO.vocab_size - 1,) * num_tokens,
+        uncertain=(False,) * (num_tokens - num_uncertain) + (True,) * num_uncertain,
+        features=no_features(INFO.feature_dim),
+    )
+    assert wire.verify_batch_to_proto(batch, dtype="fp16").ByteSize() < 4 * num_tokens
 
 
 def test_a_checkpoint_without_features() -> None:
@@ -444,6 +487,7 @@ NOT_A_NUMBER = pb.Tensor(
         ("uncertain", read_batch, {"uncertain": b""}),
         ("uncertain", read_batch, {"uncertain": b"\x04\x00"}),
         ("uncertain", read_batch, {"uncertain": b"\x0c"}),
+        ("features", read_request, {"features": 9}),
         ("features.shape", read_batch, {"features": None}),
         ("features.shape", read_batch, {"uncertain": b"\x07"}),
         ("features.shape", read_batch, {"features": WRONG_ROWS}),

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 import torch
 
-from ciar.target import Feed, Target, TargetModel
+from ciar.feed import Feed
+from ciar.target import Target, TargetModel
 
 REPEATS = 9
 WARM_UP = 2

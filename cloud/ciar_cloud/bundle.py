@@ -1,6 +1,7 @@
 """The cloud's parts of a model bundle: target, text encoder, and what they promise to an edge."""
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,18 @@ from ciar.checkpoint import (
     read_weights,
     to_device,
 )
+from ciar.draft_folder import load_draft, read_draft_config
 from ciar.errors import CheckpointError, InvalidInput
 from ciar.families import make_transformer, read_sizes
+from ciar.models.inter_head import DraftModel
 from ciar.models.packed import pack
 from ciar.models.transformer import Transformer, TransformerConfig
 from ciar.target import TargetModel
 from ciar.text import TextFeatures, load_text
 from ciar.types import ModelInfo
 from ciar_cloud.text import MAX_PROMPT_CHARS
+
+log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -33,12 +38,14 @@ class FrontModel:
     """What serving needs where the target itself is elsewhere.
 
     transformer: of the target; nothing but its prompt's part need have weights.
+    draft_folder: of the draft model that recomputes features; None: none does.
     """
 
     folder: Path
     encoder: TextFeatures
     info: ModelInfo
     transformer: Transformer
+    draft_folder: Path | None = None
 
     def condition_rows(self, features: Tensor) -> Tensor:
         """Text features [L, condition_dim] to an edge's first rows: float32 [L, D], on the CPU."""
@@ -51,16 +58,24 @@ class CloudModel(FrontModel):
     """What a cloud serves."""
 
     target: TargetModel
+    draft: DraftModel | None = None  # recomputes features
 
 
 def load_cloud_model(
-    model: str, *, device: str = "cpu", dtype: str = "float32", max_batch_tokens: int = 0
+    model: str,
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    max_batch_tokens: int = 0,
+    recompute_features: bool | None = False,
 ) -> CloudModel:
     """Load `cloud/` and `text/` of a bundle, by folder or embedded name.
 
-    max_batch_tokens: most tokens in one batch, 0 for as many as an image has. Raises
-    `CheckpointError` for a bundle that cannot be used and `InvalidInput` for a device that is not
-    there.
+    max_batch_tokens: most tokens in one batch, 0 for as many as an image has.
+    recompute_features: load `edge/`, too; None: if it is there (see `find_draft`).
+
+    Raises `CheckpointError` for a bundle that cannot be used and `InvalidInput` for a device that
+    is not there.
     """
     check_dtype(dtype)
     check_device(device)
@@ -73,13 +88,24 @@ def load_cloud_model(
     info = model_info(
         folder / "cloud", config, target.transformer, max_batch_tokens=max_batch_tokens
     )
+    draft_folder = find_draft(folder, info, is_wanted=recompute_features)
     return CloudModel(
-        folder=folder, encoder=encoder, info=info, transformer=target.transformer, target=target
+        folder=folder,
+        encoder=encoder,
+        info=replace(info, can_recompute=draft_folder is not None),
+        transformer=target.transformer,
+        draft_folder=draft_folder,
+        target=target,
+        draft=load_redraft(draft_folder, device=device) if draft_folder else None,
     )
 
 
 def load_front_model(
-    model: str, *, dtype: str = "float32", max_batch_tokens: int = 0
+    model: str,
+    *,
+    dtype: str = "float32",
+    max_batch_tokens: int = 0,
+    recompute_features: bool | None = False,
 ) -> FrontModel:
     """As `load_cloud_model`, with no more of the target than prompts go through."""
     check_dtype(dtype)
@@ -97,7 +123,53 @@ def load_front_model(
     to_device(transformer.cls_embedding, device="cpu", dtype=DTYPES[dtype])
     pack(transformer.cls_embedding)
     info = model_info(cloud, config, transformer, max_batch_tokens=max_batch_tokens)
-    return FrontModel(folder=folder, encoder=encoder, info=info, transformer=transformer)
+    draft_folder = find_draft(folder, info, is_wanted=recompute_features)
+    return FrontModel(
+        folder=folder,
+        encoder=encoder,
+        info=replace(info, can_recompute=draft_folder is not None),
+        transformer=transformer,
+        draft_folder=draft_folder,
+    )
+
+
+def find_draft(folder: Path, info: ModelInfo, *, is_wanted: bool | None) -> Path | None:
+    """`edge/` of a bundle, to recompute features with; None where it is not wanted.
+
+    is_wanted: None: if it is there and belongs to the target. Else it has to: `CheckpointError`.
+    """
+    if is_wanted is False:
+        return None
+    draft = folder / "edge"
+    try:
+        check_draft(draft, info)
+    except CheckpointError as error:
+        if is_wanted:
+            raise
+        log.info("features are not recomputed: %s", error)
+        return None
+    return draft
+
+
+def check_draft(draft: Path, info: ModelInfo) -> None:
+    """Raise `CheckpointError` unless the draft model was made for the target."""
+    config = read_draft_config(draft)
+    if config["target"] not in ("", info.fingerprint):
+        raise CheckpointError(
+            f"{draft}: a draft for target {config['target']}, not for {info.name} "
+            f"{info.fingerprint}: use the edge and cloud folders of one model"
+        )
+    sizes, head = read_sizes(config, where=draft), config["head"]
+    found = (sizes.grid_size, sizes.vocab_size, sizes.dim, head.get("feature_dim"))
+    if found != (info.grid_size, info.vocab_size, info.condition_dim, info.feature_dim):
+        raise CheckpointError(f"{draft}: a draft of other sizes than {info.name}")
+
+
+def load_redraft(draft: Path, *, device: str) -> DraftModel:
+    """The draft model for recomputing features, in float32 as edges have it."""
+    model = load_draft(draft, device=device)
+    pack(model)
+    return model
 
 
 def read_target_config(cloud: Path) -> dict[str, Any]:

@@ -121,6 +121,15 @@ def serve(
         ),
     ] = DEFAULTS.single_process,
     dtype: Dtype = DEFAULTS.dtype,
+    recompute_features: Annotated[
+        bool | None,
+        option(
+            "Let edges have interval features made here, with the model's edge folder. Default: "
+            "if it is there.",
+            "--recompute-features/--no-recompute-features",
+            env="RECOMPUTE_FEATURES",
+        ),
+    ] = DEFAULTS.recompute_features,
     cuda_graphs: Annotated[
         bool, option("Replay steps of fixed shapes (GPU).", "--cuda-graphs", env="CUDA_GRAPHS")
     ] = DEFAULTS.cuda_graphs,
@@ -174,10 +183,14 @@ def serve(
 
 def load_model(config: ServeConfig) -> FrontModel:
     """What the server itself needs of its model: all of it in a single process."""
-    sizes: dict[str, Any] = {"dtype": config.dtype, "max_batch_tokens": config.max_batch_tokens}
+    options: dict[str, Any] = {
+        "dtype": config.dtype,
+        "max_batch_tokens": config.max_batch_tokens,
+        "recompute_features": config.recompute_features,
+    }
     if config.single_process:
-        return load_cloud_model(config.model, device=config.device, **sizes)
-    return load_front_model(config.model, **sizes)
+        return load_cloud_model(config.model, device=config.device, **options)
+    return load_front_model(config.model, **options)
 
 
 def run_serve(model: FrontModel, config: ServeConfig) -> None:

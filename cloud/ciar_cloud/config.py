@@ -37,6 +37,7 @@ class ServeConfig:
     device: str = "cpu"  # or several, with commas between: an engine process each
     single_process: bool = False  # the model in a thread of the server, not in a process of its own
     dtype: str = "float32"
+    recompute_features: bool | None = None  # with the bundle's draft model; None: if it is there
     cuda_graphs: bool = False  # replay steps of fixed shapes
     lease_seconds: float = 5.0
     stuck_seconds: float = 30.0  # work without a step for so long: not alive

@@ -23,10 +23,11 @@ from torch import Tensor
 
 from ciar.errors import CiarError, EngineError
 from ciar.logs import extra_of
+from ciar.models.inter_head import DraftModel
 from ciar.models.packed import pack
 from ciar.target import Target, TargetModel
 from ciar.types import no_features
-from ciar_cloud.bundle import DTYPES, check_device
+from ciar_cloud.bundle import DTYPES, check_device, load_redraft
 from ciar_cloud.engine import Bell, Engine
 from ciar_cloud.engine_wire import (
     FrameReader,
@@ -52,6 +53,7 @@ class EnginePlan:
     """What an engine process runs; see `ServeConfig`."""
 
     folder: str  # of the target
+    draft: str  # folder of the draft model that recomputes features; empty: none does
     device: str
     dtype: str
     threads: int
@@ -70,11 +72,18 @@ class EnginePlan:
 
 
 def build_engine(
-    plan: EnginePlan, model: TargetModel, observer: Any, *, max_queue: int, **hooks: Any
+    plan: EnginePlan,
+    model: TargetModel,
+    draft: DraftModel | None,
+    observer: Any,
+    *,
+    max_queue: int,
+    **hooks: Any,
 ) -> Engine:
-    """Slots and scheduler around a loaded target."""
+    """Slots and scheduler around a loaded target, and a draft model to recompute features with."""
     num_slots = choose_slots(
         model,
+        draft,
         slots=plan.slots,
         kv_budget=plan.kv_budget,
         has_static_steps=plan.cuda_graphs,
@@ -86,7 +95,7 @@ def build_engine(
         max_step_positions=plan.max_step_positions,
         max_chunk_rows=plan.max_chunk_rows,
     )
-    target = Target(model, num_slots=num_slots, has_static_steps=plan.cuda_graphs)
+    target = Target(model, num_slots=num_slots, has_static_steps=plan.cuda_graphs, draft=draft)
     slow = plan.slow_step_seconds
     return Engine(target, scheduler, observer, slow_step_seconds=slow, **hooks)
 
@@ -134,9 +143,11 @@ class EngineServer(Bell):
         folder, dtype = Path(plan.folder), DTYPES[plan.dtype]
         model = TargetModel.load(folder, device=plan.device, dtype=dtype)
         pack(model.transformer)
+        draft = load_redraft(Path(plan.draft), device=plan.device) if plan.draft else None
         engine = build_engine(
             plan,
             model,
+            draft,
             self._recorder,
             max_queue=sys.maxsize,  # the server has asked for room
             on_start=self._tell_started,

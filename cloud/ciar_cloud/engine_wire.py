@@ -75,7 +75,7 @@ def open_frame(seat: int, state: SessionState, *, caller: str) -> bytes:
     answers = [[*key, *answer] for key, answer in state.answers.items()]
     request = asdict(state.request)
     head = {"do": "open", "seat": seat, "caller": caller, "request": request, "answers": answers}
-    head |= {"tokens": state.tokens, "epoch": state.epoch}
+    head |= {"tokens": state.tokens, "kept": sorted(state.kept), "epoch": state.epoch}
     features = state.features[: known if has_features else 0]
     return encode_frame(head, [state.condition.float(), features])
 
@@ -91,7 +91,7 @@ def state_from_frame(
         vocab_size=vocab_size,
         feature_dim=feature_dim,
     )
-    state.adopt(head["tokens"], tensors[1], head["epoch"])
+    state.adopt(head["tokens"], head["kept"], tensors[1], head["epoch"])
     for epoch, position, *answer in head["answers"]:
         state.answers[epoch, position] = (answer[0], answer[1], answer[2])
     return state
@@ -107,12 +107,12 @@ def verify_frame(head: Head, batch: VerifyBatch) -> bytes:
         "wants_next": batch.wants_next,
         "num_decided": batch.num_decided,
     }
-    features = [batch.features.float()] if batch.num_kept else []
+    features = [batch.features.float()] if len(batch.features) else []
     return encode_frame({"do": "verify", "batch": content, **head}, features)
 
 
 def batch_from_frame(head: Head, tensors: Sequence[Tensor], *, nothing: Tensor) -> VerifyBatch:
-    """nothing: the features of a batch without kept tokens."""
+    """nothing: the features of a batch that brings none."""
     content = head["batch"]
     tokens, uncertain = tuple(content.pop("tokens")), tuple(content.pop("uncertain"))
     features = tensors[0] if tensors else nothing

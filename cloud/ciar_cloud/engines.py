@@ -70,6 +70,7 @@ def make_engine(model: FrontModel, config: ServeConfig, observer: Observer) -> A
     plans = [
         EnginePlan(
             folder=str(model.folder / "cloud"),
+            draft=str(model.draft_folder or ""),
             device=device,
             dtype=config.dtype,
             threads=config.threads,
@@ -86,4 +87,4 @@ def make_engine(model: FrontModel, config: ServeConfig, observer: Observer) -> A
     if not config.single_process:
         return Fleet(plans, max_queue=config.max_queue, observer=observer)
     assert isinstance(model, CloudModel), "the model is loaded here"
-    return build_engine(plans[0], model.target, observer, max_queue=config.max_queue)
+    return build_engine(plans[0], model.target, model.draft, observer, max_queue=config.max_queue)

@@ -2,10 +2,12 @@
 
 import os
 import re
+from functools import partial
 
 import torch
 
 from ciar.errors import InvalidInput
+from ciar.models.inter_head import DraftModel
 from ciar.models.kv_cache import KVCache
 from ciar.static_steps import NUM_SPARE
 from ciar.target import Target, TargetModel
@@ -25,16 +27,22 @@ def read_bytes(text: str) -> int:
 
 
 def choose_slots(
-    model: TargetModel, *, slots: int, kv_budget: int, has_static_steps: bool = False
+    model: TargetModel,
+    draft: DraftModel | None = None,
+    *,
+    slots: int,
+    kv_budget: int,
+    has_static_steps: bool = False,
 ) -> int:
     """As many as are asked for and fit the budget; without either, as many as fit a quarter of the
     free memory, up to a limit.
 
+    draft: recomputes features, with keys and values of its own.
     slots, kv_budget: 0 where they are not given, the latter in bytes. Raises `InvalidInput` for a
     budget below one session.
     """
     weight = model.transformer.tok_embeddings.weight
-    each = slot_bytes(model, has_static_steps=has_static_steps)
+    each = slot_bytes(model, draft, has_static_steps=has_static_steps)
     if kv_budget:
         num_spare = int(has_static_steps)  # slots that no session gets
         in_budget = kv_budget // each - num_spare
@@ -53,13 +61,12 @@ def choose_slots(
     return max(1, min(most, int(free * MEMORY_SHARE) // each))
 
 
-def slot_bytes(model: TargetModel, *, has_static_steps: bool = False) -> int:
+def slot_bytes(
+    model: TargetModel, draft: DraftModel | None = None, *, has_static_steps: bool = False
+) -> int:
     """KV memory of one session."""
-    return KVCache(
-        model.config,
-        num_slots=1,
-        num_rows=Target.ROWS,
-        num_spare=NUM_SPARE * has_static_steps,
-        device="meta",
-        dtype=model.transformer.tok_embeddings.weight.dtype,
-    ).num_bytes
+    dtype = model.transformer.tok_embeddings.weight.dtype
+    num_spare = NUM_SPARE * has_static_steps
+    one = partial(KVCache, num_slots=1, device="meta")
+    own = one(model.config, num_rows=Target.ROWS, num_spare=num_spare, dtype=dtype).num_bytes
+    return own + one(draft.config, num_rows=1).num_bytes if draft else own

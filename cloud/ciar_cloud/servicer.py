@@ -161,6 +161,7 @@ class Servicer(pb_grpc.CollaborationServicer):
                 f"the edge was trained for target {image.fingerprint}, this cloud serves "
                 f"{info.name} {info.fingerprint}: use the edge and cloud folders of one model"
             )
+        info.check_features(image.features)
         self.sessions.check_room(caller)
         prompt = await self._prompts.encode(image.prompt)
         state = SessionState(
@@ -255,10 +256,11 @@ class Stream:
 
     async def _read_batches(self, session: OpenSession) -> Event:
         verify, seat, info = self._servicer.engine.verify, session.seat, self._info
+        mode = seat.state.request.features
         while (message := await self._next()) is not None:
             kind = message.WhichOneof("message")
             if kind == "batch":
-                batch = wire.verify_batch_from_proto(message.batch, info=info)
+                batch = wire.verify_batch_from_proto(message.batch, info=info, mode=mode)
                 while self._num_in_flight >= MAX_IN_FLIGHT:
                     self._has_room.clear()
                     await self._has_room.wait()

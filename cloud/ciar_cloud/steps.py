@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ciar.errors import CiarError, EngineError
+from ciar.feed import Feed
 from ciar.session import PrefixWork, VerifyWork
-from ciar.target import Feed, Target
+from ciar.target import Target
 from ciar_cloud.scheduler import Job
 
 log = logging.getLogger(__name__)

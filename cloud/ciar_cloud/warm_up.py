@@ -3,7 +3,8 @@ captured graphs."""
 
 import torch
 
-from ciar.target import Feed, Target
+from ciar.feed import Feed
+from ciar.target import Target
 
 NUM_CONDITION = 8
 CHUNKS = (1, 2, 4, 8)  # tokens fed at once

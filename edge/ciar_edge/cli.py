@@ -201,6 +201,15 @@ def generate(
         float,
         _option(env="DEADLINE", **FLOAT, help="Seconds to wait for an answer, then decide alone."),
     ] = 10.0,
+    features: Annotated[
+        str,
+        _option(
+            env="FEATURES",
+            metavar="send|none|recompute",
+            help="What kept tokens enter the cloud with: interval features that the edge sends, "
+            "none, or those that the cloud recomputes from the tokens.",
+        ),
+    ] = "send",
     feature_dtype: Annotated[
         str, _option(env="FEATURE_DTYPE", help="How features travel: fp16, int8 or fp32.")
     ] = "fp16",
@@ -270,12 +279,15 @@ def settle(params: Mapping[str, Any], flags: Set[str]) -> dict[str, Any]:
             remedy = f"give --{other.replace('_', '-')} or --threshold, not both"
             raise InvalidInput("threshold", params["threshold"], remedy)
     idle: list[tuple[str, str]] = []  # a parameter, and why it has nothing to say
+    if params["features"] != "send":
+        idle += [("feature_dtype", "only --features send sends any")]
     if params["exact"]:
         idle += [(name, "--exact verifies every token") for name in ("router", *THRESHOLDS)]
         idle += [("epsilon", "--exact tolerates nothing")]
+        idle += [("features", "--exact keeps no token")]
     if params["offline"]:
-        alone = ("cloud", "deadline", "prefix_rate", "tls", "epsilon", *ACCESS, *THRESHOLDS)
-        idle += [(name, "--offline asks for nothing") for name in alone]
+        alone = ("cloud", "deadline", "prefix_rate", "tls", "features", "epsilon")
+        idle += [(name, "--offline asks for nothing") for name in (*alone, *ACCESS, *THRESHOLDS)]
     if params["exact"] or params["offline"] or not params["optimistic"]:
         idle += [("max_gap", "only --optimistic goes back to kept tokens")]
     if params["router"] in CONSTANT_ROUTERS:
@@ -302,7 +314,10 @@ def _generate(params: Mapping[str, Any], console: Console, ending: Ending) -> No
     with ExitStack() as stack:
         embedded = None
         if not (params["offline"] or params["cloud"]):
-            embedded = stack.enter_context(EmbeddedCloud(params["model"]))
+            recomputes = params["features"] == "recompute"
+            embedded = stack.enter_context(
+                EmbeddedCloud(params["model"], recomputes_features=recomputes)
+            )
         # With torch behind them: the embedded cloud loads it at the same time.
         from ciar_edge.draw import draw
         from ciar_edge.progress import make_display
@@ -349,7 +364,12 @@ def _draw_options(params: Mapping[str, Any], *, seed: int) -> "DrawOptions":
     return DrawOptions(
         **{name: params[name] for name in same_name},
         seed=seed,
-        decode=DecodeConfig(mode=mode, prefix_rate=params["prefix_rate"], **tolerances),
+        decode=DecodeConfig(
+            mode=mode,
+            prefix_rate=params["prefix_rate"],
+            features=params["features"],
+            **tolerances,
+        ),
         remote=RemoteConfig(
             feature_dtype=params["feature_dtype"], deadline_seconds=params["deadline"]
         ),

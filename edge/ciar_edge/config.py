@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ciar.errors import InvalidInput
+from ciar.feature_mode import FeatureMode, check_feature_mode
 from ciar.prefix import DEFAULT_PREFIX_RATE, prefix_length
 
 Mode = Literal["blocking", "optimistic", "exact", "offline"]
@@ -20,8 +21,8 @@ class DecodeConfig:
         meanwhile, and goes back where the cloud differs; `exact` has every token
         verified, so the image is the cloud's own; `offline` never calls.
     prefix_rate: share of the image that the cloud draws first.
-    has_features: send the interval features of kept tokens; without them they enter the cloud as
-        plain tokens.
+    features: what kept tokens enter the cloud with: `send` their interval features, `none`, or let
+        the cloud `recompute` them from the tokens.
     max_draft: most tokens that `exact` drafts ahead of a verification.
     epsilon: how far an uncertain token's perturbed score may fall short of the cloud's best one, in
         nats, for it to stand; 0: the cloud has to draw it, too.
@@ -31,7 +32,7 @@ class DecodeConfig:
 
     mode: Mode = "blocking"
     prefix_rate: float = DEFAULT_PREFIX_RATE
-    has_features: bool = True
+    features: FeatureMode = "send"
     max_draft: int = 16
     epsilon: float = 0.0
     max_gap: float = math.inf
@@ -39,6 +40,7 @@ class DecodeConfig:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise InvalidInput("mode", self.mode, f"give one of {', '.join(MODES)}")
+        check_feature_mode(self.features)
         if not 0 <= self.prefix_rate <= 1:
             raise InvalidInput("prefix_rate", self.prefix_rate, "give a share from 0 to 1")
         if not 1 <= self.max_draft <= MAX_DRAFT:
@@ -53,6 +55,11 @@ class DecodeConfig:
             raise InvalidInput(
                 "max_gap", self.max_gap, "only optimistic decoding can go back to kept tokens"
             )
+
+    @property
+    def image_features(self) -> FeatureMode:
+        """Of a request: `exact` keeps tokens only where verdicts are late, and those are plain."""
+        return "none" if self.mode == "exact" else self.features
 
     def num_prefix(self, num_tokens: int) -> int:
         return prefix_length(self.prefix_rate, num_tokens)

@@ -27,10 +27,14 @@ class EmbeddedCloud:
     """A context manager: started on entry, stopped on exit.
 
     model: the bundle to serve, by folder or name.  ready_seconds: how long loading may take.
+    recomputes_features: load its draft model, too.
     """
 
-    def __init__(self, model: str, *, ready_seconds: float = 120.0) -> None:
+    def __init__(
+        self, model: str, *, ready_seconds: float = 120.0, recomputes_features: bool = False
+    ) -> None:
         self._model = model
+        self._recomputes_features = recomputes_features
         self._ready_seconds = ready_seconds
 
     def __enter__(self) -> Self:
@@ -97,7 +101,8 @@ class EmbeddedCloud:
         }
         flat = [part for option in options.items() for part in option]
         serve = [sys.executable, "-m", "ciar_cloud", "serve"]
-        return [*serve, *flat, "--single-process", "--exit-with-parent"]
+        recompute = f"--{'' if self._recomputes_features else 'no-'}recompute-features"
+        return [*serve, *flat, recompute, "--single-process", "--exit-with-parent"]
 
     def _last_words(self) -> str:
         lines = self._log.read_text(errors="replace").strip().splitlines()

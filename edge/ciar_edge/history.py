@@ -1,6 +1,7 @@
 """What the edge knows that the cloud knows of one image: enough to rebuild its session anywhere.
 
-    known tokens x_0 .. x_{n-1}, each decided by the cloud, or kept by the edge with its code
+    known tokens x_0 .. x_{n-1}, each decided by the cloud, or kept by the edge, with its code if
+    codes are sent
 
 Only verdicts change it. What was drafted since the last verdict, or decided alone because a verdict
 was late, is not in it: the next batch carries that again.
@@ -22,7 +23,11 @@ from ciar_edge.result import Origin, Origins, origins_of
 class _Known:
     token: int
     origin: Origin
-    code: Tensor | None = None  # [feature_dim] of a token the edge kept
+    code: Tensor | None = None  # [feature_dim] of a token the edge kept, if it was sent
+
+    @property
+    def is_kept(self) -> bool:
+        return self.origin in (Origin.KEPT, Origin.FALLBACK)
 
 
 class History:
@@ -62,7 +67,7 @@ class History:
                 tokens.append(_Known(token=token, origin=Origin.AGREED))
             else:
                 origin = Origin.FALLBACK if position in self._fallbacks else Origin.KEPT
-                tokens.append(_Known(token=token, origin=origin, code=next(rows)))
+                tokens.append(_Known(token=token, origin=origin, code=next(rows, None)))
         if verdict.token is not None:
             is_correction = verdict.num_agreed < len(batch.tokens)
             origin = Origin.CORRECTED if is_correction else Origin.DRAWN
@@ -84,7 +89,7 @@ class History:
         return TokenSpan(
             position=0,
             tokens=tuple(item.token for item in known),
-            uncertain=tuple(item.code is None for item in known),
+            uncertain=tuple(not item.is_kept for item in known),
             features=torch.stack(codes) if codes else torch.zeros(0, width),  # [kept, F]
         )
 

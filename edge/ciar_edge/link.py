@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-import torch
-
 from ciar.errors import (
     AccessDenied,
     CloudUnavailable,
@@ -23,7 +21,7 @@ from ciar.errors import (
     PairMismatch,
     SessionLost,
 )
-from ciar.types import ModelInfo, Verdict, VerifyBatch
+from ciar.types import ModelInfo, Verdict, VerifyBatch, no_features
 from ciar.verifier import Session
 from ciar_edge.drafter import Draft, Drafter
 from ciar_edge.result import Observer, Origins
@@ -67,6 +65,7 @@ class Answer:
 class Link:
     """One image's conversation with the cloud.
 
+    sends_features: whether batches bring the features of kept tokens along.
     brings_next: whether verdicts may bring the cloud's token behind their batch along.
     """
 
@@ -76,7 +75,7 @@ class Link:
         drafter: Drafter,
         info: ModelInfo,
         *,
-        has_features: bool,
+        sends_features: bool,
         brings_next: bool,
         observer: Observer,
     ) -> None:
@@ -92,7 +91,7 @@ class Link:
         self.queue_seconds = prefix.timings.queue_seconds
         self.compute_seconds = prefix.timings.compute_seconds
         self._session, self._drafter, self._observer = session, drafter, observer
-        self._has_features, self._feature_dim = has_features, info.feature_dim
+        self._sends_features, self._no_features = sends_features, no_features(info.feature_dim)
         self._brings_next = brings_next
         self._kept: list[Draft] = []
         self._bonus: int | None = None  # the cloud's token at `num_acknowledged`, if it is known
@@ -185,10 +184,8 @@ class Link:
         """
         started = time.perf_counter()
         kept = [draft for draft, flag in zip(drafts, uncertain, strict=True) if not flag]
-        if kept and self._has_features:
-            features = self._drafter.features(kept)
-        else:
-            features = torch.zeros(len(kept), self._feature_dim)
+        sends = kept and self._sends_features
+        features = self._drafter.features(kept) if sends else self._no_features
         self.feature_seconds += time.perf_counter() - started
         return VerifyBatch(
             position=self.num_acknowledged if position is None else position,

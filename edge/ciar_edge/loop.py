@@ -95,6 +95,7 @@ async def _decode(
         raise InvalidInput("mode", config.mode, "give a cloud, or decode offline")
     info = await verifier.info()
     check_pair(model, info)
+    info.check_features(config.image_features)
     num_prefix = config.num_prefix(info.num_tokens)
     is_optimistic = config.mode == "optimistic"
     num_drawn = 0 if is_optimistic else num_prefix  # the rest of the prefix is drafted, too
@@ -105,6 +106,7 @@ async def _decode(
         fingerprint=model.target,
         epsilon=config.epsilon,
         max_gap=config.max_gap,
+        features=config.image_features,
     )
     noise_ahead = asyncio.create_task(_prepare(noise, range(num_drawn, info.num_tokens)))
     try:
@@ -177,7 +179,7 @@ def _link(
 ) -> Link:
     return Link(
         *(session, drafter, info),
-        has_features=config.has_features and config.mode != "exact",
+        sends_features=config.image_features == "send",
         # Of another token than the cloud's own, only a question tells whether it is near enough.
         brings_next=not config.epsilon,
         observer=observer,

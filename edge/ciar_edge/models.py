@@ -7,19 +7,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-import torch
-
-from ciar.checkpoint import from_dict, load_into, read_config, read_weights, to_device
+from ciar.draft_folder import load_draft, read_draft_config
 from ciar.errors import CheckpointError, InvalidInput
-from ciar.families import make_draft, read_sizes
-from ciar.models.inter_head import DraftModel, InterHeadConfig
-from ciar.router import DEFAULT_ROUTER, ROUTERS
+from ciar.models.inter_head import DraftModel
+from ciar.router import DEFAULT_ROUTER
 from ciar.threshold import check_quantiles
 from ciar_edge.doubt import Doubt
 from ciar_edge.drafter import PreparedDraft
-
-_NEEDED = frozenset(("kind", "family", "transformer", "head", "target"))
-_KNOWN = _NEEDED | {"name", "router", "calibration"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,35 +45,15 @@ class EdgeModel:
 
 
 def load_draft_model(folder: Path) -> EdgeModel:
-    """Load `NAME/edge` for the CPU in float32, strictly; raises `CheckpointError`."""
-    config = read_config(folder)
-    _check_config(config, folder)
-    sizes = read_sizes(config, where=folder)
-    head = from_dict(InterHeadConfig, config["head"], where=f"{folder}: head")
-    with torch.device("meta"):
-        model = make_draft(sizes, head)
-    load_into(model, read_weights(folder), where=folder)
-    model.rebuild_tables("cpu")  # not in the weights: still on the meta device
-    to_device(model, device="cpu", dtype=torch.float32)
+    """Load `NAME/edge` for the CPU; raises `CheckpointError`."""
+    config = read_draft_config(folder)
     return EdgeModel(
-        draft=model,
+        draft=load_draft(folder),
         name=str(config.get("name", "")),
         target=str(config["target"]),
         router=config.get("router", DEFAULT_ROUTER),
         calibration=_calibration(config.get("calibration", {}), folder),
     )
-
-
-def _check_config(config: Mapping[str, object], folder: Path) -> None:
-    wrong = [f"missing {key}" for key in sorted(_NEEDED - config.keys())]
-    wrong += [f"unknown {key}" for key in sorted(config.keys() - _KNOWN)]
-    if wrong:
-        raise CheckpointError(f"{folder}: config.json: {', '.join(wrong)}")
-    if config["kind"] != "draft":
-        raise CheckpointError(f"{folder}: kind {config['kind']!r}, expected 'draft'")
-    router = config.get("router", DEFAULT_ROUTER)
-    if router not in ROUTERS:
-        raise CheckpointError(f"{folder}: router {router!r}, expected one of {', '.join(ROUTERS)}")
 
 
 def _calibration(values: Mapping[str, Sequence[float]], folder: Path) -> dict[str, list[float]]:

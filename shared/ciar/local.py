@@ -31,6 +31,7 @@ class LocalVerifier:
 
     @asynccontextmanager
     async def open(self, request: ImageRequest) -> AsyncIterator["LocalSession"]:
+        self._info.check_features(request.features)
         yield LocalSession(self._target, self._encode_text(request.prompt), request)
 
 

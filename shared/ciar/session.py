@@ -14,14 +14,14 @@ batch that comes twice finds the verdict it had: see `SessionState.answer_to`.
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Set
 
 import torch
 from torch import Tensor
 
 from ciar.errors import InvalidInput
+from ciar.feed import Feed
 from ciar.sampling import Noise, coupled_draw, coupled_gap
-from ciar.target import Feed
 from ciar.types import ImageRequest, TokenSpan, Verdict, VerifyBatch
 
 NOT_PREFILLED = -1
@@ -47,12 +47,18 @@ class SessionState:
         self.num_tokens = num_tokens
         self.vocab_size = vocab_size
         self.tokens: list[int] = []
-        self.features = torch.zeros(num_tokens, feature_dim)  # zero where the edge did not decide
+        self.kept: set[int] = set()  # positions of known tokens that the edge decided
+        self.features = torch.zeros(num_tokens, feature_dim)  # theirs, if they are sent; else zero
         self.noise = Noise(request.sampling.seed, vocab_size=vocab_size)
         self.num_cached = NOT_PREFILLED
         self.epoch = 0
         self.answers: dict[tuple[int, int], Answer] = {}  # by epoch and position
         self._part_end: int | None = None  # tokens cached behind a feed that is not the last
+
+    @property
+    def is_recomputed(self) -> bool:
+        """Whether features are made here."""
+        return self.request.features == "recompute"
 
     @property
     def is_complete(self) -> bool:
@@ -72,13 +78,15 @@ class SessionState:
                 "history.position", history.position, "a resume starts at position 0"
             )
         self.check_span(history, field="history")
-        self.tokens = []
+        self.tokens, self.kept = [], set()
         self._append(history, len(history.tokens))
         self.forget_cache()
 
-    def adopt(self, tokens: Sequence[int], features: Tensor, epoch: int) -> None:
+    def adopt(
+        self, tokens: Sequence[int], kept: Iterable[int], features: Tensor, epoch: int
+    ) -> None:
         """Take over what another process knew of this image; features: [known, F], or no rows."""
-        self.tokens = list(tokens)
+        self.tokens, self.kept = list(tokens), set(kept)
         self.features[: len(features)] = features
         self.epoch = epoch
         self.forget_cache()
@@ -114,8 +122,14 @@ class SessionState:
                 raise InvalidInput(
                     f"{field}.tokens", token, f"give codebook ids from 0 to {self.vocab_size - 1}"
                 )
-        width = self.features.shape[1]
-        if span.num_kept and span.features.shape != (span.num_kept, width):
+        width, mode = self.features.shape[1], self.request.features
+        if mode != "send" and span.features.numel():
+            raise InvalidInput(
+                f"{field}.features",
+                tuple(span.features.shape),
+                f"leave them out: this image's are {mode!r}",
+            )
+        if mode == "send" and span.num_kept and span.features.shape != (span.num_kept, width):
             raise InvalidInput(
                 f"{field}.features",
                 tuple(span.features.shape),
@@ -128,6 +142,7 @@ class SessionState:
         """Forget every token from `position` on."""
         del self.tokens[position:]
         self.features[position:] = 0
+        self.kept = {p for p in self.kept if p < position}
         self.num_cached = min(self.num_cached, position)
         self.answers = {
             key: answer
@@ -180,7 +195,8 @@ class SessionState:
         end = min(len(tokens), self.num_tokens - 1)  # nothing follows the last of an image
         if drafted and not drafted.wants_next:
             end = min(end, len(tokens) - 1)
-        start = self._start(first_needed, end)
+        kept = self.kept.union(kept_positions(drafted)) if drafted else self.kept
+        start = self._start(first_needed, end, is_first_kept=0 in kept)
         position = max(start, 0)
         num_outputs = max(0, end - first_needed + 1)
         part_end = self._end_of_part(start, end - num_outputs, max_rows)
@@ -189,11 +205,11 @@ class SessionState:
             self._part_end = end = part_end
             num_outputs = 0
         codes = self.features[position:end]
-        if drafted and drafted.num_kept:
-            kept = kept_positions(drafted)
-            fed = [i for i, p in enumerate(kept) if position <= p < end]
+        if drafted and len(drafted.features):
+            own = kept_positions(drafted)
+            fed = [i for i, p in enumerate(own) if position <= p < end]
             codes = codes.clone()
-            codes[[kept[i] - position for i in fed]] = drafted.features[fed].float()
+            codes[[own[i] - position for i in fed]] = drafted.features[fed].float()
         ids = torch.tensor(tokens[:end], dtype=torch.long)
         return Feed(
             slot=slot,
@@ -205,8 +221,15 @@ class SessionState:
             cfg_interval=self.request.sampling.cfg_interval,
             condition=self.condition if start == NOT_PREFILLED else None,
             features=codes if bool(codes.any()) else None,
+            kept=self._flags(kept, position, end),
             num_outputs=num_outputs,
         )
+
+    def _flags(self, kept: Set[int], position: int, end: int) -> Tensor | None:
+        """Of tokens whose codes are made here: [end - position] bool; None: they are not."""
+        if not self.is_recomputed:
+            return None
+        return torch.tensor([p in kept for p in range(position, end)], dtype=torch.bool)
 
     def take_part(self) -> bool:
         """Whether the last feed was a part of what is needed; it is in the cache then."""
@@ -227,12 +250,14 @@ class SessionState:
         end = max(position + room, 0 if start == NOT_PREFILLED else position + 1)
         return end if end < most else None
 
-    def _start(self, first_needed: int, end: int) -> int:
+    def _start(self, first_needed: int, end: int, *, is_first_kept: bool) -> int:
         """First position to feed, so that there is at least one before `end`.
 
-        NOT_PREFILLED: the condition first (it brings logits for position 0).
+        NOT_PREFILLED: the condition first (it brings logits for position 0, and what the code of a
+        kept token there is made of).
         """
-        return min(self.num_cached, first_needed - 1, end - 1)
+        start = min(self.num_cached, first_needed - 1, end - 1)
+        return NOT_PREFILLED if not start and is_first_kept and self.is_recomputed else start
 
     def accept(self, drafted: TokenSpan | None, count: int, token: int | None) -> None:
         """`count` drafted tokens stand and `token`, if any, follows them."""
@@ -245,7 +270,8 @@ class SessionState:
     def _append(self, span: TokenSpan, count: int) -> None:
         self.tokens += span.tokens[:count]
         kept = [p for p in kept_positions(span) if p < span.position + count]
-        if kept:
+        self.kept.update(kept)
+        if len(span.features):
             self.features[kept] = span.features[: len(kept)].float()
 
 

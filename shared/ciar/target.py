@@ -16,7 +16,6 @@ A token the edge kept enters as `E(x) + W f`, with the code f of its interval (z
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,10 +25,13 @@ from torch import Tensor, nn
 
 from ciar.checkpoint import load_into, read_config, read_weights, to_device
 from ciar.families import make_transformer, read_sizes
+from ciar.feed import Feed
+from ciar.models.inter_head import DraftModel
 from ciar.models.kv_cache import KVCache, Segment
 from ciar.models.transformer import TransformerConfig
 from ciar.models.uncond_prefix import UncondPrefix
-from ciar.sampling import guide, scale_at
+from ciar.redraft import Redraft
+from ciar.sampling import guide
 from ciar.static_steps import NUM_SPARE, StaticSteps
 
 
@@ -83,77 +85,6 @@ class TargetModel(nn.Module):
         return model
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Scatter:
-    """Fed tokens that are no sequence: a tree of drafts, or tokens of several rows of the picture.
-
-    positions: [k] where in the picture each token stands.
-    grids: [k, T] the tokens it follows, itself included; V where unknown.
-    sees: [k, n + k] bool, which of the n image rows in the cache and of those fed it attends to.
-    """
-
-    positions: Tensor
-    grids: Tensor
-    sees: Tensor
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Feed:
-    """One session's share of a step.
-
-    condition: [L, condition_dim] text features to prefill first; None when the slot holds them.
-    num_condition: L, in both cases.
-    position: of the first fed token: as many image rows are in the cache.
-    tokens: [k] ids, may be empty only in a prefill.
-    features: [k, F] codes, zero rows for tokens the edge did not decide; None when all are zero.
-    before: [position] ids of the tokens before them; models with `neighbours` look at these.
-    num_outputs: logits wanted, for the last so many positions; None: for all.
-    scatter: where the tokens stand, if they are no sequence.
-    """
-
-    slot: int
-    num_condition: int
-    position: int
-    tokens: Tensor
-    cfg_scale: float
-    cfg_interval: int = -1
-    condition: Tensor | None = None
-    features: Tensor | None = None
-    before: Tensor | None = None
-    num_outputs: int | None = None
-    scatter: Scatter | None = None
-
-    @property
-    def num_new_rows(self) -> int:
-        return len(self.tokens) + (self.num_condition if self.condition is not None else 0)
-
-    @property
-    def first_output(self) -> int:
-        """The first of the new rows whose logits are wanted.
-
-        All but one condition rows predict nothing.
-        """
-        if self.num_outputs is not None:
-            return self.num_new_rows - self.num_outputs
-        return self.num_condition - 1 if self.condition is not None else 0
-
-    @property
-    def output_positions(self) -> Tensor:
-        """Of the tokens that the wanted logits predict: [num outputs]."""
-        if self.scatter is not None:
-            return self.scatter.positions[self.first_output :] + 1
-        first = self.position + 1
-        if self.condition is not None:
-            first -= self.num_condition  # the last condition row predicts token 0
-        return first + torch.arange(self.first_output, self.num_new_rows)
-
-    def scale(self, device: torch.device) -> float | Tensor:
-        """Of guidance, for the wanted logits."""
-        if self.cfg_interval < 0:
-            return self.cfg_scale
-        return scale_at(self.output_positions.to(device), self.cfg_scale, self.cfg_interval)
-
-
 class Output(NamedTuple):
     """What follows the tokens of a feed.
 
@@ -181,8 +112,12 @@ class Target:
         num_spare: int = 0,
         is_padded: bool | None = None,
         has_static_steps: bool = False,
+        draft: DraftModel | None = None,
     ) -> None:
-        """num_spare, is_padded: see `KVCache`.  has_static_steps: see `static_steps`."""
+        """num_spare, is_padded: see `KVCache`.  has_static_steps: see `static_steps`.
+
+        draft: makes the features of feeds that want them made here.
+        """
         self.model = model
         self.config = model.config
         weight = model.transformer.tok_embeddings.weight
@@ -198,6 +133,9 @@ class Target:
         # Steps of fixed shapes replay a prompt as a whole.
         self._uncond = None if has_static_steps else UncondPrefix(model.transformer, self.cache)
         self._static = StaticSteps(model.transformer, self.cache) if has_static_steps else None
+        self._redraft = draft and Redraft(
+            draft, self.condition_rows, num_slots=num_slots, is_padded=is_padded
+        )
 
     def extend(self, feeds: Sequence[Feed]) -> list[Tensor]:
         """One forward pass for all feeds.
@@ -210,7 +148,8 @@ class Target:
     def outputs(self, feeds: Sequence[Feed]) -> list[Output]:
         """As `extend`, with the hidden states behind the logits."""
         transformer = self.model.transformer
-        inputs, ropes, parts, followers = zip(*(self._pack(feed) for feed in feeds), strict=True)
+        packed = (self._pack(*one) for one in zip(feeds, self._codes(feeds), strict=True))
+        inputs, ropes, parts, followers = zip(*packed, strict=True)
         segments = [segment for own in parts for segment in own]
         hidden = self._hidden(torch.cat(inputs), torch.cat(ropes), segments)
         blocks = torch.split(hidden, [len(x) for x in inputs])
@@ -238,7 +177,17 @@ class Target:
 
     def condition_rows(self, condition: Tensor) -> Tensor:
         """Text features [L, condition_dim] -> projected rows [L, D] the edge layer starts from."""
-        return self.model.transformer.condition_rows(condition)
+        transformer = self.model.transformer
+        return transformer.condition_rows(condition.to(transformer.tok_embeddings.weight))
+
+    def _codes(self, feeds: Sequence[Feed]) -> list[Tensor | None]:
+        """Interval-feature codes [k, F] of each feed's tokens, None where all are zero."""
+        own = [feed for feed in feeds if feed.kept is not None]
+        if not own:
+            return [feed.features for feed in feeds]
+        assert self._redraft, "codes are made with a draft model"
+        made = iter(self._redraft.codes(own))
+        return [feed.features if feed.kept is None else next(made) for feed in feeds]
 
     def _known(self, feed: Feed) -> tuple[Tensor, int]:
         """Token ids, and where among them the fed ones begin."""
@@ -263,7 +212,9 @@ class Target:
         rope = transformer.fed_rope(feed.num_condition, feed.position, len(feed.tokens))
         return *transformer.inputs(tokens, first), rope
 
-    def _pack(self, feed: Feed) -> tuple[Tensor, Tensor, list[Segment], Tensor | None]:
+    def _pack(
+        self, feed: Feed, codes: Tensor | None
+    ) -> tuple[Tensor, Tensor, list[Segment], Tensor | None]:
         """Packed inputs [N, D], their rotary rows, where they go, and the followers [new, J].
 
         First the conditional rows, then the unconditional ones; of a prompt first those that the
@@ -271,8 +222,8 @@ class Target:
         """
         transformer, rows = self.model.transformer, feed.num_condition
         x, followers, rope = self._image_rows(feed)
-        if feed.features is not None:
-            x = x + self.model.injection(feed.features.to(x))
+        if codes is not None:
+            x = x + self.model.injection(codes.to(x))
         both = x.expand(self.ROWS, -1, -1)
         if feed.condition is not None:
             assert feed.position == 0, "a prefill starts at the first token"

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ciar.errors import InvalidInput
+from ciar.errors import InvalidInput, PairMismatch
+from ciar.feature_mode import FeatureMode, check_feature_mode
 
 MAX_SEED = 2**64 - 1
 
@@ -63,6 +64,7 @@ class ImageRequest:
     epsilon: how far an uncertain token's perturbed score may fall short of the best one, in nats,
         for it to stand; 0: it stands if the cloud draws it, too.
     max_gap: the same for kept tokens; infinity: they stand, and nobody looks.
+    features: what kept tokens enter the cloud with.
     """
 
     prompt: str
@@ -71,8 +73,10 @@ class ImageRequest:
     fingerprint: str = ""
     epsilon: float = 0.0
     max_gap: float = math.inf
+    features: FeatureMode = "send"
 
     def __post_init__(self) -> None:
+        check_feature_mode(self.features)
         if not (math.isfinite(self.epsilon) and self.epsilon >= 0):
             raise InvalidInput("epsilon", self.epsilon, "give a number of nats, 0 or more")
         if not self.max_gap >= 0:
@@ -98,10 +102,19 @@ class ModelInfo:
     max_prompt_chars: int
     max_batch_tokens: int
     sampling: SamplingParams = field(default_factory=SamplingParams)  # the checkpoint's defaults
+    can_recompute: bool = False  # it has the draft model, too, and makes features itself
 
     @property
     def num_tokens(self) -> int:
         return self.grid_size**2
+
+    def check_features(self, features: FeatureMode) -> None:
+        """Raise `PairMismatch` for features that this cloud cannot make."""
+        if features == "recompute" and not self.can_recompute:
+            raise PairMismatch(
+                f"features: recompute: the cloud serves {self.name} without its draft model; give "
+                "send or none, or a cloud with the model's edge folder beside its cloud folder"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +143,8 @@ class Prefix:
 class TokenSpan:
     """Consecutive tokens from `position` on; the edge alone decided some (kept, not `uncertain`).
 
-    features: [num_kept, feature_dim] float32, one interval-feature code per kept token, in order.
+    features: [num_kept, feature_dim] float32, one interval-feature code per kept token, in order;
+        no rows unless the image's features are sent.
     """
 
     position: int
@@ -146,11 +160,11 @@ class TokenSpan:
                 f"give one flag for each of the {len(self.tokens)} tokens",
             )
         num_kept = self.num_kept
-        if self.features.ndim != 2 or (num_kept and self.features.shape[0] != num_kept):
+        if self.features.ndim != 2 or (num_kept and len(self.features) not in (0, num_kept)):
             raise InvalidInput(
                 "features",
                 tuple(self.features.shape),
-                f"give one row for each of the {num_kept} kept tokens",
+                f"give one row for each of the {num_kept} kept tokens, or none",
             )
 
     @property
@@ -231,5 +245,5 @@ class Resume:
 
 
 def no_features(feature_dim: int) -> Tensor:
-    """[0, feature_dim]: the features of a span without kept tokens."""
+    """[0, feature_dim]: the features of a span that brings none."""
     return torch.zeros(0, feature_dim)

@@ -18,6 +18,7 @@ from google.protobuf.message import Message
 from torch import Tensor
 
 from ciar.errors import InvalidInput
+from ciar.feature_mode import FeatureMode
 from ciar.packing import PackedDtype, PackedTensor, pack, unpack
 from ciar.status import error_from_rpc as error_from_rpc
 from ciar.status import status_from_error as status_from_error
@@ -31,6 +32,7 @@ from ciar.types import (
     TokenSpan,
     Verdict,
     VerifyBatch,
+    no_features,
 )
 from ciar.v1 import collaboration_pb2 as pb
 
@@ -50,6 +52,12 @@ _DTYPE_TO_PROTO: dict[PackedDtype, "pb.DType.ValueType"] = {
     "int8": pb.DTYPE_INT8,
 }
 _DTYPE_FROM_PROTO: dict[int, PackedDtype] = {proto: name for name, proto in _DTYPE_TO_PROTO.items()}
+_MODE_TO_PROTO: dict[FeatureMode, "pb.FeatureMode.ValueType"] = {
+    "send": pb.FEATURE_MODE_SEND,
+    "none": pb.FEATURE_MODE_NONE,
+    "recompute": pb.FEATURE_MODE_RECOMPUTE,
+}
+_MODE_FROM_PROTO: dict[int, FeatureMode] = {proto: name for name, proto in _MODE_TO_PROTO.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +157,7 @@ def image_request_to_proto(request: ImageRequest) -> pb.ImageRequest:
         fingerprint=request.fingerprint,
         epsilon=request.epsilon,
         max_gap=request.max_gap if request.looks_at_kept else None,
+        features=_MODE_TO_PROTO[request.features],
     )
 
 
@@ -169,7 +178,16 @@ def image_request_from_proto(message: pb.ImageRequest, *, info: ModelInfo) -> Im
         fingerprint=message.fingerprint,
         epsilon=message.epsilon,
         max_gap=message.max_gap if message.HasField("max_gap") else math.inf,
+        features=_mode_from_proto(message.features),
     )
+
+
+def _mode_from_proto(value: int) -> FeatureMode:
+    mode = _MODE_FROM_PROTO.get(value or pb.FEATURE_MODE_SEND)
+    if mode is None:
+        names = ", ".join(pb.FeatureMode.keys()[1:])
+        raise InvalidInput("features", value, f"give one of {names}")
+    return mode
 
 
 def prefix_request_to_proto(
@@ -232,8 +250,11 @@ def verify_batch_to_proto(batch: VerifyBatch, *, dtype: PackedDtype) -> pb.Batch
     )
 
 
-def verify_batch_from_proto(message: pb.Batch, *, info: ModelInfo) -> VerifyBatch:
-    span = _span_from_proto(message.span, info=info, max_tokens=info.max_batch_tokens)
+def verify_batch_from_proto(
+    message: pb.Batch, *, info: ModelInfo, mode: FeatureMode = "send"
+) -> VerifyBatch:
+    """mode: of the image's features."""
+    span = _span_from_proto(message.span, info=info, max_tokens=info.max_batch_tokens, mode=mode)
     if not span.tokens:
         raise InvalidInput("tokens", (), "give at least one token")
     _check_count("num_decided", message.num_decided, len(span.tokens))
@@ -259,7 +280,9 @@ def resume_to_proto(resume: Resume, *, dtype: PackedDtype) -> pb.Resume:
 
 def resume_from_proto(message: pb.Resume, *, info: ModelInfo) -> Resume:
     request = image_request_from_proto(message.image, info=info)
-    history = _span_from_proto(message.history, info=info, max_tokens=info.num_tokens)
+    history = _span_from_proto(
+        message.history, info=info, max_tokens=info.num_tokens, mode=request.features
+    )
     if history.position != 0:
         raise InvalidInput("position", history.position, "a history starts at 0")
     return Resume(request=request, history=history, epoch=message.epoch)
@@ -336,12 +359,14 @@ def _span_to_proto(span: TokenSpan, *, dtype: PackedDtype) -> pb.TokenSpan:
     bits = sum(1 << index for index, flag in enumerate(span.uncertain) if flag)
     mask = bits.to_bytes(_mask_bytes(len(span.tokens)), "little")
     message = pb.TokenSpan(position=span.position, tokens=span.tokens, uncertain=mask)
-    if span.num_kept and span.features.shape[1]:
+    if span.features.numel():
         message.features.CopyFrom(encode_tensor(span.features, dtype=dtype))
     return message
 
 
-def _span_from_proto(message: pb.TokenSpan, *, info: ModelInfo, max_tokens: int) -> TokenSpan:
+def _span_from_proto(
+    message: pb.TokenSpan, *, info: ModelInfo, max_tokens: int, mode: FeatureMode
+) -> TokenSpan:
     tokens = _tokens_from_proto(message.tokens, info=info, max_tokens=max_tokens)
     if message.position + len(tokens) > info.num_tokens:
         raise InvalidInput(
@@ -349,17 +374,29 @@ def _span_from_proto(message: pb.TokenSpan, *, info: ModelInfo, max_tokens: int)
         )
     uncertain = _mask_from_proto(message.uncertain, num_tokens=len(tokens))
     num_kept = sum(not flag for flag in uncertain)
-    if message.HasField("features"):
-        features = decode_tensor(message.features, field="features")  # [num_kept, feature_dim]
-    else:
-        features = torch.zeros(0 if info.feature_dim else num_kept, info.feature_dim)
-    if tuple(features.shape) != (num_kept, info.feature_dim):
-        raise InvalidInput(
-            "features.shape", tuple(features.shape), f"give [{num_kept}, {info.feature_dim}]"
-        )
+    features = _features_from_proto(message, info=info, num_kept=num_kept, mode=mode)
     return TokenSpan(
         position=message.position, tokens=tokens, uncertain=uncertain, features=features
     )
+
+
+def _features_from_proto(
+    message: pb.TokenSpan, *, info: ModelInfo, num_kept: int, mode: FeatureMode
+) -> Tensor:
+    """[num_kept, feature_dim], no rows unless they are sent."""
+    width = info.feature_dim
+    if mode != "send":
+        if message.HasField("features"):
+            shape = list(message.features.shape)
+            raise InvalidInput("features", shape, f"leave it out: this image's are {mode!r}")
+        return no_features(width)
+    if message.HasField("features"):
+        features = decode_tensor(message.features, field="features")
+    else:
+        features = torch.zeros(0 if width else num_kept, width)
+    if tuple(features.shape) != (num_kept, width):
+        raise InvalidInput("features.shape", tuple(features.shape), f"give [{num_kept}, {width}]")
+    return features
 
 
 def _mask_from_proto(mask: bytes, *, num_tokens: int) -> tuple[bool, ...]:

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from ciar.checkpoint import CONFIG_FILE
 from ciar.errors import CheckpointError
+from ciar.feed import Feed
 from ciar.models.eagle import EagleModel
 from ciar.picture import load_vq
 from ciar.sampling import filter_logits
-from ciar.target import Feed, Output, Target, TargetModel
+from ciar.target import Output, Target, TargetModel
 from ciar.text import TextFeatures
 from ciar.types import ModelInfo, SamplingParams
 from ciar_bench.methods.costs import Costs
@@ -49,10 +50,10 @@ class BenchModel:
     @classmethod
     def load(cls, folder: Path, *, device: str = "cpu") -> "BenchModel":
         """Both halves, laid out as they serve. Raises `CheckpointError`."""
-        cloud = load_cloud_model(str(folder), device=device)
+        cloud = load_cloud_model(str(folder), device=device, recompute_features=None)
         return cls(
             folder,
-            MeteredTarget(cloud.target, num_slots=1, num_spare=NUM_SPARE),
+            MeteredTarget(cloud.target, num_slots=1, num_spare=NUM_SPARE, draft=cloud.draft),
             load_draft_model(folder / "edge"),
             cloud.encoder,
             cloud.info,

@@ -40,7 +40,7 @@ class CoDe:
         if not count:
             config = DecodeConfig(mode="offline")
         elif self.is_last:
-            config = DecodeConfig(prefix_rate=0.0, has_features=False)
+            config = DecodeConfig(prefix_rate=0.0, features="none")
             first = StaticThreshold(bench.num_tokens - count - 0.5)
             return decode_selectively(
                 bench, prompt, sampling, Router(self.name, position_of, first), config

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ciar.feed import Feed
 from ciar.sampling import Noise, coupled_draw
-from ciar.target import Feed
 from ciar.types import SamplingParams
 from ciar_bench.methods.bench_model import SLOT, BenchModel
 from ciar_bench.methods.costs import DrawnImage, pay_whole_image

@@ -9,6 +9,7 @@ import asyncio
 import time
 from dataclasses import dataclass
 
+from ciar.feature_mode import FeatureMode
 from ciar.local import LocalVerifier
 from ciar.prefix import DEFAULT_PREFIX_RATE
 from ciar.router import DEFAULT_BUDGET, DEFAULT_ROUTER, Router, make_router
@@ -25,27 +26,27 @@ class Selective:
     """router: see `ciar.router.ROUTERS`; `never` is the edge alone behind the prefix.
 
     budget: share of the image to ask for, prefix included.  threshold: a static one instead.
-    has_features: None gives them to the scores of intervals.
+    features: None sends them for the scores of intervals.
     """
 
     router: str = DEFAULT_ROUTER
     budget: float | None = None
     threshold: float | None = None
     prefix_rate: float = DEFAULT_PREFIX_RATE
-    has_features: bool | None = None
+    features: FeatureMode | None = None
 
     @property
     def name(self) -> str:
         return self.router
 
     @property
-    def sends_features(self) -> bool:
-        if self.has_features is None:
-            return self.router.startswith("interval")
-        return self.has_features
+    def feature_mode(self) -> FeatureMode:
+        if self.features is None:
+            return "send" if self.router.startswith("interval") else "none"
+        return self.features
 
     def draw(self, bench: BenchModel, prompt: str, sampling: SamplingParams) -> DrawnImage:
-        config = DecodeConfig(prefix_rate=self.prefix_rate, has_features=self.sends_features)
+        config = DecodeConfig(prefix_rate=self.prefix_rate, features=self.feature_mode)
         return decode_selectively(
             bench, prompt, sampling, self.make_router(bench, sampling), config
         )
@@ -67,14 +68,13 @@ class Selective:
 class PayloadMeter(Silent):
     """Counts what batches and verdicts carry."""
 
-    def __init__(self, costs: Costs, bench: BenchModel, *, has_features: bool) -> None:
+    def __init__(self, costs: Costs, bench: BenchModel) -> None:
         self.costs, self.vocab_size = costs, bench.vocab_size
-        self.feature_dim = bench.info.feature_dim if has_features else 0
 
     def on_call(self, *, batch: VerifyBatch, verdict: Verdict, seconds: float) -> None:
         flags = id_bytes(len(batch.tokens), 2)
         ids = id_bytes(len(batch.tokens), self.vocab_size)
-        numbers = number_bytes(batch.num_kept * self.feature_dim)
+        numbers = number_bytes(batch.features.numel())
         self.costs.uplink_bytes += flags + ids + numbers
         self.costs.downlink_bytes += id_bytes(1, len(batch.tokens) + 1)
         self.costs.downlink_bytes += id_bytes(verdict.token is not None, self.vocab_size)
@@ -85,7 +85,6 @@ def decode_selectively(
 ) -> DrawnImage:
     """One image by the edge's loop; text encoding comes before the clock starts."""
     features, costs = bench.encode(prompt), bench.meter()
-    has_features = config.has_features and config.mode != "exact"
     started = time.perf_counter()
     result = asyncio.run(
         generate(
@@ -96,7 +95,7 @@ def decode_selectively(
             config=config,
             sampling=sampling,
             encode_text=lambda _: features,
-            observer=PayloadMeter(costs, bench, has_features=has_features),
+            observer=PayloadMeter(costs, bench),
         )
     )
     return account(result, costs, bench, time.perf_counter() - started, prompt, len(features))

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ciar.target import Feed
+from ciar.feed import Feed
 from ciar.types import SamplingParams
 from ciar_bench.methods.bench_model import SLOT, BenchModel, prefill, sampling_view
 from ciar_bench.methods.costs import Costs, DrawnImage, id_bytes, number_bytes

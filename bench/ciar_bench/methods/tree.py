@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ciar.target import Scatter
+from ciar.feed import Scatter
 
 ROOT = -1
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ciar.feed import Feed, Scatter
 from ciar.sampling import Noise, coupled_draw
-from ciar.target import Feed, Scatter
 from ciar.types import SamplingParams
 from ciar_bench.methods.bench_model import SLOT, BenchModel, prefill
 from ciar_bench.methods.costs import DrawnImage, pay_whole_image

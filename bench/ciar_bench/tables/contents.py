@@ -95,7 +95,7 @@ def main_table(_: EdgeModel) -> Contents:
         Row("Nucleus, k = 100", "nucleus-100"),
         Row("CIAR, U", "interval-u"),
         Row("CIAR, width (ours)", "interval"),
-        Row("CIAR, width, no features", "interval:has_features=false"),
+        Row("CIAR, width, no features", 'interval:features="none"'),
         Row("CIAR, exact (ours)", "exact"),
         Row("wavefront, window 4", "wavefront"),
         Row("Jacobi, coupled", "jacobi"),

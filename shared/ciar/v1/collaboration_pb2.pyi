@@ -41,6 +41,33 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _FeatureMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FeatureModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FeatureMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FEATURE_MODE_UNSPECIFIED: _FeatureMode.ValueType  # 0
+    """Not given."""
+    FEATURE_MODE_SEND: _FeatureMode.ValueType  # 1
+    """Codes that come with the tokens, in TokenSpan.features."""
+    FEATURE_MODE_NONE: _FeatureMode.ValueType  # 2
+    """Nothing: they are tokens like all others."""
+    FEATURE_MODE_RECOMPUTE: _FeatureMode.ValueType  # 3
+    """Codes that the cloud makes itself, with the draft model, from the tokens before them."""
+
+class FeatureMode(_FeatureMode, metaclass=_FeatureModeEnumTypeWrapper): ...
+
+FEATURE_MODE_UNSPECIFIED: FeatureMode.ValueType  # 0
+"""Not given."""
+FEATURE_MODE_SEND: FeatureMode.ValueType  # 1
+"""Codes that come with the tokens, in TokenSpan.features."""
+FEATURE_MODE_NONE: FeatureMode.ValueType  # 2
+"""Nothing: they are tokens like all others."""
+FEATURE_MODE_RECOMPUTE: FeatureMode.ValueType  # 3
+"""Codes that the cloud makes itself, with the draft model, from the tokens before them."""
+Global___FeatureMode: _TypeAlias = FeatureMode  # noqa: Y015
+
 class _DType:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -106,6 +133,7 @@ class GetModelResponse(_message.Message):
     MAX_PROMPT_CHARS_FIELD_NUMBER: _builtins.int
     MAX_BATCH_TOKENS_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
+    CAN_RECOMPUTE_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """Version of this protocol that the cloud speaks (count, starts at 1)."""
     name: _builtins.str
@@ -126,6 +154,8 @@ class GetModelResponse(_message.Message):
     """Longest prompt taken (count of Unicode code points)."""
     max_batch_tokens: _builtins.int
     """Most tokens in one batch (count)."""
+    can_recompute: _builtins.bool
+    """Whether this cloud takes FEATURE_MODE_RECOMPUTE (flag): it has the draft model, too."""
     @_builtins.property
     def sampling(self) -> Global___SamplingParams:
         """The checkpoint's own sampling parameters, used for each one that a request leaves out."""
@@ -144,10 +174,11 @@ class GetModelResponse(_message.Message):
         max_prompt_chars: _builtins.int = ...,
         max_batch_tokens: _builtins.int = ...,
         sampling: Global___SamplingParams | None = ...,
+        can_recompute: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["condition_dim", b"condition_dim", "family", b"family", "feature_dim", b"feature_dim", "fingerprint", b"fingerprint", "grid_size", b"grid_size", "max_batch_tokens", b"max_batch_tokens", "max_prompt_chars", b"max_prompt_chars", "name", b"name", "protocol_version", b"protocol_version", "sampling", b"sampling", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["can_recompute", b"can_recompute", "condition_dim", b"condition_dim", "family", b"family", "feature_dim", b"feature_dim", "fingerprint", b"fingerprint", "grid_size", b"grid_size", "max_batch_tokens", b"max_batch_tokens", "max_prompt_chars", b"max_prompt_chars", "name", b"name", "protocol_version", b"protocol_version", "sampling", b"sampling", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -236,6 +267,7 @@ class ImageRequest(_message.Message):
     FINGERPRINT_FIELD_NUMBER: _builtins.int
     EPSILON_FIELD_NUMBER: _builtins.int
     MAX_GAP_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """Version of this protocol that the edge speaks (count, starts at 1); another one is refused."""
     prompt: _builtins.str
@@ -254,6 +286,8 @@ class ImageRequest(_message.Message):
     """The same for the tokens that the edge kept (nats, at least 0). Left out: they stand, whatever
     the cloud would have drawn.
     """
+    features: Global___FeatureMode.ValueType
+    """What kept tokens enter the cloud with beside their ids; unspecified means FEATURE_MODE_SEND."""
     @_builtins.property
     def sampling(self) -> Global___SamplingParams:
         """How tokens are drawn."""
@@ -268,10 +302,11 @@ class ImageRequest(_message.Message):
         fingerprint: _builtins.str = ...,
         epsilon: _builtins.float = ...,
         max_gap: _builtins.float | None = ...,
+        features: Global___FeatureMode.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_gap", b"_max_gap", "max_gap", b"max_gap", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_gap", b"_max_gap", "epsilon", b"epsilon", "fingerprint", b"fingerprint", "max_gap", b"max_gap", "num_prefix", b"num_prefix", "prompt", b"prompt", "protocol_version", b"protocol_version", "sampling", b"sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_gap", b"_max_gap", "epsilon", b"epsilon", "features", b"features", "fingerprint", b"fingerprint", "max_gap", b"max_gap", "num_prefix", b"num_prefix", "prompt", b"prompt", "protocol_version", b"protocol_version", "sampling", b"sampling"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_gap: _TypeAlias = _typing.Literal["max_gap"]  # noqa: Y015
     _WhichOneofArgType__max_gap: _TypeAlias = _typing.Literal["_max_gap", b"_max_gap"]  # noqa: Y015
@@ -479,7 +514,7 @@ class Resume(_message.Message):
     @_builtins.property
     def history(self) -> Global___TokenSpan:
         """All known tokens from position 0 on. Tokens of the prefix and those the cloud decided are flagged
-        uncertain and have no features; kept tokens come with the very features sent before.
+        uncertain and have no features; kept tokens come with the very features sent before, if any were.
         """
 
     def __init__(
@@ -550,7 +585,8 @@ class TokenSpan(_message.Message):
     @_builtins.property
     def features(self) -> Global___Tensor:
         """Interval-feature codes [kept tokens, feature_dim] (dimensionless), one row for each kept token in
-        order. Left out when there is no kept token or feature_dim is 0.
+        order. Left out when there is no kept token, when feature_dim is 0, and unless the image's
+        features are FEATURE_MODE_SEND.
         """
 
     def __init__(
