@@ -185,13 +185,13 @@ def test_no_budget_and_no_cloud(bundle: Path, cloud: str, tmp_path: Path) -> Non
 
 
 def test_the_same_seed_draws_the_same(bundle: Path, cloud: str, tmp_path: Path) -> None:
-    """A random seed is printed; drawn with it again, over int8, a quiet run makes the same file."""
+    """A random seed is printed; drawn with it again, over fp16, a quiet run makes the same file."""
     options: list[str | Path] = [PROMPT, "--cloud", cloud, "--model", bundle, "--exact"]
     first = edge(*options, "-o", "first.png", folder=tmp_path)
     assert (first.returncode, first.stdout) == (0, "first.png\n")
     seed = re.search(r"^seed (\d+),", first.stderr, re.MULTILINE)
     assert seed
-    quiet = [*options, "-q", "--seed", seed[1], "--feature-dtype", "int8", "-o", "again.png"]
+    quiet = [*options, "-q", "--seed", seed[1], "--feature-dtype", "fp16", "-o", "again.png"]
     again = edge(*quiet, folder=tmp_path)
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
     assert pixels(tmp_path / "first.png") == pixels(tmp_path / "again.png")

@@ -58,8 +58,8 @@ from tests.tiny import PROMPT
 
 Run = Callable[[Awaitable[Any]], Any]
 T, V = 16, 24
-QUICK = RemoteConfig(deadline_seconds=20, resume_seconds=15)
-PATIENT = RemoteConfig(deadline_seconds=150, resume_seconds=120, max_resumes=1000)
+QUICK = RemoteConfig(feature_dtype="fp16", deadline_seconds=20, resume_seconds=15)
+PATIENT = replace(QUICK, deadline_seconds=150, resume_seconds=120, max_resumes=1000)
 
 
 @pytest.fixture(scope="module")

@@ -211,8 +211,8 @@ def generate(
         ),
     ] = "send",
     feature_dtype: Annotated[
-        str, _option(env="FEATURE_DTYPE", help="How features travel: fp16, int8 or fp32.")
-    ] = "fp16",
+        str, _option(env="FEATURE_DTYPE", help="How features travel: int8, fp16 or fp32.")
+    ] = "int8",
     temperature: Annotated[
         float | None, _option(env="TEMPERATURE", **FLOAT, help="Default: the model's.")
     ] = None,

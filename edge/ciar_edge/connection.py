@@ -24,7 +24,7 @@ class RemoteConfig:
     resume_seconds, max_resumes: what may be spent on mending between two verdicts.
     """
 
-    feature_dtype: PackedDtype = "fp16"
+    feature_dtype: PackedDtype = "int8"
     deadline_seconds: float = 10.0
     connect_seconds: float = 5.0
     prefix_seconds: float = 60.0

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ciar.feed import Feed
+from ciar.head_output import HeadOutput
 from ciar.models.inter_head import DraftModel
 from ciar.models.kv_cache import KVCache, Segment
 
@@ -106,7 +107,9 @@ class Redraft:
         """[n, D] -> [n, F]."""
         if not len(hidden):
             return hidden.new_zeros(0, self.model.head_config.feature_dim)
-        return self.model.features(hidden, *self.model.inter_head(hidden))
+        centre, radius = self.model.inter_head(hidden)
+        codes: Tensor = self.model.phi(hidden, HeadOutput(centre, radius.expm1()))
+        return codes
 
     def _nothing(self, feed: Feed) -> Tensor:
         shape = (len(feed.tokens), self.model.head_config.feature_dim)

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ciar.head_output import HeadOutput
 from ciar.interval import Interval, interfuse
 from ciar.models.transformer import CaptionMLP, TransformerConfig, Trunk
 
@@ -74,7 +75,7 @@ class IntervalFeatures(nn.Module):
         self.dim = dim
         self.mix = nn.Linear(dim + 2 * vocab_size, config.feature_dim)
 
-    def forward(self, hidden: Tensor, interval: Interval) -> Tensor:
+    def forward(self, hidden: Tensor, interval: Interval | HeadOutput) -> Tensor:
         """hidden [..., D], interval [..., V] -> [..., F]."""
         return F.gelu(self.mix(torch.cat([hidden, interval.lower, interval.upper], dim=-1)))
 
