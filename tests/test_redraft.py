@@ -135,6 +135,18 @@ def test_codes_of_an_edge_that_drafts_in_int8() -> None:
     assert float((made - expected).norm() / expected.norm()) < SAME_AS_INT8
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_target_in_half_precision_gets_codes_too(bundle: Path, dtype: str) -> None:
+    """The draft model stays in float32, as edges have it."""
+    half = load_cloud_model(str(bundle), dtype=dtype, recompute_features=True)
+    state = session("recompute")
+    batch = VerifyBatch(
+        position=0, tokens=(3, 4, 5), uncertain=(False, False, True), features=no_features(F)
+    )
+    run_work(Target(half.target, num_slots=1, draft=half.draft), VerifyWork(state, batch))
+    assert len(state.tokens) >= 3
+
+
 def test_nothing_before_the_first_token_is_fed_without_it(model: CloudModel) -> None:
     """A kept first token takes the place of the cloud's: its code needs the prompt again."""
     state = session("recompute")

@@ -358,7 +358,12 @@ def test_a_killed_cloud_is_replaced_in_mid_image(
     run(compare())
 
 
-SETTINGS = ({}, {"max_gap": 0.5}, {"features": "none"}, {"features": "recompute"})
+SETTINGS: tuple[dict[str, Any], ...] = (
+    {},
+    {"max_gap": 0.5},
+    {"features": "none"},
+    {"features": "recompute"},
+)
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
