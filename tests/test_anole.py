@@ -300,6 +300,17 @@ def test_the_edge_draws_with_the_cloud_and_alone(spec: str, pair: BenchModel) ->
         assert 0 < image.cloud_calls < 1
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_cloud_makes_the_features_that_the_edge_sends(seed: int, pair: BenchModel) -> None:
+    sampling = SamplingParams(seed=seed, cfg_scale=CFG)
+    sent, made = (
+        make_method(f'interval:features="{mode}"').draw(pair, PROMPTS[0], sampling)
+        for mode in ("send", "recompute")
+    )
+    assert made.tokens == sent.tokens
+    assert made.costs.uplink_bytes < sent.costs.uplink_bytes
+
+
 # Layouts
 
 

@@ -326,8 +326,9 @@ def test_a_selective_image_adds_up(bench: BenchModel) -> None:
 
 def test_features_cost_bytes_and_are_for_intervals(bench: BenchModel) -> None:
     with_features = make_method("interval").draw(bench, PROMPT, bench.sampling)
-    without = make_method('interval:features="none"').draw(bench, PROMPT, bench.sampling)
-    assert with_features.costs.uplink_bytes > without.costs.uplink_bytes
+    for mode in ("none", "recompute"):
+        without = make_method(f'interval:features="{mode}"').draw(bench, PROMPT, bench.sampling)
+        assert with_features.costs.uplink_bytes > without.costs.uplink_bytes
     assert make_method("entropy").feature_mode == "none"  # type: ignore[attr-defined]
 
 

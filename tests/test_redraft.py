@@ -1,5 +1,6 @@
 """Features made in the cloud: the edge's own codes, and so the same tokens, whatever happens."""
 
+import asyncio
 import random
 import shutil
 from collections.abc import Callable, Sequence
@@ -135,6 +136,18 @@ def test_codes_of_an_edge_that_drafts_in_int8() -> None:
     assert float((made - expected).norm() / expected.norm()) < SAME_AS_INT8
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_target_in_half_precision_gets_codes_too(bundle: Path, dtype: str) -> None:
+    """The draft model stays in float32, as edges have it."""
+    half = load_cloud_model(str(bundle), dtype=dtype, recompute_features=True)
+    state = session("recompute")
+    batch = VerifyBatch(
+        position=0, tokens=(3, 4, 5), uncertain=(False, False, True), features=no_features(F)
+    )
+    run_work(Target(half.target, num_slots=1, draft=half.draft), VerifyWork(state, batch))
+    assert len(state.tokens) >= 3
+
+
 def test_nothing_before_the_first_token_is_fed_without_it(model: CloudModel) -> None:
     """A kept first token takes the place of the cloud's: its code needs the prompt again."""
     state = session("recompute")
@@ -145,6 +158,33 @@ def test_nothing_before_the_first_token_is_fed_without_it(model: CloudModel) -> 
     assert work.feed(0).condition is not None
     run_work(target, work)
     assert state.kept >= {0}
+
+
+@pytest.mark.parametrize("max_rows", [1, 3, 6, 9])
+def test_long_feeds_are_divided(model: CloudModel, max_rows: int) -> None:
+    """A session that is rebuilt, its first token kept, in parts smaller than its prompt."""
+    dice, position = random.Random(0), 9
+    known = [dice.randrange(V) for _ in range(position)]
+    batch = VerifyBatch(
+        position=position,
+        tokens=tuple(dice.randrange(V) for _ in range(4)),
+        uncertain=(False, False, True, True),
+        features=no_features(F),
+    )
+    found = []
+    for most in (None, max_rows):
+        state, is_done, num_parts = session("recompute"), False, 0
+        state.adopt(known, {0, 1, 4, 7}, no_features(F), 0)
+        target, work = (
+            Target(model.target, num_slots=1, draft=model.draft),
+            VerifyWork(state, batch),
+        )
+        while not is_done:
+            (logits,) = target.extend([work.feed(0, max_rows=most)])
+            is_done, num_parts = work.receive(logits), num_parts + 1
+            assert num_parts < T
+        found.append((work.verdict, state.tokens, state.kept))
+    assert found[0] == found[1] and num_parts > 1
 
 
 def session(features: Any) -> SessionState:
@@ -267,6 +307,28 @@ def test_the_death_of_an_engine_changes_nothing(
             expected = await image(local(model), edge, features="recompute")
             assert (found.tokens, found.origins) == (expected.tokens, expected.origins)
             assert metric(client, "ciar_cloud_engine_deaths_total") == 1
+
+    run(scenario())
+
+
+def test_sessions_that_take_turns_in_a_slot_lose_nothing(
+    model: CloudModel, edge: EdgeModel, run: Any
+) -> None:
+    """Evicted and rebuilt, draft model and target alike."""
+
+    async def scenario() -> None:
+        async with (
+            cloud(model, slots=1, min_idle_seconds=0.0) as client,
+            RemoteVerifier(f"127.0.0.1:{client.port}") as verifier,
+        ):
+            seeds = range(4)
+            found = await asyncio.gather(
+                *(image(verifier, edge, seed=seed, features="recompute") for seed in seeds)
+            )
+            for seed, one in zip(seeds, found, strict=True):
+                expected = await image(local(model), edge, seed=seed, features="recompute")
+                assert one.tokens == expected.tokens
+            assert (metric(client, "ciar_cloud_evictions_total") or 0) > 0
 
     run(scenario())
 

@@ -247,7 +247,8 @@ class SessionState:
             return None
         position = max(start, 0)
         room = max_rows - (len(self.condition) if start == NOT_PREFILLED else 0)
-        end = max(position + room, 0 if start == NOT_PREFILLED else position + 1)
+        is_prompt = start == NOT_PREFILLED and not self.is_recomputed  # else the first token, too
+        end = max(position + room, position + (not is_prompt))
         return end if end < most else None
 
     def _start(self, first_needed: int, end: int, *, is_first_kept: bool) -> int:
