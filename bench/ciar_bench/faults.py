@@ -164,7 +164,7 @@ async def measure_faults(
         ),
         "memory": (
             "one SIGKILL and a roll, with KV memory for a third of the images",
-            end_replicas([kills[0], *roll], "--kv-budget", str(third)),
+            end_replicas([kills[0], *roll], "--kv-budget", str(third), "--no-recompute-features"),
         ),
         "proxy": ("a proxy that delays, cuts and swallows connections", spoil),
         "edge": ("an edge: SIGKILL at any stage", kill_clients),
