@@ -7,6 +7,7 @@ from typing import Literal, get_args
 from ciar.errors import InvalidInput
 from ciar.feature_mode import FeatureMode, check_feature_mode
 from ciar.prefix import DEFAULT_PREFIX_RATE, prefix_length
+from ciar.tolerance import check_tolerances
 
 Mode = Literal["blocking", "optimistic", "exact", "offline"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -45,12 +46,9 @@ class DecodeConfig:
             raise InvalidInput("prefix_rate", self.prefix_rate, "give a share from 0 to 1")
         if not 1 <= self.max_draft <= MAX_DRAFT:
             raise InvalidInput("max_draft", self.max_draft, f"give a count from 1 to {MAX_DRAFT}")
-        if not (math.isfinite(self.epsilon) and self.epsilon >= 0):
-            raise InvalidInput("epsilon", self.epsilon, "give a number of nats, 0 or more")
+        check_tolerances(self.epsilon, self.max_gap)
         if self.epsilon and self.mode == "exact":
             raise InvalidInput("epsilon", self.epsilon, "exact decoding takes none; give 0")
-        if not self.max_gap >= 0:
-            raise InvalidInput("max_gap", self.max_gap, "give a number of nats, 0 or more")
         if self.max_gap < math.inf and self.mode != "optimistic":
             raise InvalidInput(
                 "max_gap", self.max_gap, "only optimistic decoding can go back to kept tokens"

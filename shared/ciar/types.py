@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ciar.errors import InvalidInput, PairMismatch
 from ciar.feature_mode import FeatureMode, check_feature_mode
+from ciar.tolerance import check_tolerances
 
 MAX_SEED = 2**64 - 1
 
@@ -77,10 +78,7 @@ class ImageRequest:
 
     def __post_init__(self) -> None:
         check_feature_mode(self.features)
-        if not (math.isfinite(self.epsilon) and self.epsilon >= 0):
-            raise InvalidInput("epsilon", self.epsilon, "give a number of nats, 0 or more")
-        if not self.max_gap >= 0:
-            raise InvalidInput("max_gap", self.max_gap, "give a number of nats, 0 or more")
+        check_tolerances(self.epsilon, self.max_gap)
 
     @property
     def looks_at_kept(self) -> bool:
