@@ -167,7 +167,7 @@ def check_draft(draft: Path, info: ModelInfo) -> None:
 
 def load_redraft(draft: Path, *, device: str) -> DraftModel:
     """The draft model for recomputing features, in float32 as edges have it."""
-    model = load_draft(draft, device=device)
+    model = load_draft(draft, read_draft_config(draft), device=device)
     pack(model)
     return model
 

@@ -48,7 +48,7 @@ def load_draft_model(folder: Path) -> EdgeModel:
     """Load `NAME/edge` for the CPU; raises `CheckpointError`."""
     config = read_draft_config(folder)
     return EdgeModel(
-        draft=load_draft(folder),
+        draft=load_draft(folder, config),
         name=str(config.get("name", "")),
         target=str(config["target"]),
         router=config.get("router", DEFAULT_ROUTER),

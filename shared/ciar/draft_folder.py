@@ -1,5 +1,6 @@
 """A draft model's folder, `NAME/edge`: read by edges, and by clouds that recompute features."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,13 @@ def read_draft_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def load_draft(folder: Path, *, device: str = "cpu") -> DraftModel:
-    """The model in float32, loaded strictly. Raises `CheckpointError`."""
-    config = read_draft_config(folder)
+def load_draft(folder: Path, config: Mapping[str, Any], *, device: str = "cpu") -> DraftModel:
+    """The model in float32, loaded strictly; config: as read. Raises `CheckpointError`."""
     sizes = read_sizes(config, where=folder)
     head = from_dict(InterHeadConfig, config["head"], where=f"{folder}: head")
     with torch.device("meta"):
         model = make_draft(sizes, head)
     load_into(model, read_weights(folder), where=folder)
-    model.rebuild_tables("cpu")  # not in the weights: still on the meta device
+    model.rebuild_tables(device)  # not in the weights: still on the meta device
     to_device(model, device=device, dtype=torch.float32)
-    model.rebuild_tables(device)
     return model
