@@ -14,6 +14,8 @@ not depend on when verdicts arrive.
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from ciar.errors import InvalidInput
 from ciar.threshold import check_quantiles
 
@@ -50,10 +52,8 @@ class RiskTracker:
         """The threshold on the score, for the next image."""
         if self.rank < 0:
             return -math.inf
-        place = self.rank * (len(self._quantiles) - 1)
-        low = min(int(place), len(self._quantiles) - 2)
-        below, above = self._quantiles[low : low + 2]
-        return below + (place - low) * (above - below)
+        ranks = np.linspace(0, 1, len(self._quantiles))
+        return float(np.interp(self.rank, ranks, self._quantiles))
 
     def learn(self, loss: float) -> None:
         """An image was drawn at `tau`: of its kept tokens this share differed."""

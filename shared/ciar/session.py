@@ -195,8 +195,8 @@ class SessionState:
         end = min(len(tokens), self.num_tokens - 1)  # nothing follows the last of an image
         if drafted and not drafted.wants_next:
             end = min(end, len(tokens) - 1)
-        kept = self.kept.union(kept_positions(drafted)) if drafted else self.kept
-        start = self._start(first_needed, end, is_first_kept=0 in kept)
+        kept = self._kept_with(drafted) if self.is_recomputed else None
+        start = self._start(first_needed, end, is_first_kept=kept is not None and 0 in kept)
         position = max(start, 0)
         num_outputs = max(0, end - first_needed + 1)
         part_end = self._end_of_part(start, end - num_outputs, max_rows)
@@ -221,15 +221,13 @@ class SessionState:
             cfg_interval=self.request.sampling.cfg_interval,
             condition=self.condition if start == NOT_PREFILLED else None,
             features=codes if bool(codes.any()) else None,
-            kept=self._flags(kept, position, end),
+            kept=None if kept is None else flags(kept, position, end),
             num_outputs=num_outputs,
         )
 
-    def _flags(self, kept: Set[int], position: int, end: int) -> Tensor | None:
-        """Of tokens whose codes are made here: [end - position] bool; None: they are not."""
-        if not self.is_recomputed:
-            return None
-        return torch.tensor([p in kept for p in range(position, end)], dtype=torch.bool)
+    def _kept_with(self, drafted: VerifyBatch | None) -> Set[int]:
+        """Positions that the edge decided, those of a batch included."""
+        return self.kept.union(kept_positions(drafted)) if drafted else self.kept
 
     def take_part(self) -> bool:
         """Whether the last feed was a part of what is needed; it is in the cache then."""
@@ -255,10 +253,10 @@ class SessionState:
         """First position to feed, so that there is at least one before `end`.
 
         NOT_PREFILLED: the condition first (it brings logits for position 0, and what the code of a
-        kept token there is made of).
+        kept token there is made of, if it is made here).
         """
         start = min(self.num_cached, first_needed - 1, end - 1)
-        return NOT_PREFILLED if not start and is_first_kept and self.is_recomputed else start
+        return NOT_PREFILLED if not start and is_first_kept else start
 
     def accept(self, drafted: TokenSpan | None, count: int, token: int | None) -> None:
         """`count` drafted tokens stand and `token`, if any, follows them."""
@@ -284,6 +282,11 @@ def digest(batch: VerifyBatch) -> int:
     """Tells batches of the same epoch and position apart."""
     content = (batch.tokens, batch.uncertain, batch.wants_next, batch.num_decided)
     return zlib.crc32(batch.features.numpy().tobytes(), zlib.crc32(repr(content).encode()))
+
+
+def flags(positions: Set[int], first: int, end: int) -> Tensor:
+    """Which of `first` .. `end - 1` are among them: [end - first] bool."""
+    return torch.tensor([p in positions for p in range(first, end)], dtype=torch.bool)
 
 
 def kept_positions(span: TokenSpan) -> list[int]:
