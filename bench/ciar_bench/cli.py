@@ -20,6 +20,7 @@ from ciar_bench.latency_cli import latency
 from ciar_bench.load_cli import load
 from ciar_bench.machine import describe_machine
 from ciar_bench.model_cli import model
+from ciar_bench.options import ModelOption, PromptSizeOption
 from ciar_bench.quality.cli import add_commands
 from ciar_bench.routing import RoutingReport, report_routing, watch_bundle
 from ciar_bench.soak_cli import soak
@@ -50,12 +51,8 @@ def options(
 
 @app.command()
 def routing(
-    model: Annotated[
-        str, typer.Option(help="A model folder or an embedded model.")
-    ] = DEFAULT_MODEL,
-    size: Annotated[
-        str, typer.Option(help="The size whose nouns and places make the prompts.")
-    ] = "mini",
+    model: ModelOption = DEFAULT_MODEL,
+    size: PromptSizeOption = "mini",
     images: Annotated[int, typer.Option(min=1, help="Seeded prompts.")] = 200,
     budget: Annotated[
         float, typer.Option(min=0.01, max=0.99, help="Share of tokens sent to the cloud.")

@@ -12,14 +12,13 @@ from ciar.checkpoint import DEFAULT_MODEL, find_model
 from ciar.errors import EngineError, InvalidInput
 from ciar_bench.faults import FAULTS, STALL_SECONDS, FaultPlan, Outcome, median, run_faults
 from ciar_bench.machine import describe_machine
+from ciar_bench.options import ModelOption
 
 DEFAULTS = FaultPlan()
 
 
 def faults(
-    model: Annotated[
-        str, typer.Option(help="A model folder or an embedded model.")
-    ] = DEFAULT_MODEL,
+    model: ModelOption = DEFAULT_MODEL,
     envoy: Annotated[
         Path, typer.Option(help="The configuration whose addresses are replaced.")
     ] = Path("docker/envoy/envoy.yaml"),

@@ -23,6 +23,7 @@ from ciar_bench.latency_report import CellReport, report_cell
 from ciar_bench.latency_table import markdown, routing, show
 from ciar_bench.loop_model import Span
 from ciar_bench.machine import describe_machine
+from ciar_bench.options import ModelOption
 from ciar_bench.pair import write_random_pair
 from ciar_bench.slow_link import SlowLink
 from ciar_bench.workload import seeded_prompts
@@ -37,9 +38,7 @@ console = Console(stderr=True)
 
 
 def latency(
-    model: Annotated[
-        str, typer.Option(help="A model folder or an embedded model.")
-    ] = DEFAULT_MODEL,
+    model: ModelOption = DEFAULT_MODEL,
     size: Annotated[
         str, typer.Option(help="Time this size with random weights instead of a model.")
     ] = "",

@@ -15,6 +15,7 @@ from ciar.errors import EngineError
 from ciar_bench.cloud_process import cloud_process, cores, free_port
 from ciar_bench.load import BASE, CIAR, Burst, Cell, Crowd, LoadPlan, percentile, run_load
 from ciar_bench.machine import describe_machine
+from ciar_bench.options import ModelOption
 
 DEFAULTS = LoadPlan()
 
@@ -26,9 +27,7 @@ COLUMNS: tuple[tuple[Value, int], ...] = (  # and digits behind the point
 
 
 def load(
-    model: Annotated[
-        str, typer.Option(help="A model folder or an embedded model.")
-    ] = DEFAULT_MODEL,
+    model: ModelOption = DEFAULT_MODEL,
     edges: Annotated[
         list[int], typer.Option(min=1, help="Edges at a time; several times for several.")
     ] = list(DEFAULTS.edges),  # noqa: B006

@@ -183,7 +183,7 @@ def optimistic(tokens: Sequence[Token], costs: Costs, *, num_prefix: int) -> Tim
 
     def correct(position: int) -> None:
         """The cloud's token there; all behind it was for nothing."""
-        nonlocal num_drafted, num_sent, known, cloud_free
+        nonlocal num_drafted, num_sent, known
         decide(position + 1)
         image.spans += [Span("edge, in vain", span.start, span.end) for span in drafting]
         drafting.clear()

@@ -11,13 +11,12 @@ from ciar.checkpoint import DEFAULT_MODEL, find_model
 from ciar.errors import EngineError
 from ciar_bench.cloud_process import cloud_process, free_port
 from ciar_bench.machine import describe_machine
+from ciar_bench.options import ModelOption
 from ciar_bench.soak import SoakReport, run_soak
 
 
 def soak(
-    model: Annotated[
-        str, typer.Option(help="A model folder or an embedded model.")
-    ] = DEFAULT_MODEL,
+    model: ModelOption = DEFAULT_MODEL,
     images: Annotated[int, typer.Option(min=10, help="Images to draw.")] = 2000,
     edges: Annotated[int, typer.Option(min=1, help="Edges at a time.")] = 8,
     options: Annotated[

@@ -26,6 +26,7 @@ from ciar.prefix import DEFAULT_PREFIX_RATE
 from ciar.types import SamplingParams
 from ciar_bench.certify.losses import Subject, Tally, stacked
 from ciar_bench.certify.risk_control import conformal_risk_control, learn_then_test
+from ciar_bench.options import ModelOption, PromptSizeOption
 from ciar_bench.quality.bootstrap import mean_estimate
 from ciar_bench.workload import seeded_prompts
 from ciar_cloud.text_features import read_prompts
@@ -36,8 +37,6 @@ LEVELS = (0.02, 0.03, 0.05, 0.075, 0.1, 0.15)
 CALIBRATION, CHECK = 3, 4  # seeds of the prompts, and millions of the images' seeds
 console = Console(stderr=True)
 
-ModelOption = Annotated[str, typer.Option(help="A model folder or an embedded model.")]
-SizeOption = Annotated[str, typer.Option(help="The size whose nouns and places make the prompts.")]
 PromptsOption = Annotated[
     Path | None, typer.Option(help="Prompts from a file, one a line, instead.")
 ]
@@ -47,7 +46,7 @@ DeviceOption = Annotated[str, typer.Option(help="cpu or cuda.")]
 
 def certify(
     model: ModelOption = DEFAULT_MODEL,
-    size: SizeOption = "mini",
+    size: PromptSizeOption = "mini",
     prompts: PromptsOption = None,
     images: ImagesOption = 256,
     delta: Annotated[
@@ -125,7 +124,7 @@ def certify(
 def risk_check(
     max_risk: Annotated[float, typer.Option(help="As given to ciar-edge generate.")],
     model: ModelOption = DEFAULT_MODEL,
-    size: SizeOption = "mini",
+    size: PromptSizeOption = "mini",
     prompts: PromptsOption = None,
     images: ImagesOption = 200,
     device: DeviceOption = "cpu",

@@ -9,6 +9,7 @@ import typer
 from ciar.checkpoint import DEFAULT_MODEL, find_model
 from ciar.errors import InvalidInput
 from ciar_bench.cloud_process import cores
+from ciar_bench.options import ModelOption
 from ciar_bench.quality.cli import show_progress
 from ciar_bench.quality.clip import CLIP_MODEL, CLIP_WEIGHTS
 from ciar_bench.quality.coco import read_captions
@@ -39,9 +40,7 @@ def table(
     size: Annotated[
         int | None, typer.Option(min=1, help="Bring all pictures to this size first (COCO: 256).")
     ] = None,
-    model: Annotated[
-        str, typer.Option(help="A model folder or an embedded model.")
-    ] = DEFAULT_MODEL,
+    model: ModelOption = DEFAULT_MODEL,
     count: Annotated[int, typer.Option(min=16, help="Captions to draw.")] = 500,
     extractor: Annotated[
         str, typer.Option(help=f"Features, separated by commas: {', '.join(EXTRACTORS)}.")
