@@ -264,6 +264,7 @@ def test_a_certificate_without_any_level() -> None:
         ({"draft": "x"}, "draft: 'x': the certificate is for another model, edge: make one"),
         ({"router": "entropy"}, "router: 'entropy': the certificate is for 'interval': give that"),
         ({"prefix_rate": 0.1}, "prefix_rate: 0.1: the certificate is for 0.06"),
+        ({"wavefront": 4}, "wavefront: 4: give 0: certificates"),
     ],
 )
 def test_a_certificate_of_another_edge(change: dict[str, Any], pattern: str) -> None:

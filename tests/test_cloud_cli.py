@@ -24,8 +24,8 @@ from tests.tiny import PROMPT, write_bundle
 
 COMMAND = [sys.executable, "-m", "ciar_cloud"]
 Command = Callable[..., tuple[object, str]]
-KEYS = """prompt seed mode tokens grid prefix_tokens cloud_calls cloud_forwards cloud_decided
-round_trips uplink_bytes downlink_bytes fallbacks resumes seconds output"""
+KEYS = """prompt seed mode wavefront tokens grid prefix_tokens cloud_calls cloud_forwards
+cloud_decided round_trips uplink_bytes downlink_bytes fallbacks resumes seconds output"""
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +106,15 @@ def test_generate_prints_one_object_and_writes_the_picture(bundle: Path, tmp_pat
         assert json.loads(chunks["counts"])["cloud_forwards"] == 16
 
 
+def test_generate_draws_rows_side_by_side(bundle: Path, tmp_path: Path) -> None:
+    output = str(tmp_path / "dog.png")
+    arguments = ("generate", PROMPT, "-o", output, "--wavefront", "2", "--json")
+    done = call(*arguments, CIAR_CLOUD_MODEL=str(bundle))
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["wavefront"], report["cloud_forwards"]) == (2, 4 + 2 * 3)
+
+
 def test_generate_shows_lines_where_there_is_no_terminal(
     bundle: Path,
     tmp_path: Path,
@@ -158,6 +167,7 @@ def test_health_asks_without_loading_torch(bundle: Path) -> None:
         (["serve", "--host", "0.0.0.0"], 2, "--insecure"),
         (["serve", "--port", "70000"], 2, "port"),
         (["serve", "--max-queue", "0"], 2, "max_queue"),
+        (["generate", PROMPT, "--wavefront", "5"], 2, "wavefront: 5: give 1 to 3 tokens"),
     ],
 )
 def test_mistakes_are_one_line(

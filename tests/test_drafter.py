@@ -156,9 +156,9 @@ def test_drafting_ahead_changes_nothing(model: DraftModel, position: int, stands
     for _ in range(position):
         step(drafter)
         step(straight)
-    ahead = drafter.draft_ahead()
-    assert ahead is not None and ahead.position == position + 1
-    assert drafter.draft_ahead() is ahead
+    (ahead,) = drafter.draft_ahead()
+    assert ahead.position == position + 1
+    assert drafter.draft_ahead() == [ahead]
     assert drafter.position == drafter.draft().position == position
     token = drafter.draft().token if stands else (drafter.draft().token + 1) % 40
     for each in (drafter, straight):
@@ -182,7 +182,7 @@ def test_drafting_ahead_and_rolling_back(model: DraftModel) -> None:
 def test_nothing_follows_the_last_token(model: DraftModel) -> None:
     drafter = new_drafter(model)
     drafter.commit(*range(T - 1))
-    assert drafter.draft_ahead() is None
+    assert drafter.draft_ahead() == []
     drafter.commit(drafter.draft().token)
     assert drafter.position == T
 

@@ -131,8 +131,15 @@ def test_an_embedded_cloud_draws_the_picture_and_its_map(bundle: Path, tmp_path:
 def base(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[int], bytes]:
     """Tokens and pixels of the picture that the cloud draws alone."""
     folder = tmp_path_factory.mktemp("base")
+    found = drawn_alone(bundle, folder)
+    return found["tokens"], pixels(folder / found["output"])
+
+
+def drawn_alone(bundle: Path, folder: Path, *options: str) -> dict[str, Any]:
+    """The report on a picture that the cloud draws alone."""
+    arguments = ("generate", PROMPT, "--model", bundle, "--seed", "11", "--json", *options)
     done = subprocess.run(
-        command("ciar_cloud", "generate", PROMPT, "--model", bundle, "--seed", "11", "--json"),
+        command("ciar_cloud", *arguments),
         cwd=folder,
         env=ENVIRONMENT,
         capture_output=True,
@@ -140,8 +147,8 @@ def base(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[i
         check=True,
         timeout=120,
     )
-    found = json.loads(done.stdout)
-    return found["tokens"], pixels(folder / found["output"])
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
 def pixels(path: Path) -> bytes:
@@ -157,6 +164,16 @@ def test_everything_verified_is_the_clouds_own_picture(
     found = report(PROMPT, *options, folder=tmp_path)
     assert (found["tokens"], pixels(tmp_path / found["output"])) == base
     assert found["cloud_decided"] == T
+
+
+@pytest.mark.parametrize("how", [["--exact"], ["--budget", "1"], ["--budget", "1", "--optimistic"]])
+def test_rows_side_by_side_are_the_clouds_own_picture(
+    bundle: Path, cloud: str, tmp_path: Path, how: list[str]
+) -> None:
+    alone = drawn_alone(bundle, tmp_path, "--wavefront", "2")
+    options: list[str | Path] = ["--seed", "11", "--cloud", cloud, "--model", bundle, *how]
+    found = report(PROMPT, *options, "--wavefront", "2", folder=tmp_path)
+    assert (found["tokens"], found["wavefront"]) == (alone["tokens"], alone["wavefront"])
 
 
 def test_the_cloud_can_make_the_features(bundle: Path, cloud: str, tmp_path: Path) -> None:
@@ -317,6 +334,11 @@ def test_a_full_disk(bundle: Path, tmp_path: Path) -> None:
         (["--optimistic", "--max-gap", "-1"], 2, "max_gap: -1.0: give a number of nats"),
         (["--exact", "--epsilon", "1"], 2, "epsilon: 1.0: leave it out: --exact"),
         (["--epsilon", "inf"], 2, "epsilon: inf: give a number of nats"),
+        (["--wavefront", "-1"], 2, "wavefront: -1: give a count"),
+        (["--wavefront", "a few"], 2, "'a few': give a whole"),
+        (["--wavefront", "17", "--offline"], 2, "wavefront: 17: give 1 to 15 tokens"),
+        (["--wavefront", "4", "--features", "recompute"], 2, "features: 'recompute': give send"),
+        (["--wavefront", "4", "--max-risk", "0.05"], 2, "wavefront: 4: give 0: certificates"),
     ],
 )
 def test_usage_errors(arguments: list[str], code: int, pattern: str) -> None:

@@ -43,8 +43,8 @@ def hidden() -> Tensor:
 
 def prepared_output(head: InterHead) -> HeadOutput:
     heads = PreparedHeads(head)
-    centre, code = heads(hidden())
-    return HeadOutput(centre, lambda: heads.growth(code[None])[0])
+    centres, codes = heads(hidden()[None])
+    return HeadOutput(centres[0], lambda: heads.growth(codes)[0])
 
 
 def assert_equal(output: HeadOutput, interval: Interval) -> None:

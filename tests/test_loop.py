@@ -23,6 +23,7 @@ from ciar.errors import (
     SessionLost,
 )
 from ciar.local import LocalVerifier
+from ciar.order import order_of
 from ciar.router import Router, make_router
 from ciar.target import Target, TargetModel
 from ciar.types import ImageRequest, ModelInfo, Prefix, SamplingParams, Verdict, VerifyBatch
@@ -32,7 +33,7 @@ from ciar_edge.config import DecodeConfig
 from ciar_edge.drafter import Drafter
 from ciar_edge.loop import generate
 from ciar_edge.models import EdgeModel, load_draft_model
-from ciar_edge.result import ImageResult, Origin
+from ciar_edge.result import ImageResult, Origin, Silent
 from tests.tiny import TEXT_DIM, write_bundle
 
 GRID, SEED = 6, 5
@@ -168,15 +169,17 @@ def check_sums(result: ImageResult) -> None:
     assert sum(result.counts.values()) == T
     num_edge = result.counts[Origin.KEPT] + result.fallbacks
     assert result.cloud_decided == T - num_edge
-    assert result.cloud_forwards == result.prefix_tokens + result.round_trips
+    assert result.cloud_forwards <= result.prefix_tokens + result.round_trips
     assert result.cloud_calls == result.cloud_forwards / T
 
 
-async def base(pair: Pair, seed: int = SEED) -> tuple[int, ...]:
+async def base(pair: Pair, seed: int = SEED, wavefront: int = 0) -> tuple[int, ...]:
     """The cloud's own image."""
-    request = ImageRequest(prompt="a cat", sampling=sampling(seed), num_prefix=T)
+    request = ImageRequest(
+        prompt="a cat", sampling=sampling(seed), num_prefix=T, wavefront=wavefront
+    )
     async with pair.cloud.open(request) as session:
-        return session.prefix.tokens
+        return order_of(GRID, wavefront).to_raster(session.prefix.tokens)
 
 
 # ------------------------------------------------------------------------------------- equalities
@@ -196,6 +199,98 @@ def test_exact_is_the_clouds_own_image(
     assert all(len(batch.tokens) <= max_draft for batch in watched.batches)
     assert all(all(batch.uncertain) for batch in watched.batches)
     assert result.counts[Origin.KEPT] == result.fallbacks == 0
+
+
+WAVEFRONTS = (1, 2, 4)
+
+
+@pytest.mark.parametrize("wavefront", WAVEFRONTS)
+@pytest.mark.parametrize("prefix_rate", [0.0, 0.2])
+def test_along_a_wavefront_exact_is_the_clouds_own_image(
+    pair: Pair, run: Run, wavefront: int, prefix_rate: float
+) -> None:
+    for seed in range(4):
+        found = run(
+            decode(pair, seed=seed, mode="exact", prefix_rate=prefix_rate, wavefront=wavefront)
+        )
+        assert found.tokens == run(base(pair, seed, wavefront)) != run(base(pair, seed))
+
+
+@pytest.mark.parametrize("wavefront", WAVEFRONTS)
+@pytest.mark.parametrize("options", [{"budget": 1.0}, {"threshold": -1.0}])
+def test_along_a_wavefront_everything_uncertain_is_the_clouds_own_image(
+    pair: Pair, run: Run, wavefront: int, options: dict[str, Any]
+) -> None:
+    for seed in range(4):
+        router = router_for(pair, **options)
+        found = run(decode(pair, seed=seed, router=router, wavefront=wavefront))
+        assert found.tokens == run(base(pair, seed, wavefront))
+        assert found.cloud_decided == T
+
+
+def test_along_a_wavefront_a_wave_is_asked_about_at_once(pair: Pair, run: Run) -> None:
+    """All uncertain tokens of a wave, up to the first that differs, and the kept ones between."""
+    tau, several = pair.model.calibration["interval"][50], 0
+    for seed in range(6):
+        router, watched = router_for(pair, threshold=tau), Watched(pair.cloud)
+        found = run(decode(pair, watched, seed=seed, router=router, wavefront=2, prefix_rate=0.0))
+        order = order_of(GRID, 2)
+        for batch in watched.batches:
+            asked = [batch.position + i for i, flag in enumerate(batch.uncertain) if flag]
+            assert set(asked) <= set(order.wave(asked[0]))
+            several += len(asked) > 1
+        num_asked = found.counts[Origin.AGREED] + found.counts[Origin.CORRECTED]
+        assert len(watched.batches) < num_asked
+    assert several > 5
+
+
+def test_along_a_wavefront_the_edge_alone_is_what_it_is_without_answers(
+    pair: Pair, run: Run
+) -> None:
+    offline = run(
+        generate(
+            "a cat",
+            model=pair.model,
+            router=router_for(pair, "never"),
+            config=DecodeConfig(mode="offline", wavefront=2),
+            sampling=sampling(),
+            encode_text=encode_text,
+        )
+    )
+    never = run(decode(pair, router=router_for(pair, "never"), prefix_rate=0.0, wavefront=2))
+    assert offline.tokens == never.tokens
+    tau = pair.model.calibration["interval"][50]
+    late = Watched(pair.cloud, errors={i: DeadlineExceeded("late") for i in range(T)})
+    alone = run(
+        decode(pair, late, router=router_for(pair, threshold=tau), prefix_rate=0.0, wavefront=2)
+    )
+    assert alone.tokens == offline.tokens
+    assert alone.fallbacks > 0 and alone.counts[Origin.KEPT] + alone.fallbacks == T
+
+
+def test_scores_and_origins_stand_where_their_tokens_do(pair: Pair, run: Run) -> None:
+    """An observer hears of every cell once; the result is in raster order."""
+    heard: dict[int, tuple[int, Origin]] = {}
+
+    class Listener(Silent):
+        def on_token(self, *, position: int, token: int, origin: Origin, score: float) -> None:
+            assert position not in heard
+            heard[position] = token, origin
+
+    router = router_for(pair, budget=0.5)
+    found = run(decode(pair, router=router, observer=Listener(), wavefront=2))
+    assert heard == dict(enumerate(zip(found.tokens, found.origins, strict=True)))
+    prefix = [cell for cell, origin in enumerate(found.origins) if origin is Origin.PREFIX]
+    assert sorted(prefix) == sorted(order_of(GRID, 2).cells[: len(prefix)])
+
+
+def test_wavefronts_are_checked(pair: Pair, run: Run) -> None:
+    with pytest.raises(InvalidInput, match="wavefront"):
+        DecodeConfig(wavefront=-1)
+    with pytest.raises(InvalidInput, match="wavefront: .*1 to 5"):
+        run(decode(pair, wavefront=GRID + 1))
+    with pytest.raises(InvalidInput, match="features.*send or none"):
+        DecodeConfig(features="recompute", wavefront=2)
 
 
 def test_positions_and_drafts_are_counted(pair: Pair, run: Run) -> None:

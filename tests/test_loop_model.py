@@ -28,7 +28,7 @@ DIFFERENT = Token(True, True, 0.99)
 
 
 def test_the_base_is_a_trip_and_a_step_a_token() -> None:
-    image = base([KEPT] * 7, COSTS)
+    image = base(7, COSTS)
     assert (image.seconds, image.forwards, image.positions) == (4 + 7 * 10, 7, 7)
 
 

@@ -82,21 +82,23 @@ class DistantSession:
 
 def same(found: ImageResult, expected: ImageResult) -> None:
     """The prefix is drawn by the cloud, or drafted and verified."""
-    start = expected.prefix_tokens
     assert found.tokens == expected.tokens
-    assert found.origins[start:] == expected.origins[start:]
-    assert set(found.origins[:start]) <= {Origin.AGREED, Origin.CORRECTED}
+    pairs = list(zip(found.origins, expected.origins, strict=True))
+    assert all(a is b for a, b in pairs if b is not Origin.PREFIX)
+    assert {a for a, b in pairs if b is Origin.PREFIX} <= {Origin.AGREED, Origin.CORRECTED}
     assert found.scores == pytest.approx(expected.scores, rel=1e-4, nan_ok=True)
 
 
+@pytest.mark.parametrize("wavefront", [0, 2])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-def test_it_draws_what_blocking_draws(pair: Pair, run: Run, share: float) -> None:
+def test_it_draws_what_blocking_draws(pair: Pair, run: Run, share: float, wavefront: int) -> None:
     """At a fixed threshold, over seeds and random delays, with several batches in flight."""
     quantiles = pair.model.calibration["interval"]
     tau = quantiles[round(100 * (1 - share))]
     most = num_void = 0
     for seed in range(34):
-        expected = run(decode(pair, seed=seed, router=router_for(pair, threshold=tau)))
+        router = router_for(pair, threshold=tau)
+        expected = run(decode(pair, seed=seed, router=router, wavefront=wavefront))
         cloud = Distant(pair.cloud, seed=seed)
         found = run(
             decode(
@@ -105,6 +107,7 @@ def test_it_draws_what_blocking_draws(pair: Pair, run: Run, share: float) -> Non
                 seed=seed,
                 router=router_for(pair, threshold=tau),
                 mode="optimistic",
+                wavefront=wavefront,
             )
         )
         same(found, expected)
@@ -130,11 +133,15 @@ def test_nothing_uncertain_makes_no_call(pair: Pair, run: Run) -> None:
 LATE: Any = {"mode": "optimistic", "features": "none"}
 
 
-def test_kept_tokens_without_any_gap_are_the_clouds_own_image(pair: Pair, run: Run) -> None:
+@pytest.mark.parametrize("wavefront", [0, 2])
+def test_kept_tokens_without_any_gap_are_the_clouds_own_image(
+    pair: Pair, run: Run, wavefront: int
+) -> None:
     for seed in range(8):
         router, cloud = router_for(pair, "never"), Distant(pair.cloud, seed=seed)
-        found = run(decode(pair, cloud, seed=seed, router=router, max_gap=0.0, **LATE))
-        assert found.tokens == run(base(pair, seed))
+        options = {"max_gap": 0.0, "wavefront": wavefront, **LATE}
+        found = run(decode(pair, cloud, seed=seed, router=router, **options))
+        assert found.tokens == run(base(pair, seed, wavefront))
         assert found.late > 0 and not any(gap > 0 for gap in found.gaps)
 
 

@@ -363,6 +363,8 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"max_gap": 0.5},
     {"features": "none"},
     {"features": "recompute"},
+    {"wavefront": 2},
+    {"wavefront": 2, "max_gap": 0.5},
 )
 
 

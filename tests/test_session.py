@@ -5,6 +5,7 @@ Rollback, resume and repetition change nothing.
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -38,11 +39,10 @@ def target() -> Target:
     return Target(model, num_slots=2)
 
 
-def new_session(
-    seed: int = 3, *, epsilon: float = 0.0, max_gap: float = float("inf")
-) -> SessionState:
+def new_session(seed: int = 3, **options: Any) -> SessionState:
+    """options: of `ImageRequest`."""
     sampling = SamplingParams(seed=seed, cfg_scale=2.0)
-    request = ImageRequest(prompt="x", sampling=sampling, epsilon=epsilon, max_gap=max_gap)
+    request = ImageRequest(prompt="x", sampling=sampling, **options)
     condition = torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
     return SessionState(request, condition, num_tokens=T, vocab_size=24, feature_dim=4)
 
@@ -52,8 +52,8 @@ def run(target: Target, work: PrefixWork | VerifyWork, slot: int = 0) -> None:
         pass
 
 
-def image(target: Target, seed: int = 3) -> list[int]:
-    session = new_session(seed)
+def image(target: Target, seed: int = 3, **options: Any) -> list[int]:
+    session = new_session(seed, **options)
     run(target, PrefixWork(session, T))
     return session.tokens
 
@@ -77,14 +77,15 @@ def all_uncertain(
     )
 
 
+@pytest.mark.parametrize("wavefront", [0, 1, 2, 3])
 @pytest.mark.parametrize("num_prefix", [0, 1, 5])
 @pytest.mark.parametrize("seed", [3, 4])
 def test_everything_verified_is_the_clouds_own_image(
-    target: Target, num_prefix: int, seed: int
+    target: Target, num_prefix: int, seed: int, wavefront: int
 ) -> None:
     """Wrong drafts of random lengths: the committed tokens are the base's."""
-    truth, rng = image(target, seed), random.Random(seed)
-    session = new_session(seed)
+    truth, rng = image(target, seed, wavefront=wavefront), random.Random(seed)
+    session = new_session(seed, wavefront=wavefront)
     if num_prefix:
         run(target, PrefixWork(session, num_prefix))
     while not session.is_complete:

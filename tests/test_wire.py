@@ -185,6 +185,7 @@ def test_request_round_trip(sampling: SamplingParams) -> None:
         prompt="a dög on a beach", sampling=sampling, num_prefix=3, fingerprint="f"
     )
     others = [replace(request, features=mode) for mode in FEATURE_MODES]
+    others.append(replace(request, wavefront=3))
     for one in (request, replace(request, epsilon=0.25, max_gap=0.0), *others):
         message = reserialise(wire.prefix_request_to_proto(one, condition_dtype="fp16"))
         assert wire.prefix_request_from_proto(message, info=INFO) == (one, "fp16")
@@ -504,6 +505,8 @@ NOT_A_NUMBER = pb.Tensor(
         ("epsilon", read_request, {"epsilon": math.inf}),
         ("max_gap", read_request, {"max_gap": math.nan}),
         ("max_gap", read_request, {"max_gap": -1.0}),
+        ("wavefront", read_request, {"wavefront": 9}),
+        ("features", read_request, {"wavefront": 3, "features": pb.FEATURE_MODE_RECOMPUTE}),
         ("temperature", read_sampling, {"temperature": math.nan}),
         ("top_p", read_sampling, {"top_p": 0.0}),
         ("cfg_scale", read_sampling, {"cfg_scale": 0.5}),

@@ -92,8 +92,8 @@ class HeadSet:
     def output(self, radius: Radius, hidden: Tensor) -> HeadOutput:
         """h [D] -> as the edge makes it."""
         heads = self.prepared[radius]
-        centre, code = heads(hidden)
-        return HeadOutput(centre, lambda: heads.growth(code[None])[0])
+        centres, codes = heads(hidden[None])
+        return HeadOutput(centres[0], lambda: heads.growth(codes)[0])
 
     def num_bytes(self, radius: Radius | None) -> int:
         """Of weights."""

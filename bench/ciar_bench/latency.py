@@ -4,6 +4,8 @@
     blocking    the edge asks for uncertain tokens one at a time, and waits
     optimistic  the edge drafts on meanwhile
     exact       every token verified: the base's own image
+    wavefront, wavefront-blocking, wavefront-optimistic
+                the first three with rows drawn side by side (`ciar.order`)
     C(k)        a cloud forward over k new positions
 
 Each process has a core of its own. A round draws one image by every method, one after another; the
@@ -20,6 +22,7 @@ from typing import Literal, get_args
 import torch
 
 from ciar.errors import CloudUnavailable
+from ciar.order import order_of
 from ciar.prefix import DEFAULT_PREFIX_RATE
 from ciar.router import Router, make_router
 from ciar.types import (
@@ -33,7 +36,7 @@ from ciar_bench.emulation import Emulation
 from ciar_bench.gantt import Watch
 from ciar_bench.loop_model import Span
 from ciar_bench.slow_link import SlowLink
-from ciar_edge.config import DecodeConfig
+from ciar_edge.config import DecodeConfig, Mode
 from ciar_edge.connection import RemoteConfig
 from ciar_edge.loop import generate
 from ciar_edge.models import EdgeModel
@@ -41,8 +44,19 @@ from ciar_edge.remote import RemoteVerifier
 from ciar_edge.result import ImageResult, Origin
 
 PROMPT = "a dog on a beach"
-Method = Literal["base", "blocking", "optimistic", "exact"]
+Method = Literal[
+    "base",
+    "blocking",
+    "optimistic",
+    "exact",
+    "wavefront",
+    "wavefront-blocking",
+    "wavefront-optimistic",
+]
 METHODS: tuple[Method, ...] = get_args(Method)
+IN_RASTER: tuple[Method, ...] = ("base", "blocking", "optimistic", "exact")
+ALONE: tuple[Method, ...] = ("base", "wavefront")  # the cloud
+WAVE = "wavefront"
 CHUNKS = (2, 4, 8, 16)
 CHUNK_REPEATS = 8  # a round
 PATIENT = RemoteConfig(deadline_seconds=600, connect_seconds=60, prefix_seconds=600)
@@ -54,14 +68,25 @@ class LatencyPlan:
 
     share: of the tokens behind the prefix, asked for at random; None: what the model's own router
     asks for, by the default budget or a static threshold on its score.
+    wavefront: tokens that a row is behind the row above, in the methods that are named after it.
     """
 
     links: tuple[SlowLink, ...] = (SlowLink(),)
-    methods: tuple[Method, ...] = METHODS
+    methods: tuple[Method, ...] = IN_RASTER
     rounds: int = 20
     share: float | None = None
     threshold: float | None = None
     prefix_rate: float = DEFAULT_PREFIX_RATE
+    wavefront: int = 5
+
+    def config(self, method: Method) -> DecodeConfig:
+        """Of a method with an edge."""
+        mode: Mode = method.removeprefix(f"{WAVE}-")  # type: ignore[assignment]
+        wavefront = self.wavefront_of(method)
+        return DecodeConfig(mode=mode, prefix_rate=self.prefix_rate, wavefront=wavefront)
+
+    def wavefront_of(self, method: Method) -> int:
+        return self.wavefront if method.startswith(WAVE) else 0
 
     def router(self, model: EdgeModel, *, seed: int) -> Router:
         if self.share is not None:
@@ -101,11 +126,12 @@ class Round:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """carrier: what the link was made with."""
+    """carrier: what the link was made with.  wavefront: as `LatencyPlan` has it."""
 
     link: SlowLink
     carrier: str
     rounds: list[Round]
+    wavefront: int = 0
 
 
 async def measure_latency(
@@ -127,7 +153,8 @@ async def measure_latency(
                 async for found in draw_rounds(verifier, model, prompts, plan):
                     rounds.append(found)
                     progress(f"{link}: round {len(rounds)} of {plan.rounds}")
-        cells.append(Cell(link=link, carrier=emulation.carrier(link), rounds=rounds))
+        carrier, wavefront = emulation.carrier(link), plan.wavefront
+        cells.append(Cell(link=link, carrier=carrier, rounds=rounds, wavefront=wavefront))
     return cells
 
 
@@ -143,15 +170,16 @@ async def draw_rounds(
         for method in plan.methods[first:] + plan.methods[:first]:
             watch = Watch()
             prompt = prompts[sampling.seed]
-            if method == "base":
-                image = await draw_base(prompt, verifier, sampling, info)
+            if method in ALONE:
+                wavefront = plan.wavefront_of(method)
+                image = await draw_base(prompt, verifier, sampling, info, wavefront=wavefront)
             else:
                 image = await generate(
                     prompt,
                     model=model,
                     router=plan.router(model, seed=sampling.seed),
                     verifier=verifier,
-                    config=DecodeConfig(mode=method, prefix_rate=plan.prefix_rate),
+                    config=plan.config(method),
                     sampling=sampling,
                     observer=watch,
                 )
@@ -165,16 +193,23 @@ async def draw_rounds(
 
 
 async def draw_base(
-    prompt: str, verifier: RemoteVerifier, sampling: SamplingParams, info: ModelInfo
+    prompt: str,
+    verifier: RemoteVerifier,
+    sampling: SamplingParams,
+    info: ModelInfo,
+    *,
+    wavefront: int = 0,
 ) -> ImageResult:
     """The cloud draws every token in one call."""
-    request = ImageRequest(prompt=prompt, sampling=sampling, num_prefix=info.num_tokens)
+    request = ImageRequest(
+        prompt=prompt, sampling=sampling, num_prefix=info.num_tokens, wavefront=wavefront
+    )
     started = time.perf_counter()
     async with verifier.open(request) as session:
         seconds = time.perf_counter() - started
         timings = session.prefix.timings
         return ImageResult(
-            tokens=session.prefix.tokens,
+            tokens=order_of(info.grid_size, wavefront).to_raster(session.prefix.tokens),
             origins=(Origin.PREFIX,) * info.num_tokens,
             scores=(math.nan,) * info.num_tokens,
             cloud_forwards=timings.num_forwards,

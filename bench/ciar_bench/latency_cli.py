@@ -17,7 +17,7 @@ from ciar.picture import check_picture_path
 from ciar_bench.cloud_process import cloud_process, cores
 from ciar_bench.emulation import EmulationName, emulation
 from ciar_bench.gantt import draw_gantt
-from ciar_bench.latency import METHODS, Cell, LatencyPlan, Method, measure_latency
+from ciar_bench.latency import ALONE, IN_RASTER, METHODS, Cell, LatencyPlan, Method, measure_latency
 from ciar_bench.latency_model import DoubtOf, model_images
 from ciar_bench.latency_report import CellReport, report_cell
 from ciar_bench.latency_table import markdown, routing, show
@@ -47,7 +47,10 @@ def latency(
     ] = DEFAULTS.rounds,
     modes: Annotated[
         str, typer.Option(help=f"Some of {', '.join(METHODS)}, separated by commas.")
-    ] = ",".join(METHODS),
+    ] = ",".join(IN_RASTER),
+    wavefront: Annotated[
+        int, typer.Option(min=1, help="Of the modes with that name: tokens from row to row.")
+    ] = DEFAULTS.wavefront,
     share: Annotated[
         float | None,
         typer.Option(
@@ -92,6 +95,7 @@ def latency(
         rounds=rounds,
         share=RANDOM_SHARE if size and share is None and threshold is None else share,
         threshold=threshold,
+        wavefront=wavefront,
     )
     if gantt is not None:
         check_picture_path(gantt, field="gantt")
@@ -159,10 +163,10 @@ def watched(cells: Sequence[Cell], doubt_of: DoubtOf) -> Iterator[tuple[str, Seq
     """The first image of every method but the base, as it was and as the model has it."""
     for cell in cells:
         for method, spans in cell.rounds[0].spans.items():
-            if method != "base":
+            if method not in ALONE:
                 yield f"{cell.link}: {method}", spans
-                model = model_images(cell, method, doubt_of)[0]
-                yield f"{cell.link}: {method}, modelled", model.spans
+                for model in model_images(cell, method, doubt_of)[:1]:
+                    yield f"{cell.link}: {method}, modelled", model.spans
 
 
 def pick_cores(usable: Sequence[int]) -> tuple[int | None, int | None]:

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from ciar_bench.latency import METHODS, Cell, Method, Round
+from ciar_bench.latency import ALONE, METHODS, Cell, Method, Round
 from ciar_bench.latency_model import DoubtOf, model_images
 from ciar_bench.slow_link import SlowLink
 from ciar_edge.result import Origin
@@ -67,9 +67,11 @@ def report_cell(cell: Cell, doubt_of: DoubtOf) -> CellReport:
 
 
 def measures_of(cell: Cell, method: Method, doubt_of: DoubtOf) -> list[dict[str, float]]:
-    """Of every round; also what the model makes of its image, and that over what was measured."""
+    """Of every round; also what the model makes of its image, if anything, and that over what was
+    measured.
+    """
     found = [measures(one, method) for one in cell.rounds]
-    for values, image in zip(found, model_images(cell, method, doubt_of), strict=True):
+    for values, image in zip(found, model_images(cell, method, doubt_of), strict=False):
         values["model_seconds"] = image.seconds
         values["model_ratio"] = image.seconds / values["seconds"]
     return found
@@ -102,7 +104,7 @@ def measures(one: Round, method: Method) -> dict[str, float]:
         "uplink_bytes": float(image.uplink_bytes),
         "downlink_bytes": float(image.downlink_bytes),
     }
-    if method == "base":
+    if method in ALONE:
         return found
     origins = zip(image.origins, image.scores, strict=True)
     routed = [origin for origin, score in origins if not math.isnan(score)]

@@ -123,6 +123,11 @@ def over_links(cells: Sequence[CellReport]) -> Iterator[str]:
 
 
 def routing(plan: LatencyPlan) -> str:
+    waves = f"; wavefronts of {plan.wavefront}" if any(map(plan.wavefront_of, plan.methods)) else ""
+    return asking(plan) + waves
+
+
+def asking(plan: LatencyPlan) -> str:
     if plan.share is not None:
         return f"{plan.share:.0%} of the tokens routed at random"
     if plan.threshold is not None:

@@ -96,12 +96,13 @@ def tokens_like(
     return tokens
 
 
-def base(tokens: Sequence[Token], costs: Costs) -> Timeline:
-    """The cloud alone, in one call."""
+def base(num_tokens: int, costs: Costs, *, wave: Callable[[int], range] | None = None) -> Timeline:
+    """The cloud alone, in one call: token by token, or wave by wave (`ciar.order.Order.wave`)."""
     image = Timeline()
-    now = costs.opening + costs.trip / 2
-    for _ in tokens:
-        now = image.step(now, 1, costs)
+    now, position = costs.opening + costs.trip / 2, 0
+    while position < num_tokens:
+        size = len(wave(position)) if wave else 1
+        now, position = image.step(now, size, costs), position + size
     image.seconds = now + costs.trip / 2
     return image
 
@@ -111,7 +112,7 @@ def blocking(tokens: Sequence[Token], costs: Costs, *, num_prefix: int) -> Timel
 
     tokens: those of the prefix, which the cloud draws, included.
     """
-    image = base(tokens[:num_prefix], costs)
+    image = base(num_prefix, costs)
     now, agreement = image.seconds, Agreement()
     num_kept, is_ahead, is_known = 0, False, False
     for position, token in enumerate(tokens[num_prefix:], num_prefix):
@@ -249,7 +250,7 @@ def exact(
     tokens: Sequence[Token], costs: Costs, *, num_prefix: int, max_draft: int = 16
 ) -> Timeline:
     """Everything asked about, K drafts at a time."""
-    image = base(tokens[:num_prefix], costs)
+    image = base(num_prefix, costs)
     now, agreement, position = image.seconds, Agreement(), num_prefix
     while position < len(tokens):
         end = min(position + min(max_draft, agreement.run_length), len(tokens))
@@ -267,7 +268,7 @@ def exact(
 
 Loop = Callable[[Sequence[Token], Costs, int], Timeline]
 LOOPS: dict[str, Loop] = {
-    "base": lambda tokens, costs, num_prefix: base(tokens, costs),
+    "base": lambda tokens, costs, num_prefix: base(len(tokens), costs),
     "blocking": lambda tokens, costs, num_prefix: blocking(tokens, costs, num_prefix=num_prefix),
     "optimistic": lambda tokens, costs, num_prefix: optimistic(
         tokens, costs, num_prefix=num_prefix

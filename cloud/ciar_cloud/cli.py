@@ -230,6 +230,10 @@ def generate(
     temperature: Annotated[float | None, option("0: greedy; default: the model's.")] = None,
     top_k: Annotated[int | None, option("0: off; default: the model's.")] = None,
     top_p: Annotated[float | None, option("1: off; default: the model's.")] = None,
+    wavefront: Annotated[
+        int,
+        option("Draw rows side by side, each so many tokens behind the one above; 0: row by row."),
+    ] = 0,
     model: Model = DEFAULT_MODEL,
     threads: Threads = 0,
     device: Device = "cpu",
@@ -251,7 +255,9 @@ def generate(
     given = {name: value for name, value in sampling.items() if value is not None}
     loaded = load_cloud_model(model, device=device, dtype=dtype)
     with progress(Console(stderr=True), is_quiet=as_json) as on_token:
-        report = draw_picture(loaded, prompt, output=output, sampling=given, on_token=on_token)
+        report = draw_picture(
+            loaded, prompt, output=output, sampling=given, wavefront=wavefront, on_token=on_token
+        )
     if unknown_words := report.pop("unknown_words"):
         words = ", ".join(unknown_words)
         print(f"warning: the model does not know: {words}", file=sys.stderr)

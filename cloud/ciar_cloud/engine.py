@@ -315,11 +315,10 @@ class Engine:
 
     def _look_ahead(self, state: SessionState) -> None:
         """Have noise drawn for the positions that the session's next batch will ask about."""
-        first = len(state.tokens)
-        state.noise.forget(first)
+        first, cells = len(state.tokens), state.order.cells
+        state.noise.forget(cells[:first])
         if state.request.sampling.temperature:
-            end = min(first + NOISE_AHEAD, state.num_tokens)
-            self._ahead.extend((state.noise, position) for position in range(first, end))
+            self._ahead.extend((state.noise, cell) for cell in cells[first : first + NOISE_AHEAD])
 
     def _deliver(self, outcomes: list[tuple[Job, Outcome]]) -> None:
         if outcomes:

@@ -1,7 +1,7 @@
-"""The base: the cloud alone draws a whole image, token by token, in this process.
+"""The base: the cloud alone draws a whole image, wave by wave, in this process.
 
-One session, one slot, T forward passes. With the same prompt, seed and checkpoint this is what an
-edge gets that verifies every token.
+One session, one slot; in raster order T forward passes. With the same prompt, seed and checkpoint
+this is what an edge gets that verifies every token.
 """
 
 import time
@@ -39,14 +39,18 @@ def draw_picture(
     *,
     output: Path,
     sampling: Mapping[str, Any],
+    wavefront: int = 0,
     on_token: Callable[[int, int], None],
 ) -> dict[str, Any]:
     """Draw `prompt` into the PNG `output`; returns the report of `--json`.
 
-    sampling: fields that differ from the checkpoint's own.  on_token: told (known tokens, T).
+    sampling: fields that differ from the checkpoint's own.  wavefront: see `ciar.order`.
+    on_token: told (known tokens, T).
     """
     info = model.info
-    request = ImageRequest(prompt=prompt, sampling=replace(info.sampling, **sampling))
+    request = ImageRequest(
+        prompt=prompt, sampling=replace(info.sampling, **sampling), wavefront=wavefront
+    )
     painter = Painter.load(model.folder / "vq")
     painter.check_codebook(info.vocab_size)
     target = Target(model.target, num_slots=1)
@@ -74,6 +78,7 @@ def draw_picture(
         "prompt": prompt,
         "seed": seed,
         "mode": MODE,
+        "wavefront": wavefront,
         "tokens": list(image.tokens),
         "grid": info.grid_size,
         **counts,
@@ -111,7 +116,7 @@ def draw_alone(
         num_positions += feed.num_new_rows
         on_token(len(state.tokens))
     return SoloImage(
-        tokens=tuple(state.tokens),
+        tokens=state.order.to_raster(state.tokens),
         num_forwards=num_forwards,
         num_positions=num_positions,
         seconds=time.perf_counter() - started,

@@ -193,6 +193,14 @@ def generate(
             "nats. Default: 0.",
         ),
     ] = None,
+    wavefront: Annotated[
+        int,
+        _option(
+            env="WAVEFRONT",
+            **INT,
+            help="Draw rows side by side, each so many tokens behind the one above. 0: row by row.",
+        ),
+    ] = 0,
     prefix_rate: Annotated[
         float,
         _option(env="PREFIX_RATE", **FLOAT, help="Share of tokens that the cloud draws first."),
@@ -368,6 +376,7 @@ def _draw_options(params: Mapping[str, Any], *, seed: int) -> "DrawOptions":
             mode=mode,
             prefix_rate=params["prefix_rate"],
             features=params["features"],
+            wavefront=params["wavefront"],
             **tolerances,
         ),
         remote=RemoteConfig(
@@ -414,6 +423,7 @@ def _tell(
         console.print(f"seed {drawing.seed}, {summary(drawing.result)}")
     if params["is_json"]:
         extra = {
+            "wavefront": options.decode.wavefront,
             "router": drawing.router,
             "budget": options.budget,
             "threshold": options.threshold,

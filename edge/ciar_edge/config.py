@@ -29,6 +29,8 @@ class DecodeConfig:
         nats, for it to stand; 0: the cloud has to draw it, too.
     max_gap: the same for kept tokens, looked at when the cloud has them anyway: `optimistic` goes
         back to those that fall shorter. 0: all are the cloud's; infinity: nobody looks.
+    wavefront: tokens that a row is behind the row above, so that rows are drawn side by side; 0:
+        raster order, row after row.
     """
 
     mode: Mode = "blocking"
@@ -37,11 +39,14 @@ class DecodeConfig:
     max_draft: int = 16
     epsilon: float = 0.0
     max_gap: float = math.inf
+    wavefront: int = 0
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise InvalidInput("mode", self.mode, f"give one of {', '.join(MODES)}")
-        check_feature_mode(self.features)
+        if self.wavefront < 0:
+            raise InvalidInput("wavefront", self.wavefront, "give a count of tokens, 0 for none")
+        check_feature_mode(self.image_features, wavefront=self.wavefront)
         if not 0 <= self.prefix_rate <= 1:
             raise InvalidInput("prefix_rate", self.prefix_rate, "give a share from 0 to 1")
         if not 1 <= self.max_draft <= MAX_DRAFT:

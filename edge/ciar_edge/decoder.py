@@ -1,14 +1,18 @@
-"""One image on its way, token by token: whom the router trusts decides, and in `exact` the cloud.
+"""One image on its way, wave by wave: whom the router trusts decides, and in `exact` the cloud.
 
-Every token is decided once, in raster order. What was kept after the last verdict is never sent. A
-verdict that agrees brings the cloud's token at the next position along: if that one is uncertain
-too, it needs no call. While the cloud answers, the edge drafts on, in case its token stands: that
-changes no token, only when the work is done. Both are left out while the cloud hardly ever agrees.
+A wave is a token in raster order, and one token each of several rows along a wavefront
+(`ciar.order`). Every token is decided once, in this order. What was kept after the last verdict is
+never sent. A verdict that agrees brings the cloud's token at the next position along: if that one
+is uncertain too, it needs no call. While the cloud answers, the edge drafts on, in case its tokens
+stand: that changes no token, only when the work is done. Both are left out while the cloud hardly
+ever agrees.
 """
 
 import asyncio
 import math
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ciar.router import Router
 from ciar.verifier import Session
@@ -20,6 +24,15 @@ from ciar_edge.result import ImageResult, Observer, Origin, origins_of
 
 _TOKENS_PER_TICK = 4  # drafted without letting other tasks of the event loop run
 _SEND_SECONDS = 0.002  # until a batch is on the wire, which drafting in between would delay
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Routed:
+    """A draft, and who is to decide."""
+
+    draft: Draft
+    score: float
+    is_uncertain: bool
 
 
 class Decoder:
@@ -37,7 +50,8 @@ class Decoder:
         self._drafter, self._router, self._link = drafter, router, link
         self._observer = observer
         self._agreement = Agreement()
-        self._num_tokens = drafter.model.config.num_tokens
+        self._order, self._num_tokens = drafter.order, drafter.model.config.num_tokens
+        self._next_tick = 0
         self._tokens: list[int] = []
         self._origins: list[Origin] = []
         self._scores: list[float] = []
@@ -61,39 +75,67 @@ class Decoder:
     async def decode(self) -> None:
         """`blocking`, and `offline` without a link."""
         while len(self._tokens) < self._num_tokens:
-            started = time.perf_counter()
-            draft = self._drafter.draft()
-            score, is_uncertain = self._router.decide(draft.position, draft.head)
-            self._draft_seconds += self._drafted(draft, started)
-            token, origin = draft.token, Origin.KEPT
-            if self._link and is_uncertain:
-                token, origin = await self._resolve(draft, self._link)
-            elif self._link:
-                self._link.keep(draft)
-            self._drafter.commit(token)
-            self._decide(token, origin, score)
+            wave = self._routed_wave()
+            while wave:
+                if self._link and wave[0].is_uncertain:
+                    await self._resolve(wave, self._link)
+                else:
+                    self._keep(wave.pop(0))
             await self._tick()
 
-    async def _resolve(self, draft: Draft, link: Link) -> tuple[int, Origin]:
-        """Who decides an uncertain token, and how."""
-        token = link.take_bonus(draft.position)
-        if token is not None:
-            self._router.refund()
-        else:
-            answer = await self._ask(draft, link)
-            if answer is None:
-                link.keep(draft)
-                return draft.token, Origin.FALLBACK
-            self._agreement.learn(answer.num_agreed, 1)
-            if answer.num_agreed or answer.token is None:
-                return draft.token, Origin.AGREED
-            token = answer.token
-        return token, Origin.AGREED if token == draft.token else Origin.CORRECTED
+    def _routed_wave(self) -> list[Routed]:
+        """The next tokens, without one that the last verdict brought along: that is decided."""
+        wave: list[Routed] = []
+        started = time.perf_counter()
+        for draft in self._drafter.draft_wave():
+            one = Routed(draft, *self._router.decide(draft.cell, draft.head))
+            self._draft_seconds += self._drafted(draft, started)
+            token = self._bonus(one)
+            if token is None:
+                wave.append(one)
+            else:
+                self._router.refund()
+                is_same = token == draft.token
+                self._commit(one, token, Origin.AGREED if is_same else Origin.CORRECTED)
+            started = time.perf_counter()
+        return wave
 
-    async def _ask(self, draft: Draft, link: Link) -> Answer | None:
-        """Ask the cloud; both sides prepare for a draft that stands, if that is likely."""
+    def _bonus(self, one: Routed) -> int | None:
+        is_welcome = self._link and one.is_uncertain
+        return self._link.take_bonus(one.draft.position) if self._link and is_welcome else None
+
+    def _keep(self, one: Routed) -> None:
+        if self._link:
+            self._link.keep(one.draft)
+        self._commit(one, one.draft.token, Origin.KEPT)
+
+    async def _resolve(self, wave: list[Routed], link: Link) -> None:
+        """Ask for the uncertain tokens of a wave, and take out of it what is decided then.
+
+        A difference ends what one answer decides.
+        """
+        count = 1 + max(index for index, one in enumerate(wave) if one.is_uncertain)
+        asked = wave[:count]
+        answer = await self._ask(asked, link, wants_next=count == len(wave))
+        num_agreed = count if answer is None else answer.num_agreed
+        for one in asked[:num_agreed]:
+            if answer is None:
+                link.keep(one.draft)
+            agreed = Origin.FALLBACK if answer is None else Origin.AGREED
+            self._commit(one, one.draft.token, agreed if one.is_uncertain else Origin.KEPT)
+        if answer is not None:
+            flags = [one.is_uncertain for one in asked]
+            self._agreement.learn(sum(flags[:num_agreed]), sum(flags))
+            if num_agreed < count:
+                assert answer.token is not None, "a difference names the cloud's token"
+                self._commit(asked[num_agreed], answer.token, Origin.CORRECTED)
+        del wave[: num_agreed + 1 if num_agreed < count else count]
+
+    async def _ask(self, asked: Sequence[Routed], link: Link, *, wants_next: bool) -> Answer | None:
+        """Ask the cloud; both sides prepare for drafts that stand, if that is likely."""
         is_likely = self._agreement.is_likely
-        asking = asyncio.create_task(link.ask([draft], wants_next=is_likely))
+        drafts, flags = [one.draft for one in asked], [one.is_uncertain for one in asked]
+        asking = asyncio.create_task(link.ask(drafts, flags, wants_next=wants_next and is_likely))
         try:
             await asyncio.wait([asking], timeout=_SEND_SECONDS)
             if is_likely and not asking.done():
@@ -103,12 +145,12 @@ class Decoder:
             asking.cancel()
 
     def _draft_one_more(self) -> None:
-        """What follows if the draft stands, while the cloud answers."""
+        """The wave that follows if the drafts of this one stand, while the cloud answers."""
         started = time.perf_counter()
-        ahead = self._drafter.draft_ahead()
-        if ahead is not None:
-            self._router.prepare(ahead.position, ahead.head)
-            self._ahead_seconds += self._drafted(ahead, started)
+        for draft in self._drafter.draft_ahead():
+            self._router.prepare(draft.cell, draft.head)
+            self._ahead_seconds += self._drafted(draft, started)
+            started = time.perf_counter()
 
     async def decode_exactly(self, config: DecodeConfig) -> None:
         """`exact`: the base's own image, unless verifications are missed."""
@@ -116,7 +158,7 @@ class Decoder:
         most = min(config.max_draft, self._link.max_batch_tokens)
         while len(self._tokens) < self._num_tokens:
             drafts = await self._draft_run(min(most, self._agreement.run_length))
-            answer = await self._link.ask(drafts)
+            answer = await self._link.ask(drafts, [True] * len(drafts))
             if answer is None:
                 for draft in drafts:
                     self._link.keep(draft)
@@ -147,19 +189,24 @@ class Decoder:
     def _drafted(self, draft: Draft, started: float) -> float:
         """Tell of a draft; the seconds that it took."""
         seconds = time.perf_counter() - started
-        self._observer.on_draft(position=draft.position, seconds=seconds)
+        self._observer.on_draft(position=draft.cell, seconds=seconds)
         return seconds
 
+    def _commit(self, one: Routed, token: int, origin: Origin) -> None:
+        self._drafter.commit(token)
+        self._decide(token, origin, one.score)
+
     def _decide(self, token: int, origin: Origin, score: float = math.nan) -> None:
-        position = len(self._tokens)
+        cell = self._order.cells[len(self._tokens)]
         self._tokens.append(token)
         self._origins.append(origin)
         self._scores.append(score)
-        self._observer.on_token(position=position, token=token, origin=origin, score=score)
+        self._observer.on_token(position=cell, token=token, origin=origin, score=score)
 
     async def _tick(self) -> None:
         """Let keepalive, cancellation and other images have their turn."""
-        if self._drafter.position % _TOKENS_PER_TICK == 0:
+        if self._drafter.position >= self._next_tick:
+            self._next_tick = self._drafter.position + _TOKENS_PER_TICK
             await asyncio.sleep(0)
 
     def result(self) -> ImageResult:
@@ -167,11 +214,12 @@ class Decoder:
         traffic = link.traffic if link else None
         if link:
             link.report(origins_of(self._origins))
+        gaps = [self._gaps.get(position, math.nan) for position in range(self._num_tokens)]
         result = ImageResult(
-            tokens=tuple(self._tokens),
-            origins=tuple(self._origins),
-            scores=tuple(self._scores),
-            gaps=tuple(self._gaps.get(p, math.nan) for p in range(self._num_tokens)),
+            tokens=self._order.to_raster(self._tokens),
+            origins=self._order.to_raster(self._origins),
+            scores=self._order.to_raster(self._scores),
+            gaps=self._order.to_raster(gaps),
             late=self._num_late,
             unknown_words=self._unknown_words,
             lost=link.lost if link else "",

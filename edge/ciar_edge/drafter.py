@@ -1,20 +1,23 @@
-"""The drafter: the edge's draft model at work on one image, a token at a time.
+"""The drafter: the edge's draft model at work on one image, a wave at a time.
 
     draft() at position p:  known tokens that the cache lacks -> h_p -> c_p -> argmax(view(c_p) +
     G_p)
 
-**The last known token is never cached**: it is the first input of the next draft. So `commit` costs
-nothing, a verdict that corrects a draft is just another `commit`, and a rollback forgets tokens
-without touching memory.
+Positions are ranks of the order in which tokens are drawn (`ciar.order`). In raster order a wave is
+one token; else its tokens are drafted in one pass, and none depends on another one of them.
+
+**Tokens are cached when what follows them is drafted**. So `commit` costs nothing, a verdict that
+corrects a draft is just another `commit`, and a rollback forgets tokens without touching memory.
 
 One layer of one row is bound by memory traffic and by the number of torch calls. `PreparedDraft`
 holds the weights as `matrix` lays them out, side by side where they share an input.
 
-    T image tokens   L condition rows   n rows fed   D width   H heads   d = D / H
+    T image tokens   L condition rows   n rows fed   m wanted   D width   H heads   d = D / H
     V codebook   F feature width   R radius width
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -26,6 +29,7 @@ from ciar.models.inter_head import DraftModel
 from ciar.models.kv_cache import causal_mask
 from ciar.models.packed import PackedNorm
 from ciar.models.transformer import Block
+from ciar.order import CONDITION, Order, Rows, order_of
 from ciar.sampling import Noise, coupled_draw
 from ciar.types import SamplingParams
 from ciar_edge.heads import PreparedHeads
@@ -33,6 +37,7 @@ from ciar_edge.matrix import Matrix, matrix
 from ciar_edge.neighbours import PreparedNeighbours
 
 NOT_PREFILLED = -1
+_KEPT_DRAFTS = 64  # behind `position`, for rollbacks
 
 
 class PreparedLayer(NamedTuple):
@@ -65,34 +70,46 @@ class PreparedDraft:
         self.heads = PreparedHeads(model.inter_head)
         self.phi = matrix(model.phi.mix.weight, model.phi.mix.bias)  # D + 2 V -> F
 
-    def inputs(self, tokens: Sequence[int], first: int) -> tuple[Tensor, list[int]]:
-        """Rows [n - first, D] for the tokens from `first` on of n tokens, as `DraftModel.inputs`.
+    def inputs(
+        self, tokens: Sequence[int], rows: Rows, order: Order
+    ) -> tuple[Tensor, list[list[int]]]:
+        """Rows [n, D] for the known tokens, by rank, that `rows` hold, as `DraftModel.inputs`.
 
-        And the followers [J] of the next position, for `recall`; empty where there are none.
+        And what followed each of them elsewhere [n][J], for `recall`; nothing without tables.
         """
-        x = self.embedding[tokens[first:]]
+        x = self.embedding[[tokens[rank] for rank in rows.holds]]
         if self.neighbours is None or not len(x):
             return x, []
-        ids = self.neighbours.look(tokens, first)
-        return x + self.neighbours.rows(ids, first), ids[-1][self.neighbours.count :]
+        ids = self.neighbours.look(tokens, rows, order.ranks)
+        x = x + self.neighbours.rows(ids, rows.cells)
+        has_tables = self.neighbours.lookup is not None
+        return x, [row[self.neighbours.count :] for row in ids] if has_tables else []
 
-    def recall(self, hidden: Tensor, followers: list[int]) -> Tensor:
-        """The hidden state [D] that heads see."""
+    def recall(self, hidden: Tensor, followers: Sequence[list[int]]) -> Tensor:
+        """The hidden states [m, D] that heads see."""
         if self.neighbours is None or not followers:
             return hidden
         return self.neighbours.recall(hidden, followers)
 
-    def hidden(self, x: Tensor, turns: Tensor, memory: Tensor, start: int) -> Tensor:
-        """Feed n rows to `memory` from row `start` on; the hidden state of the last one, [D].
+    def hidden(
+        self,
+        x: Tensor,
+        turns: Tensor,
+        memory: Tensor,
+        start: int,
+        mask: Tensor | None,
+        wanted: Sequence[int],
+    ) -> Tensor:
+        """Feed n rows to `memory` from row `start` on; the hidden states of those wanted, [m, D].
 
-        x: [n, D] inputs.  turns: [n, 1, 1, d/2] complex rotations.
+        x: [n, D] inputs.  turns: [n, 1, 1, d/2] complex rotations.  mask: [n, start + n], as
+        attention takes it.
         """
-        mask = causal_mask(len(x), start + len(x), x)
         for layer, rows in zip(self.layers, memory, strict=True):
             x = x + self._attention(layer, rows, x, turns, start, mask)
             gate, up = layer.w13(layer.ffn_norm(x)).chunk(2, dim=-1)
             x = x + layer.w2(F.silu(gate).mul_(up))
-        y: Tensor = self.norm(x[-1])
+        y: Tensor = self.norm(x[wanted] if len(wanted) < len(x) else x)
         return y
 
     def _attention(
@@ -151,9 +168,16 @@ class Draft:
     """A drafted token, and the prediction it was drawn from."""
 
     def __init__(
-        self, position: int, token: int, hidden: Tensor, code: Tensor, head: HeadOutput
+        self,
+        position: int,
+        cell: int,
+        token: int,
+        hidden: Tensor,
+        code: Tensor,
+        head: HeadOutput,
     ) -> None:
         self.position = position
+        self.cell = cell  # in the picture, in raster order
         self.token = token
         self.hidden = hidden  # [D]
         self.code = code  # [R] what the radii are made of
@@ -164,6 +188,7 @@ class Drafter:
     """One image at the edge.
 
     condition: [L, D] projected condition rows, as they come with the prefix.
+    order: of the tokens; None: raster.
     num_drafts: made so far, those among them that were in vain.
     """
 
@@ -175,8 +200,10 @@ class Drafter:
         sampling: SamplingParams,
         *,
         noise: Noise | None = None,
+        order: Order | None = None,
     ) -> None:
         self.model = model
+        self.order = order or order_of(model.config.grid_size)
         self._condition = condition.to(model.embedding)
         self._sampling = sampling
         self._noise = noise or Noise(sampling.seed, vocab_size=model.config.vocab_size)
@@ -184,57 +211,66 @@ class Drafter:
         self._memory = model.memory()
         self._tokens: list[int] = []
         self._num_cached = NOT_PREFILLED
-        self._draft: Draft | None = None
+        self._drafts: dict[int, Draft] = {}  # by position, where nothing before has changed
         self.num_drafts = 0
-        self._ahead: Draft | None = None  # what follows `_draft` if its token stands
 
     @property
     def position(self) -> int:
         """Of the next token: as many are known."""
         return len(self._tokens)
 
-    @torch.inference_mode()
     def draft(self) -> Draft:
         """The edge's own token at `position`, drawn with the noise that the cloud draws with.
 
         Commits nothing.
         """
-        if self._draft is None:
-            self._draft = self._next()
-        return self._draft
+        return self.draft_wave()[0]
 
-    @torch.inference_mode()
-    def draft_ahead(self) -> Draft | None:
-        """What `draft` returns after its token is committed; None behind the last one.
+    def draft_wave(self) -> list[Draft]:
+        """The tokens from `position` on that depend on known ones alone. Commits nothing."""
+        wave = self.order.wave(self.position)
+        if wave.start not in self._drafts:
+            self._draft(wave)
+        return [self._drafts[position] for position in wave]
 
-        Commits nothing. If another token is committed, the work was in vain.
+    def draft_ahead(self) -> list[Draft]:
+        """What `draft_wave` returns after its tokens are committed; nothing behind the last wave.
+
+        Commits nothing. If other tokens are committed, the work was in vain.
         """
-        draft = self.draft()
-        if self._ahead is None and draft.position + 1 < self.model.config.num_tokens:
-            self._tokens.append(draft.token)
-            self._ahead = self._next()
-            self._tokens.pop()
-        return self._ahead
+        wave = self.draft_wave()
+        end = self.position + len(wave)
+        if end == self.model.config.num_tokens:
+            return []
+        ahead = self.order.wave(end)
+        if end not in self._drafts:
+            self._tokens += [draft.token for draft in wave]
+            self._draft(ahead)
+            del self._tokens[-len(wave) :]
+        return [self._drafts[position] for position in ahead]
 
     def commit(self, *tokens: int) -> None:
         """The next tokens are known, whoever decided them."""
         assert self.position + len(tokens) <= self.model.config.num_tokens, "the image is full"
-        draft, ahead = self._draft, self._ahead
-        self._draft = self._ahead = None
-        if ahead is not None:
-            assert draft is not None
-            if tokens == (draft.token,):
-                self._draft = ahead
-            else:
-                self._num_cached = self.position
-        self._tokens += tokens
+        for token in tokens:
+            draft = self._drafts.get(self.position)
+            if draft is not None and draft.token != token:
+                self._forget(self.position)
+            self._drafts.pop(self.position - _KEPT_DRAFTS, None)
+            self._tokens.append(token)
 
     def rollback(self, position: int) -> None:
         """Forget all tokens from `position` on."""
         assert 0 <= position <= self.position, "a rollback goes back"
         del self._tokens[position:]
+        if position < self.model.config.num_tokens:
+            self._forget(position)
+
+    def _forget(self, position: int) -> None:
+        """What was made of the token there: not the other drafts of its wave."""
         self._num_cached = min(self._num_cached, position)
-        self._draft = self._ahead = None
+        end = self.order.wave(position).stop
+        self._drafts = {at: draft for at, draft in self._drafts.items() if at < end}
 
     @torch.inference_mode()
     def features(self, drafts: Sequence[Draft]) -> Tensor:
@@ -246,26 +282,72 @@ class Drafter:
         )
         return self.model.features(torch.cat([hidden, head.lower, head.upper], dim=1))
 
-    def _next(self) -> Draft:
-        self.num_drafts += 1
-        hidden = self._extend()
-        heads = self.model.heads
-        centre, code = heads(hidden)
-        token = coupled_draw(centre, self.position, self._sampling, self._noise)
-        head = HeadOutput(centre, lambda: heads.growth(code[None])[0], token)
-        return Draft(self.position, token, hidden, code, head)
+    @torch.inference_mode()
+    def _draft(self, wave: range) -> None:
+        self.num_drafts += len(wave)
+        hidden = self._extend(wave)  # [m, D]
+        heads, sampling, noise = self.model.heads, self._sampling, self._noise
+        centres, codes = heads(hidden)
+        growths = Growths(heads, codes)
+        for index, position in enumerate(wave):
+            cell, centre = self.order.cells[position], centres[index]
+            token = coupled_draw(centre, cell, sampling, noise)
+            head = HeadOutput(centre, partial(growths.row, index), token)
+            parts = (cell, token, hidden[index], codes[index], head)
+            self._drafts[position] = Draft(position, *parts)
 
-    def _extend(self) -> Tensor:
-        """Cache every known token, and get the hidden state [D] that predicts the next."""
-        model, position = self.model, self.position
-        assert position < model.config.num_tokens, "the image is full"
-        start = min(self._num_cached, position - 1)
-        first = max(start, 0)
-        x, followers = model.inputs(self._tokens, first)
-        row, end = len(self._condition) + first, len(self._condition) + position
+    def _extend(self, wave: range) -> Tensor:
+        """Cache what the wave depends on, and get the hidden states [m, D] that predict it."""
+        model, order = self.model, self.order
+        assert wave, "the image is full"
+        least, end = order.span(wave)
+        start = min(self._num_cached, least)
+        rows = order.rows(max(start, 0), end, wave)
+        x, followers = model.inputs(self._tokens, rows, order)
+        first = len(self._condition) + rows.start
+        outputs = rows.outputs
         if start == NOT_PREFILLED:
-            row = 0
-            x = torch.cat([self._condition, x])
-        self._num_cached = position
-        hidden = model.hidden(x, self._turns[row:end], self._memory, row)
-        return model.recall(hidden, followers)
+            outputs = [first + index for index in outputs]
+            x, first = torch.cat([self._condition, x]), 0
+        turns, mask = self._turns_of(rows, first, len(x)), self._mask(rows, first, x)
+        self._num_cached = end
+        hidden = model.hidden(x, turns, self._memory, first, mask, outputs)
+        if CONDITION in rows.outputs:  # nothing precedes the first token
+            return hidden
+        return model.recall(
+            hidden, [followers[index] for index in rows.outputs] if followers else []
+        )
+
+    def _turns_of(self, rows: Rows, first: int, count: int) -> Tensor:
+        """Rotations of the rows from `first` on that are fed: of `rows`, and of a prompt before."""
+        if self.order.is_raster:
+            return self._turns[first : first + count]
+        num_condition = len(self._condition)
+        image = [num_condition + cell for cell in rows.cells]
+        return self._turns[[*range(count - len(image)), *image]]
+
+    def _mask(self, rows: Rows, first: int, x: Tensor) -> Tensor | None:
+        """[n, first + n], as attention takes it; None when nothing is hidden."""
+        if self.order.is_raster:
+            return causal_mask(len(x), first + len(x), x)
+        num_condition = len(self._condition)
+        sees = F.pad(self.order.sees(rows), (num_condition, 0), value=True)
+        prompt = torch.ones(len(x) - len(sees), first + len(x), dtype=torch.bool).tril()
+        return torch.cat([prompt, sees])
+
+
+class Growths:
+    """Of the drafts of a wave: all are computed when one is asked for.
+
+    codes: [m, R].
+    """
+
+    def __init__(self, heads: PreparedHeads, codes: Tensor) -> None:
+        self._heads, self._codes = heads, codes
+        self._rows: Tensor | None = None  # [m, V]
+
+    def row(self, index: int) -> Tensor:
+        """[V]"""
+        if self._rows is None:
+            self._rows = self._heads.growth(self._codes)
+        return self._rows[index]

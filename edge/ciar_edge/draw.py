@@ -110,6 +110,7 @@ def _certificate(options: DrawOptions, folder: Path, model: EdgeModel) -> Certif
         draft=fingerprint(folder / "edge"),
         router=options.router or model.router,
         prefix_rate=options.decode.prefix_rate,
+        wavefront=options.decode.wavefront,
     )
     _certified_threshold(options, certificate)  # whether there is one
     return certificate

@@ -36,11 +36,11 @@ class PreparedHeads:
         self.max_growth = math.expm1(head.max_radius)
 
     def __call__(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """h [D] -> centre logits [V] float32, and the code z [R], or h, that `growth` takes."""
-        outputs = self.first(hidden[None])[0].float()
+        """h [n, D] -> centre logits [n, V] float32, and the codes z [n, R], or h, for `growth`."""
+        outputs = self.first(hidden).float()
         if not self.has_codes:
             return outputs, hidden
-        return outputs[: self.vocab_size], outputs[self.vocab_size :]
+        return outputs[:, : self.vocab_size], outputs[:, self.vocab_size :]
 
     def growth(self, codes: Tensor) -> Tensor:
         """[n, R] -> e^r - 1 of the radii [n, V]: of r = softplus(raw) that is e^raw."""

@@ -53,7 +53,7 @@ class Reporting(Protocol):
 
 @dataclass(frozen=True)
 class Answer:
-    """num_agreed: of the uncertain drafts asked about.
+    """num_agreed: of the drafts asked about, from the first.
 
     token: the cloud's own behind them; None if nothing is behind them, or was wanted there.
     """
@@ -80,11 +80,11 @@ class Link:
         observer: Observer,
     ) -> None:
         prefix = session.prefix
-        self.max_batch_tokens = info.max_batch_tokens
+        self.max_batch_tokens = min(info.max_batch_tokens, drafter.order.max_batch_tokens)
         self.num_acknowledged = len(prefix.tokens)
         self.epoch = 0
         self.lost = ""  # why the session is gone for good
-        self.num_forwards = max(len(prefix.tokens), prefix.timings.num_forwards)
+        self.num_forwards = prefix.timings.num_forwards or len(prefix.tokens)
         self.num_positions = prefix.timings.num_positions
         self.num_round_trips = 0
         self.feature_seconds = self.wait_seconds = 0.0
@@ -120,7 +120,9 @@ class Link:
         self.num_acknowledged += 1
         return token
 
-    async def ask(self, uncertain: Sequence[Draft], *, wants_next: bool = True) -> Answer | None:
+    async def ask(
+        self, drafts: Sequence[Draft], uncertain: Sequence[bool], *, wants_next: bool = True
+    ) -> Answer | None:
         """Have consecutive drafts, next to what was kept, verified; None when the edge must decide
         them alone.
 
@@ -128,11 +130,11 @@ class Link:
         """
         if self.lost:
             return None
-        assert len(uncertain) <= self.max_batch_tokens, "the caller keeps to the limit"
+        assert len(drafts) <= self.max_batch_tokens, "the caller keeps to the limit"
         try:
-            while len(self._kept) + len(uncertain) > self.max_batch_tokens:
-                await self._verify(self._kept[: self.max_batch_tokens], ())
-            return await self._verify(self._kept, uncertain, wants_next=wants_next)
+            while len(self._kept) + len(drafts) > self.max_batch_tokens:
+                await self._verify(self._kept[: self.max_batch_tokens], (), ())
+            return await self._verify(self._kept, drafts, uncertain, wants_next=wants_next)
         except DeadlineExceeded:
             self.epoch += 1
         except LOST as error:
@@ -140,20 +142,25 @@ class Link:
         return None
 
     async def _verify(
-        self, kept: Sequence[Draft], uncertain: Sequence[Draft], *, wants_next: bool = True
+        self,
+        kept: Sequence[Draft],
+        drafts: Sequence[Draft],
+        uncertain: Sequence[bool],
+        *,
+        wants_next: bool = True,
     ) -> Answer:
-        flags = [False] * len(kept) + [True] * len(uncertain)
-        batch = self.batch([*kept, *uncertain], flags, wants_next=wants_next)
+        flags = [False] * len(kept) + [*uncertain]
+        batch = self.batch([*kept, *drafts], flags, wants_next=wants_next)
         started = time.perf_counter()
         try:
             verdict = await self.verify(batch)
         finally:
             self.wait_seconds += time.perf_counter() - started
         num_agreed = verdict.num_agreed - len(kept)
-        assert 0 <= num_agreed <= len(uncertain), "kept tokens stand, and no others are agreed to"
+        assert 0 <= num_agreed <= len(drafts), "kept tokens stand, and no others are agreed to"
         self.num_acknowledged += verdict.num_agreed
         self._bonus = verdict.token
-        if num_agreed < len(uncertain):
+        if num_agreed < len(drafts):
             self.epoch += 1
             self.num_acknowledged += 1  # the caller takes the cloud's token
             self._bonus = None

@@ -11,13 +11,14 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from ciar import tracing
 from ciar.errors import InvalidInput, PairMismatch
+from ciar.order import order_of
 from ciar.router import Router
 from ciar.sampling import Noise
 from ciar.types import ImageRequest, ModelInfo, SamplingParams
@@ -84,10 +85,11 @@ async def _decode(
     observer: Observer,
 ) -> ImageResult:
     noise = Noise(sampling.seed, vocab_size=model.draft.config.vocab_size)
+    order = order_of(model.draft.config.grid_size, config.wavefront)
     started = time.perf_counter()
     if config.mode == "offline":
         condition = _offline_condition(prompt, model, encode_text)
-        drafter = Drafter(model.prepared, condition, sampling, noise=noise)
+        drafter = Drafter(model.prepared, condition, sampling, noise=noise, order=order)
         image = Decoder(drafter, router, None, observer=observer, started=started)
         await image.decode()
         return image.result()
@@ -107,12 +109,14 @@ async def _decode(
         epsilon=config.epsilon,
         max_gap=config.max_gap,
         features=config.image_features,
+        wavefront=config.wavefront,
     )
-    noise_ahead = asyncio.create_task(_prepare(noise, range(num_drawn, info.num_tokens)))
+    noise_ahead = asyncio.create_task(_prepare(noise, order.cells[num_drawn:]))
     try:
         async with verifier.open(request) as session:
             noise_ahead.cancel()
-            drafter = Drafter(model.prepared, session.prefix.condition, sampling, noise=noise)
+            condition = session.prefix.condition
+            drafter = Drafter(model.prepared, condition, sampling, noise=noise, order=order)
             link = _link(session, drafter, info, config=config, observer=observer)
             decoder: Decoder
             if is_optimistic:
@@ -161,10 +165,10 @@ def _offline_condition(prompt: str, model: EdgeModel, encode_text: EncodeText | 
     return condition
 
 
-async def _prepare(noise: Noise, positions: range) -> None:
+async def _prepare(noise: Noise, cells: Sequence[int]) -> None:
     """Draw noise while the cloud draws the prefix."""
-    for index, position in enumerate(positions):
-        noise.prepare(position)
+    for index, cell in enumerate(cells):
+        noise.prepare(cell)
         if index % _ROWS_PER_TICK == 0:
             await asyncio.sleep(0)
 

@@ -8,13 +8,14 @@ from torch import Tensor
 
 from ciar.models.neighbours import NeighbourEmbedding
 from ciar.models.ngrams import NgramLookup
+from ciar.order import Rows
 from ciar_edge.matrix import matrix
 
 
 class PreparedNeighbours:
     """Equal to `NeighbourEmbedding` up to rounding.
 
-    n tokens   T image tokens   K neighbours   J tables   w width of a code   D width
+    k rows   T image tokens   K neighbours   J tables   w width of a code   D width
     V codebook size
     """
 
@@ -32,21 +33,28 @@ class PreparedNeighbours:
             self.gates, self.gate_bias = module.gates.weight, module.gates.bias  # [J, D], [J]
             self.recalled = module.recalled.weight  # [V + 1, D]
 
-    def look(self, tokens: Sequence[int], first: int) -> list[list[int]]:
-        """Neighbours and followers [n - first][K + J] for the tokens from `first` on of n."""
-        count, found = len(tokens), []
-        for places in self.places[first + 1 : count + 1]:
-            around = [tokens[place] if place < count else self.outside for place in places]
+    def look(self, tokens: Sequence[int], rows: Rows, ranks: Sequence[int]) -> list[list[int]]:
+        """Neighbours and followers [k][K + J] around the cells behind those of rows.
+
+        tokens: known ones, by rank.  ranks: of cells, and of what is outside.
+        """
+        found = []
+        for cell, known in zip(rows.cells, rows.known, strict=True):
+            around = [
+                tokens[rank] if (rank := ranks[place]) < known else self.outside
+                for place in self.places[cell + 1]
+            ]
             followers = self.lookup.followers(around) if self.lookup else []
             found.append(around[1 : self.count + 1] + followers)
         return found
 
-    def rows(self, ids: list[list[int]], first: int) -> Tensor:
-        """[n - first, D] for what `look` found."""
+    def rows(self, ids: list[list[int]], cells: Sequence[int]) -> Tensor:
+        """[k, D] for what `look` found."""
         codes = self.codes[list(chain.from_iterable(ids))].view(len(ids), self.num_columns)
-        return self.mix(codes) + self.positions[first + 1 : first + 1 + len(ids)]
+        return self.mix(codes) + self.positions[[cell + 1 for cell in cells]]
 
-    def recall(self, hidden: Tensor, followers: list[int]) -> Tensor:
-        """h [D], drawn to its followers [J]."""
-        gates = torch.addmv(self.gate_bias, self.gates, hidden)  # [J]
-        return torch.addmv(hidden, self.recalled[followers].t(), gates)
+    def recall(self, hidden: Tensor, followers: Sequence[Sequence[int]]) -> Tensor:
+        """h [m, D], drawn to their followers [m][J]."""
+        gates = torch.addmm(self.gate_bias, hidden, self.gates.t())  # [m, J]
+        rows = self.recalled[list(chain.from_iterable(followers))].view(*gates.shape, -1)
+        return torch.baddbmm(hidden[:, None], gates[:, None], rows)[:, 0]

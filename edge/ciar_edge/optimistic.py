@@ -152,9 +152,9 @@ class OptimisticDecoder(Decoder):
         mark = self._router.mark()
         is_prefix = draft.position < self._num_prefix
         if is_prefix:
-            score, is_uncertain = self._router.score(draft.position, draft.head), True
+            score, is_uncertain = self._router.score(draft.cell, draft.head), True
         else:
-            score, is_uncertain = self._router.decide(draft.position, draft.head)
+            score, is_uncertain = self._router.decide(draft.cell, draft.head)
         rank = self._doubt.rank(score)
         return Step(
             draft,

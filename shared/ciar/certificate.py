@@ -79,9 +79,14 @@ class Certificate:
     measured: tuple[Measured, ...]
     levels: tuple[Level, ...]
 
-    def check_edge(self, *, draft: str, router: str, prefix_rate: float) -> None:
+    def check_edge(
+        self, *, draft: str, router: str, prefix_rate: float, wavefront: int = 0
+    ) -> None:
         """Raise `InvalidInput` unless it was made for these. draft: the fingerprint."""
         self._check_model("draft", draft)
+        if wavefront:
+            remedy = "give 0: certificates are for images drawn in raster order"
+            raise InvalidInput("wavefront", wavefront, remedy)
         self._check("router", router, self.router)
         self._check("prefix_rate", prefix_rate, self.prefix_rate)
 

@@ -15,7 +15,10 @@ FeatureMode = Literal["send", "none", "recompute"]
 FEATURE_MODES: tuple[FeatureMode, ...] = get_args(FeatureMode)
 
 
-def check_feature_mode(features: str) -> None:
-    """Raise `InvalidInput` unless it is one."""
+def check_feature_mode(features: str, *, wavefront: int = 0) -> None:
+    """Raise `InvalidInput` unless it is one, and can be had along a wavefront if there is one."""
     if features not in FEATURE_MODES:
         raise InvalidInput("features", features, f"give one of {', '.join(FEATURE_MODES)}")
+    if features == "recompute" and wavefront:
+        remedy = "give send or none: along a wavefront the cloud recomputes none"
+        raise InvalidInput("features", features, remedy)

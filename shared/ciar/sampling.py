@@ -11,7 +11,7 @@ out are -inf.
     V codebook size
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -101,9 +101,10 @@ class Noise:
         row = self._rows.get(position)
         return gumbel_noise(self._seed, position, self._vocab_size) if row is None else row
 
-    def forget(self, end: int) -> None:
-        """Free the rows of positions before `end`."""
-        self._rows = {position: row for position, row in self._rows.items() if position >= end}
+    def forget(self, positions: Iterable[int]) -> None:
+        """Free the rows of positions that are not needed again."""
+        for position in positions:
+            self._rows.pop(position, None)
 
 
 def coupled_draw(

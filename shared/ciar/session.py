@@ -7,20 +7,24 @@ steps (a prefix) or one (a verify).
     known tokens    x_0 .. x_{n-1}; the last one is never cached
     cached tokens   the first `num_cached` of them, -1 while not even the condition is prefilled
 
-Because the cloud's token at a position depends only on (seed, position, known tokens, features),
-anything here can be repeated, rolled back or rebuilt in another slot without changing a token. A
-batch that comes twice finds the verdict it had: see `SessionState.answer_to`.
+Positions are ranks of the order in which the tokens are drawn (`ciar.order`). Because the cloud's
+token at a position depends only on (seed, position, known tokens, features), anything here can be
+repeated, rolled back or rebuilt in another slot without changing a token. A batch that comes twice
+finds the verdict it had: see `SessionState.answer_to`.
 """
 
 import math
 import zlib
 from collections.abc import Iterable, Sequence, Set
+from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ciar.errors import InvalidInput
-from ciar.feed import Feed
+from ciar.feed import Feed, Scatter
+from ciar.order import ids, order_of
 from ciar.sampling import Noise, coupled_draw, coupled_gap
 from ciar.types import ImageRequest, TokenSpan, Verdict, VerifyBatch
 
@@ -50,10 +54,12 @@ class SessionState:
         self.kept: set[int] = set()  # positions of known tokens that the edge decided
         self.features = torch.zeros(num_tokens, feature_dim)  # theirs, if they are sent; else zero
         self.noise = Noise(request.sampling.seed, vocab_size=vocab_size)
+        self.order = order_of(math.isqrt(num_tokens), request.wavefront)
         self.num_cached = NOT_PREFILLED
         self.epoch = 0
         self.answers: dict[tuple[int, int], Answer] = {}  # by epoch and position
-        self._part_end: int | None = None  # tokens cached behind a feed that is not the last
+        self._fed_end = NOT_PREFILLED  # tokens cached behind the last feed, if all of them stand
+        self._is_part = False  # whether another feed must follow that one
 
     @property
     def is_recomputed(self) -> bool:
@@ -109,6 +115,9 @@ class SessionState:
         if not batch.tokens:
             raise InvalidInput("tokens", [], "a batch holds at least one token")
         self.check_span(batch, field="batch")
+        if len(batch.tokens) > self.order.max_batch_tokens:
+            remedy = f"along a wavefront give at most {self.order.max_batch_tokens}"
+            raise InvalidInput("tokens", f"{len(batch.tokens)} tokens", remedy)
 
     def check_span(self, span: TokenSpan, *, field: str) -> None:
         if span.position < 0 or span.end > self.num_tokens:
@@ -171,7 +180,7 @@ class SessionState:
         is_different = count < len(batch.tokens)
         self.epoch = max(self.epoch, batch.epoch + is_different)
         self.roll_back(batch.position)
-        self.accept(batch, count, verdict.token)
+        self.accept(batch, count, *(() if verdict.token is None else (verdict.token,)))
         if not is_different:
             key = (batch.epoch, batch.position)
             self.answers[key] = (digest(batch), count, verdict.token)
@@ -180,49 +189,71 @@ class SessionState:
         self,
         slot: int,
         *,
-        first_needed: int,
+        wanted: range,
         drafted: VerifyBatch | None = None,
         max_rows: int | None = None,
     ) -> Feed:
-        """All known and drafted tokens that the cache lacks, the last only for what follows it.
+        """What it takes to get the logits of the tokens at the positions `wanted`: all known and
+        drafted tokens that they depend on and the cache lacks.
 
-        It begins early enough to get logits from `first_needed` on, which the first row predicts.
-
+        wanted: consecutive, up to the one behind what is known and drafted; or none, from there on.
         max_rows: feed so many rows at most, where that is possible: the condition, and what gives
         logits, are never divided. Then `take_part` says that another feed must follow.
         """
         tokens = self.tokens + list(drafted.tokens) if drafted else self.tokens
-        end = min(len(tokens), self.num_tokens - 1)  # nothing follows the last of an image
-        if drafted and not drafted.wants_next:
-            end = min(end, len(tokens) - 1)
+        least, end = self.order.span(wanted)
         kept = self._kept_with(drafted) if self.is_recomputed else None
-        start = self._start(first_needed, end, is_first_kept=kept is not None and 0 in kept)
+        start = self._start(least, end, is_first_kept=kept is not None and 0 in kept)
         position = max(start, 0)
-        num_outputs = max(0, end - first_needed + 1)
-        part_end = self._end_of_part(start, end - num_outputs, max_rows)
-        self._part_end = None
+        part_end = self._end_of_part(start, least, max_rows)
+        self._is_part = part_end is not None
         if part_end is not None:
-            self._part_end = end = part_end
-            num_outputs = 0
+            end, wanted = part_end, range(0)
+        self._fed_end = end
+        codes = self._codes(drafted, position, end)
+        fed = ids(tokens[:end])
+        feed = Feed(
+            slot=slot,
+            num_condition=len(self.condition),
+            position=position,
+            tokens=fed[position:],
+            before=fed[:position],
+            cfg_scale=self.request.sampling.cfg_scale,
+            cfg_interval=self.request.sampling.cfg_interval,
+            condition=self.condition if start == NOT_PREFILLED else None,
+            features=codes if bool(codes.any()) else None,
+            kept=None if kept is None else flags(kept, position, end),
+            num_outputs=len(wanted),
+        )
+        return feed if self.order.is_raster else self._along_wavefront(feed, tokens, wanted)
+
+    def _codes(self, drafted: VerifyBatch | None, position: int, end: int) -> Tensor:
+        """Features [end - position, F] of known and drafted tokens."""
         codes = self.features[position:end]
         if drafted and len(drafted.features):
             own = kept_positions(drafted)
             fed = [i for i, p in enumerate(own) if position <= p < end]
             codes = codes.clone()
             codes[[own[i] - position for i in fed]] = drafted.features[fed].float()
-        ids = torch.tensor(tokens[:end], dtype=torch.long)
-        return Feed(
-            slot=slot,
-            num_condition=len(self.condition),
-            position=position,
-            tokens=ids[position:],
-            before=ids[:position],
-            cfg_scale=self.request.sampling.cfg_scale,
-            cfg_interval=self.request.sampling.cfg_interval,
-            condition=self.condition if start == NOT_PREFILLED else None,
-            features=codes if bool(codes.any()) else None,
-            kept=None if kept is None else flags(kept, position, end),
-            num_outputs=num_outputs,
+        return codes
+
+    def _along_wavefront(self, feed: Feed, tokens: Sequence[int], wanted: range) -> Feed:
+        """The same tokens where they stand in the picture, and the stand-ins behind them."""
+        rows = self.order.rows(feed.position, feed.position + len(feed.tokens), wanted)
+        cells, num_stand_ins = ids(rows.cells), len(rows.cells) - rows.num_tokens
+        grids = self.order.grids(rows, tokens, unknown=self.vocab_size)
+        features = feed.features
+        return replace(
+            feed,
+            tokens=grids.gather(1, cells[:, None])[:, 0],
+            before=None,
+            features=None if features is None else F.pad(features, (0, 0, 0, num_stand_ins)),
+            scatter=Scatter(
+                positions=cells,
+                grids=grids,
+                sees=self.order.sees(rows),
+                outputs=ids(rows.outputs),
+            ),
         )
 
     def _kept_with(self, drafted: VerifyBatch | None) -> Set[int]:
@@ -231,9 +262,9 @@ class SessionState:
 
     def take_part(self) -> bool:
         """Whether the last feed was a part of what is needed; it is in the cache then."""
-        if self._part_end is None:
+        if not self._is_part:
             return False
-        self.num_cached, self._part_end = self._part_end, None
+        self.num_cached, self._is_part = self._fed_end, False
         return True
 
     def _end_of_part(self, start: int, most: int, max_rows: int | None) -> int | None:
@@ -249,22 +280,26 @@ class SessionState:
         end = max(position + room, position + (not is_prompt))
         return end if end < most else None
 
-    def _start(self, first_needed: int, end: int, *, is_first_kept: bool) -> int:
-        """First position to feed, so that there is at least one before `end`.
+    def _start(self, least: int, end: int, *, is_first_kept: bool) -> int:
+        """First position to feed: `least`, or an earlier one, so that there is one before `end`.
 
         NOT_PREFILLED: the condition first (it brings logits for position 0, and what the code of a
         kept token there is made of, if it is made here).
         """
-        start = min(self.num_cached, first_needed - 1, end - 1)
+        start = min(self.num_cached, least, end - 1)
         return NOT_PREFILLED if not start and is_first_kept else start
 
-    def accept(self, drafted: TokenSpan | None, count: int, token: int | None) -> None:
-        """`count` drafted tokens stand and `token`, if any, follows them."""
+    def accept(self, drafted: TokenSpan | None, count: int, *drawn: int) -> None:
+        """`count` drafted tokens stand, and those that the cloud has drawn follow them."""
         if drafted:
             self._append(drafted, count)
-        if token is not None:
-            self.tokens.append(token)
-        self.num_cached = len(self.tokens) - 1
+        self.num_cached = min(self._fed_end, len(self.tokens))
+        self.tokens += drawn
+
+    def draw(self, logits: Tensor, position: int) -> int:
+        """The cloud's own token at a position, from its logits [V]."""
+        cell = self.order.cells[position]
+        return coupled_draw(logits, cell, self.request.sampling, self.noise)
 
     def _append(self, span: TokenSpan, count: int) -> None:
         self.tokens += span.tokens[:count]
@@ -306,16 +341,21 @@ class PrefixWork:
         return len(self.session.tokens) >= self.until
 
     def feed(self, slot: int, *, max_rows: int | None = None) -> Feed:
-        return self.session.feed(slot, first_needed=len(self.session.tokens), max_rows=max_rows)
+        return self.session.feed(slot, wanted=self._wanted, max_rows=max_rows)
+
+    @property
+    def _wanted(self) -> range:
+        """The rest of a wave: one token in raster order."""
+        first = len(self.session.tokens)
+        return range(first, min(self.session.order.wave(first).stop, self.until))
 
     def receive(self, logits: Tensor) -> bool:
         """Take the logits of the last feed; true when the work is done."""
         session = self.session
         if session.take_part():
             return False
-        sampling, noise = session.request.sampling, session.noise
-        token = coupled_draw(logits[-1], len(session.tokens), sampling, noise)
-        session.accept(None, 0, token)
+        pairs = zip(self._wanted, logits, strict=True)
+        session.accept(None, 0, *[session.draw(row, position) for position, row in pairs])
         return self.is_done
 
 
@@ -337,9 +377,9 @@ class VerifyWork:
         session.roll_back(batch.position)
 
     def feed(self, slot: int, *, max_rows: int | None = None) -> Feed:
-        return self.session.feed(
-            slot, first_needed=self._first_needed, drafted=self.batch, max_rows=max_rows
-        )
+        batch, total = self.batch, self.session.num_tokens
+        wanted = range(self._first_needed, min(batch.end + batch.wants_next, total))
+        return self.session.feed(slot, wanted=wanted, drafted=batch, max_rows=max_rows)
 
     def receive(self, logits: Tensor) -> bool:
         """Take the logits of the last feed; true when the work is done."""
@@ -358,7 +398,7 @@ class VerifyWork:
                 break
             gaps.append(gap)
         if token is None and batch.wants_next and batch.end < session.num_tokens:
-            token = self._draw(logits, batch.end, first)
+            token = session.draw(logits[batch.end - first], batch.end)
         self.verdict = Verdict(
             epoch=batch.epoch,
             position=batch.position,
@@ -380,13 +420,8 @@ class VerifyWork:
         """The cloud's own token in place of a drafted one, and the gap of that one."""
         session, batch = self.session, self.batch
         sampling, noise = session.request.sampling, session.noise
-        position, token = batch.position + index, batch.tokens[index]
-        return coupled_gap(logits, position, sampling, noise, token=token)
-
-    def _draw(self, logits: Tensor, position: int, first: int) -> int:
-        session = self.session
-        sampling, noise = session.request.sampling, session.noise
-        return coupled_draw(logits[position - first], position, sampling, noise)
+        cell, token = session.order.cells[batch.position + index], batch.tokens[index]
+        return coupled_gap(logits, cell, sampling, noise, token=token)
 
     @property
     def _first_needed(self) -> int:

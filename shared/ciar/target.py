@@ -155,11 +155,16 @@ class Target:
         blocks = torch.split(hidden, [len(x) for x in inputs])
         wanted = []
         for feed, block, following in zip(feeds, blocks, followers, strict=True):
-            first = self._num_alone(feed)
+            first, outputs = self._num_alone(feed), feed.outputs
             both = block[first:].view(self.ROWS, feed.num_new_rows - first, -1)
-            rows = both[:, feed.first_output - first :]  # [2, k, D]
+            behind = (
+                outputs - first
+                if isinstance(outputs, Tensor)
+                else slice(outputs.start - first, None)
+            )
+            rows = both[:, behind]  # [2, k, D]
             if following is not None:
-                rows = transformer.recall(rows, following[feed.first_output :])
+                rows = transformer.recall(rows, following[outputs])
             wanted.append(rows)
         sizes = [w.shape[1] for w in wanted]
         logits = transformer.output(torch.cat(wanted, dim=1))  # [2, sum k, V]
@@ -201,7 +206,6 @@ class Target:
         """Inputs [k, D] of the fed tokens, followers [k, J], rotary rows [2 or 1, k, d/2, 2]."""
         transformer = self.model.transformer
         if feed.scatter is not None:
-            assert feed.condition is None, "a prefill is a sequence"
             positions = feed.scatter.positions.to(transformer.rope.device)
             grids = feed.scatter.grids.to(positions.device)
             return (
@@ -245,15 +249,25 @@ class Target:
         if first and self._uncond is not None:
             self._uncond.copy_to(feed.slot, rows)
             alone = [Segment(slot=feed.slot, start=0, count=first, is_first_only=True)]
-        sees = F.pad(feed.scatter.sees, (rows, 0), value=True) if feed.scatter else None
         both = Segment(
             slot=feed.slot,
             start=start + first,
             count=feed.num_new_rows - first,
-            sees=sees,
+            sees=self._sees(feed, first),
             num_hidden=self.model.transformer.num_hidden(rows),
         )
         return [*alone, both]
+
+    def _sees(self, feed: Feed, first: int) -> Tensor | None:
+        """Of the new rows behind the first ones [new - first, all rows]; None: all up to itself."""
+        if feed.scatter is None:
+            return None
+        rows = feed.num_condition
+        sees = F.pad(feed.scatter.sees, (rows, 0), value=True)
+        if feed.condition is None:
+            return sees
+        prompt = torch.ones(rows, sees.shape[1], dtype=torch.bool).tril()
+        return torch.cat([prompt[first:], sees])
 
     def _num_alone(self, feed: Feed) -> int:
         """How many rows, from the first, are fed to the conditional sequence alone: all of a prompt

@@ -1,7 +1,8 @@
 """The values that pass between rooms: requests, batches, verdicts.
 
-Plain data that knows no gRPC and no model. Positions are absolute raster indices 0..T-1 of the
-token grid. A token is *known* once both sides hold it.
+Plain data that knows no gRPC and no model. Positions are ranks 0..T-1 of the order in which the
+tokens of an image are drawn: raster order, unless it is drawn along a wavefront (`ciar.order`). A
+token is *known* once both sides hold it.
 """
 
 import math
@@ -23,7 +24,7 @@ class SamplingParams:
 
     Both sides use the same.
 
-    seed: keys the noise together with the absolute token position (0..2^64-1).
+    seed: keys the noise together with the cell of the picture (0..2^64-1).
     temperature: 0 is greedy, a test mode.
     top_k: keep the k largest logits, 0 keeps all.
     top_p: keep the smallest nucleus of this mass, 1 keeps all.
@@ -66,6 +67,7 @@ class ImageRequest:
         for it to stand; 0: it stands if the cloud draws it, too.
     max_gap: the same for kept tokens; infinity: they stand, and nobody looks.
     features: what kept tokens enter the cloud with.
+    wavefront: tokens that a row is behind the row above, see `ciar.order`; 0: raster order.
     """
 
     prompt: str
@@ -75,9 +77,10 @@ class ImageRequest:
     epsilon: float = 0.0
     max_gap: float = math.inf
     features: FeatureMode = "send"
+    wavefront: int = 0
 
     def __post_init__(self) -> None:
-        check_feature_mode(self.features)
+        check_feature_mode(self.features, wavefront=self.wavefront)
         check_tolerances(self.epsilon, self.max_gap)
 
     @property

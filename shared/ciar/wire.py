@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ciar.errors import InvalidInput
 from ciar.feature_mode import FeatureMode
+from ciar.order import check_wavefront
 from ciar.packing import PackedDtype, PackedTensor, pack, unpack
 from ciar.status import error_from_rpc as error_from_rpc
 from ciar.status import status_from_error as status_from_error
@@ -158,6 +159,7 @@ def image_request_to_proto(request: ImageRequest) -> pb.ImageRequest:
         epsilon=request.epsilon,
         max_gap=request.max_gap if request.looks_at_kept else None,
         features=_MODE_TO_PROTO[request.features],
+        wavefront=request.wavefront,
     )
 
 
@@ -171,6 +173,7 @@ def image_request_from_proto(message: pb.ImageRequest, *, info: ModelInfo) -> Im
             f"give at most {info.max_prompt_chars}",
         )
     _check_count("num_prefix", message.num_prefix, info.num_tokens)
+    check_wavefront(message.wavefront, grid_size=info.grid_size)
     return ImageRequest(
         prompt=message.prompt,
         sampling=sampling_from_proto(message.sampling, defaults=info.sampling),
@@ -179,6 +182,7 @@ def image_request_from_proto(message: pb.ImageRequest, *, info: ModelInfo) -> Im
         epsilon=message.epsilon,
         max_gap=message.max_gap if message.HasField("max_gap") else math.inf,
         features=_mode_from_proto(message.features),
+        wavefront=message.wavefront,
     )
 
 

@@ -14,9 +14,17 @@ class Autoregressive:
     name = "base"
 
     def draw(self, bench: BenchModel, prompt: str, sampling: SamplingParams) -> DrawnImage:
-        features, costs = bench.encode(prompt), bench.meter()
-        started = time.perf_counter()
-        image = draw_alone(bench.target, ImageRequest(prompt=prompt, sampling=sampling), features)
-        costs.cloud_seconds = time.perf_counter() - started
-        pay_whole_image(costs, prompt, num_tokens=bench.num_tokens, vocab_size=bench.vocab_size)
-        return DrawnImage(tokens=image.tokens, costs=costs)
+        return draw_whole(bench, prompt, sampling)
+
+
+def draw_whole(
+    bench: BenchModel, prompt: str, sampling: SamplingParams, *, wavefront: int = 0
+) -> DrawnImage:
+    """The cloud draws all tokens; wavefront: see `ciar.order`."""
+    features, costs = bench.encode(prompt), bench.meter()
+    started = time.perf_counter()
+    request = ImageRequest(prompt=prompt, sampling=sampling, wavefront=wavefront)
+    image = draw_alone(bench.target, request, features)
+    costs.cloud_seconds = time.perf_counter() - started
+    pay_whole_image(costs, prompt, num_tokens=bench.num_tokens, vocab_size=bench.vocab_size)
+    return DrawnImage(tokens=image.tokens, costs=costs)

@@ -26,7 +26,7 @@ class Selective:
     """router: see `ciar.router.ROUTERS`; `never` is the edge alone behind the prefix.
 
     budget: share of the image to ask for, prefix included.  threshold: a static one instead.
-    features: None sends them for the scores of intervals.
+    features: None sends them for the scores of intervals.  wavefront: see `ciar.order`.
     """
 
     router: str = DEFAULT_ROUTER
@@ -34,6 +34,7 @@ class Selective:
     threshold: float | None = None
     prefix_rate: float = DEFAULT_PREFIX_RATE
     features: FeatureMode | None = None
+    wavefront: int = 0
 
     @property
     def name(self) -> str:
@@ -46,7 +47,9 @@ class Selective:
         return self.features
 
     def draw(self, bench: BenchModel, prompt: str, sampling: SamplingParams) -> DrawnImage:
-        config = DecodeConfig(prefix_rate=self.prefix_rate, features=self.feature_mode)
+        config = DecodeConfig(
+            prefix_rate=self.prefix_rate, features=self.feature_mode, wavefront=self.wavefront
+        )
         return decode_selectively(
             bench, prompt, sampling, self.make_router(bench, sampling), config
         )

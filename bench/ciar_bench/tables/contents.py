@@ -97,7 +97,8 @@ def main_table(_: EdgeModel) -> Contents:
         Row("CIAR, width (ours)", "interval"),
         Row("CIAR, width, no features", 'interval:features="none"'),
         Row("CIAR, exact (ours)", "exact"),
-        Row("wavefront, window 4", "wavefront"),
+        Row("wavefront, 5 tokens from row to row", "wavefront"),
+        Row("CIAR, width, along it (ours)", "interval:wavefront=5"),
         Row("Jacobi, coupled", "jacobi"),
     )
     return Contents(

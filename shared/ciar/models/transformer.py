@@ -77,8 +77,10 @@ class TransformerConfig:
 
     @property
     def max_rows(self) -> int:
-        """Most positions a sequence can hold: condition, then every image token but the last."""
-        return self.num_condition + self.num_tokens - 1
+        """Most positions a sequence can hold: condition, then every image token but the last, and a
+        stand-in (`ciar.order`).
+        """
+        return self.num_condition + self.num_tokens
 
 
 class RMSNorm(nn.Module):

@@ -21,8 +21,8 @@ at once. A session that is lost is rebuilt on any replica: a new VerifyBatch str
 Errors are gRPC statuses, never messages. Each carries google.rpc.ErrorInfo with domain "ciar";
 RESOURCE_EXHAUSTED carries google.rpc.RetryInfo too. docs/protocol.md holds the table.
 
-Positions are absolute indices into the token grid in raster order, 0..T-1. A token is known once
-both sides hold it.
+Positions count tokens in the order in which they are drawn, 0..T-1: in raster order, unless
+ImageRequest.wavefront says otherwise. A token is known once both sides hold it.
 """
 
 from collections import abc as _abc
@@ -199,7 +199,7 @@ class SamplingParams(_message.Message):
     CFG_SCALE_FIELD_NUMBER: _builtins.int
     CFG_INTERVAL_FIELD_NUMBER: _builtins.int
     seed: _builtins.int
-    """Keys the noise together with the absolute token position (integer, 0..2^64-1)."""
+    """Keys the noise together with the token's place in the picture (integer, 0..2^64-1)."""
     temperature: _builtins.float
     """Divides the logits (dimensionless, 0..100); 0 is greedy."""
     top_k: _builtins.int
@@ -268,6 +268,7 @@ class ImageRequest(_message.Message):
     EPSILON_FIELD_NUMBER: _builtins.int
     MAX_GAP_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
+    WAVEFRONT_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """Version of this protocol that the edge speaks (count, starts at 1); another one is refused."""
     prompt: _builtins.str
@@ -288,6 +289,10 @@ class ImageRequest(_message.Message):
     """
     features: Global___FeatureMode.ValueType
     """What kept tokens enter the cloud with beside their ids; unspecified means FEATURE_MODE_SEND."""
+    wavefront: _builtins.int
+    """Tokens that a row is behind the row above (count, 0..grid_size): rows are drawn side by side, and
+    positions count in that order. 0: raster order.
+    """
     @_builtins.property
     def sampling(self) -> Global___SamplingParams:
         """How tokens are drawn."""
@@ -303,10 +308,11 @@ class ImageRequest(_message.Message):
         epsilon: _builtins.float = ...,
         max_gap: _builtins.float | None = ...,
         features: Global___FeatureMode.ValueType = ...,
+        wavefront: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_gap", b"_max_gap", "max_gap", b"max_gap", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_gap", b"_max_gap", "epsilon", b"epsilon", "features", b"features", "fingerprint", b"fingerprint", "max_gap", b"max_gap", "num_prefix", b"num_prefix", "prompt", b"prompt", "protocol_version", b"protocol_version", "sampling", b"sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_gap", b"_max_gap", "epsilon", b"epsilon", "features", b"features", "fingerprint", b"fingerprint", "max_gap", b"max_gap", "num_prefix", b"num_prefix", "prompt", b"prompt", "protocol_version", b"protocol_version", "sampling", b"sampling", "wavefront", b"wavefront"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_gap: _TypeAlias = _typing.Literal["max_gap"]  # noqa: Y015
     _WhichOneofArgType__max_gap: _TypeAlias = _typing.Literal["_max_gap", b"_max_gap"]  # noqa: Y015
@@ -497,7 +503,7 @@ Global___Attach: _TypeAlias = Attach  # noqa: Y015
 @_typing.final
 class Resume(_message.Message):
     """With this any replica continues the image token for token, for the noise depends on nothing but
-    the seed and the position.
+    the seed and the place in the picture.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

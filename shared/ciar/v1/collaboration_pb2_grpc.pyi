@@ -21,8 +21,8 @@ at once. A session that is lost is rebuilt on any replica: a new VerifyBatch str
 Errors are gRPC statuses, never messages. Each carries google.rpc.ErrorInfo with domain "ciar";
 RESOURCE_EXHAUSTED carries google.rpc.RetryInfo too. docs/protocol.md holds the table.
 
-Positions are absolute indices into the token grid in raster order, 0..T-1. A token is known once
-both sides hold it.
+Positions count tokens in the order in which they are drawn, 0..T-1: in raster order, unless
+ImageRequest.wavefront says otherwise. A token is known once both sides hold it.
 """
 
 from ciar.v1 import collaboration_pb2 as _collaboration_pb2
