@@ -3,6 +3,7 @@
     base        the cloud draws every token in one call (the server-driven loop)
     blocking    the edge asks for uncertain tokens one at a time, and waits
     optimistic  the edge drafts on meanwhile
+    late        optimistic, and kept tokens that fall short by much are taken back (`max_gap`)
     exact       every token verified: the base's own image
     wavefront, wavefront-blocking, wavefront-optimistic
                 the first three with rows drawn side by side (`ciar.order`)
@@ -48,6 +49,7 @@ Method = Literal[
     "base",
     "blocking",
     "optimistic",
+    "late",
     "exact",
     "wavefront",
     "wavefront-blocking",
@@ -69,6 +71,7 @@ class LatencyPlan:
     share: of the tokens behind the prefix, asked for at random; None: what the model's own router
     asks for, by the default budget or a static threshold on its score.
     wavefront: tokens that a row is behind the row above, in the methods that are named after it.
+    max_gap: of `late`.
     """
 
     links: tuple[SlowLink, ...] = (SlowLink(),)
@@ -78,12 +81,19 @@ class LatencyPlan:
     threshold: float | None = None
     prefix_rate: float = DEFAULT_PREFIX_RATE
     wavefront: int = 5
+    max_gap: float = 16.0
 
     def config(self, method: Method) -> DecodeConfig:
         """Of a method with an edge."""
-        mode: Mode = method.removeprefix(f"{WAVE}-")  # type: ignore[assignment]
-        wavefront = self.wavefront_of(method)
-        return DecodeConfig(mode=mode, prefix_rate=self.prefix_rate, wavefront=wavefront)
+        mode: Mode = "optimistic"
+        if method != "late":
+            mode = method.removeprefix(f"{WAVE}-")  # type: ignore[assignment]
+        return DecodeConfig(
+            mode=mode,
+            prefix_rate=self.prefix_rate,
+            wavefront=self.wavefront_of(method),
+            max_gap=self.max_gap if method == "late" else math.inf,
+        )
 
     def wavefront_of(self, method: Method) -> int:
         return self.wavefront if method.startswith(WAVE) else 0

@@ -51,6 +51,9 @@ def latency(
     wavefront: Annotated[
         int, typer.Option(min=1, help="Of the modes with that name: tokens from row to row.")
     ] = DEFAULTS.wavefront,
+    max_gap: Annotated[
+        float, typer.Option(min=0, help="Of the mode `late`, in nats.")
+    ] = DEFAULTS.max_gap,
     share: Annotated[
         float | None,
         typer.Option(
@@ -96,6 +99,7 @@ def latency(
         share=RANDOM_SHARE if size and share is None and threshold is None else share,
         threshold=threshold,
         wavefront=wavefront,
+        max_gap=max_gap,
     )
     if gantt is not None:
         check_picture_path(gantt, field="gantt")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ciar.order import order_of
-from ciar_bench.latency import ALONE, WAVE, Cell, Method
+from ciar_bench.latency import WAVE, Cell, Method
 from ciar_bench.loop_model import LOOPS, Costs, Timeline, Token, base
 from ciar_edge.result import ImageResult, Origin
 
@@ -21,16 +21,16 @@ DoubtOf = Callable[[float], float]
 def model_images(cell: Cell, method: Method, doubt_of: DoubtOf) -> list[Timeline]:
     """Each image as the model has it, with its own tokens and the times of the whole cell.
 
-    Nothing of edges along a wavefront, which the model does not know.
+    Nothing of `late`, nor of edges along a wavefront: the model does not know them.
     """
     images = [one.images[method] for one in cell.rounds]
     costs = costs_of(cell, method)
-    if method.startswith(WAVE):
-        if method not in ALONE:
-            return []
+    if method == WAVE:
         num_tokens = len(images[0].tokens)
         order = order_of(math.isqrt(num_tokens), cell.wavefront)
         return [base(num_tokens, costs, wave=order.wave) for _ in images]
+    if method not in LOOPS:
+        return []
     first = cell.rounds[0].images.values()
     num_prefix = max((one.prefix_tokens for one in first if one.drafts), default=0)
     return [LOOPS[method](tokens_of(image, doubt_of), costs, num_prefix) for image in images]

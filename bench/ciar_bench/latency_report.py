@@ -18,7 +18,11 @@ from ciar_bench.slow_link import SlowLink
 from ciar_edge.result import Origin
 
 K = TypeVar("K")
-REFERENCES: tuple[Method, ...] = ("base", "blocking")
+EQUALS: tuple[tuple[Method, Method], ...] = (
+    ("blocking", "optimistic"),
+    ("wavefront-blocking", "wavefront-optimistic"),
+)
+REFERENCES: tuple[Method, ...] = ("base", "blocking", "optimistic")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +38,7 @@ class Spread:
 class CellReport:
     """cloud_step: C(k), seconds.  step_ratios: C(k) / C(1), by k.
     methods: the measures of each, by the names in `measures`.
-    equal_images: the share of images in which `optimistic` and `blocking` have the same tokens.
+    equal_images: the share of images in which optimistic and blocking have the same tokens.
     """
 
     link: SlowLink
@@ -52,7 +56,7 @@ def report_cell(cell: Cell, doubt_of: DoubtOf) -> CellReport:
     methods = [name for name in METHODS if name in rounds[0].images]
     steps = [one.cloud_step for one in rounds]
     over_one = [{k: one[k] / one[1] for k in one if k > 1} if 1 in one else {} for one in steps]
-    pairs = [[one.images.get(name) for name in ("blocking", "optimistic")] for one in rounds]
+    pairs = [[one.images.get(name) for name in pair] for pair in EQUALS for one in rounds]
     equal = [a.tokens == b.tokens for a, b in pairs if a and b]
     return CellReport(
         link=cell.link,
@@ -80,12 +84,13 @@ def measures_of(cell: Cell, method: Method, doubt_of: DoubtOf) -> list[dict[str,
 def measures(one: Round, method: Method) -> dict[str, float]:
     """Of an image; what there is nothing of is left out.
 
-    base_ratio, blocking_ratio: seconds of that method over those of this one.
+    base_ratio, blocking_ratio, optimistic_ratio: seconds of that method over those of this one.
     cloud_forwards, cloud_positions: a token of the image.
     uncertain: u, the share of tokens behind the prefix that nobody trusted the edge with.
     agreed: a, the share of those it had drafted that stood.
     edge_seconds: draft model, router and features, also for drafts in vain.
     edge_blocking_ratio: these over those of blocking.
+    late: kept tokens taken back, a token of the image.
     draft_seconds: e, them a draft.  draft_step_ratio: e / C(1).
     protocol_seconds: r, of a round trip without the cloud's queue and compute.
     """
@@ -111,6 +116,8 @@ def measures(one: Round, method: Method) -> dict[str, float]:
     behind = routed or [origin for origin in image.origins if origin is not Origin.PREFIX]
     num_agreed, num_corrected = (behind.count(o) for o in (Origin.AGREED, Origin.CORRECTED))
     found["uncertain"] = 1 - behind.count(Origin.KEPT) / len(behind)
+    if image.late:
+        found["late"] = image.late / num_tokens
     if num_agreed + num_corrected:
         found["agreed"] = num_agreed / (num_agreed + num_corrected)
     found["drafts"] = float(image.drafts)

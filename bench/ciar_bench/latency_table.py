@@ -27,12 +27,14 @@ ROWS: tuple[tuple[str, str, Callable[[Spread], str]], ...] = (  # of the names i
     ("model / measured", "model_ratio", ranged),
     ("base / this", "base_ratio", ranged),
     ("blocking / this", "blocking_ratio", ranged),
+    ("optimistic / this", "optimistic_ratio", ranged),
     ("forwards a token", "cloud_forwards", number(3)),
     ("positions a token", "cloud_positions", number(2)),
     ("round trips", "round_trips", number(0)),
     ("r", "protocol_seconds", MILLISECONDS),
     ("u", "uncertain", PERCENT),
     ("a", "agreed", PERCENT),
+    ("taken back", "late", PERCENT),
     ("drafts", "drafts", number(0)),
     ("edge", "edge_seconds", number(3, unit=" s")),
     ("edge / blocking's", "edge_blocking_ratio", ranged),
@@ -44,9 +46,9 @@ ROWS: tuple[tuple[str, str, Callable[[Spread], str]], ...] = (  # of the names i
 LEGEND = (
     "Forwards and positions are the cloud's. r: a round trip without the cloud's queue and "
     "compute. u: tokens behind the prefix that are uncertain; a: those of them, if the edge had "
-    "drafted them, that the cloud agrees with. Edge: draft model, router and features, in vain or "
-    "not; e: these a draft. C(k): a cloud forward over k new positions. The model: the same tokens "
-    "in a discrete-event model, from e, C(k) and r alone."
+    "drafted them, that the cloud agrees with; taken back: kept tokens. Edge: draft model, router "
+    "and features, in vain or not; e: these a draft. C(k): a cloud forward over k new positions. "
+    "The model: the same tokens in a discrete-event model, from e, C(k) and r alone."
 )
 
 
