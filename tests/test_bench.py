@@ -60,7 +60,8 @@ def plan(bundle: Path) -> LatencyPlan:
     """At a static threshold, so that optimistic and blocking draw the same tokens."""
     quantiles = load_draft_model(bundle / "edge").calibration["interval"]
     links = (SlowLink(), SlowLink(rtt=0.005))
-    return LatencyPlan(links=links, rounds=3, threshold=quantiles[50])
+    rules: dict[str, Any] = {"threshold": quantiles[50], "wavefront": 2, "max_gap": 1.0}
+    return LatencyPlan(links=links, methods=METHODS, rounds=3, **rules)
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +101,8 @@ def test_a_link_changes_no_token(measured: tuple[list[Cell], list[str]]) -> None
         assert tokens == {name: image.tokens for name, image in other.images.items()}
         assert tokens["exact"] == tokens["base"]
         assert tokens["optimistic"] == tokens["blocking"]
+        assert tokens["wavefront-optimistic"] == tokens["wavefront-blocking"]
+        assert tokens["wavefront"] != tokens["base"]
         assert one.images["base"].seconds > one.images["base"].cloud_compute_seconds
     assert len({one.images["base"].tokens for one in straight.rounds}) == 3  # seeds differ
 
@@ -112,10 +115,13 @@ def test_a_latency_report_is_consistent(reports: list[CellReport]) -> None:
         for found in report.methods.values():
             assert all(one.least <= one.median <= one.largest for one in found.values())
             assert found["seconds"].least > 0 and found["uplink_bytes"].least > 0
-        base, blocking, optimistic, exact = report.methods.values()
+        base, blocking, optimistic, late, exact, wavefront, *_ = report.methods.values()
+        assert wavefront["cloud_forwards"].median == (4 + 2 * 3) / T
+        assert wavefront.keys() >= {"model_ratio", "base_ratio"}
+        assert "optimistic_ratio" in late and "model_ratio" not in late
         assert base["cloud_forwards"].median == 1 and base["cloud_positions"].median > 1
         assert "base_ratio" not in base and "blocking_ratio" not in blocking
-        assert base.keys() < exact.keys() | {"blocking_ratio"}
+        assert base.keys() < exact.keys() | {"blocking_ratio", "optimistic_ratio"}
         assert exact["uncertain"].median == 1
         assert 0 < blocking["uncertain"].median == optimistic["uncertain"].median < 1
         assert blocking["agreed"].median == optimistic["agreed"].median

@@ -180,9 +180,13 @@ def session(wavefront: int) -> SessionState:
     return SessionState(request, condition(), num_tokens=T, vocab_size=V, feature_dim=4)
 
 
+@pytest.mark.parametrize("has_static_steps", [False, True])
 @pytest.mark.parametrize("wavefront", WAVEFRONTS)
-def test_an_image_is_that_of_passes_over_all_there_is(model: TargetModel, wavefront: int) -> None:
-    target, state = Target(model, num_slots=1), session(wavefront)
+def test_an_image_is_that_of_passes_over_all_there_is(
+    model: TargetModel, wavefront: int, has_static_steps: bool
+) -> None:
+    target = Target(model, num_slots=1, has_static_steps=has_static_steps)
+    state = session(wavefront)
     work, num_forwards = PrefixWork(state, T), 0
     while not work.is_done:
         work.receive(target.extend([work.feed(0)])[0])

@@ -34,12 +34,10 @@ class StaticSteps:
         self._steps: dict[tuple[int, int], StaticStep] = {}
 
     def fits(self, segments: Sequence[Segment]) -> bool:
-        """Whether a step is small enough, and plain: trees of drafts have masks of their own, and
-        prompts rows of one sequence alone.
-        """
+        """Whether a step is small enough, and plain: prompts may have rows of one branch alone."""
         longest = max(segment.count for segment in segments)
         is_small = len(segments) <= BATCHES[-1] and longest <= COUNTS[-1]
-        is_plain = all(s.sees is None and not s.is_first_only for s in segments)
+        is_plain = not any(s.is_first_only for s in segments)
         return is_small and is_plain
 
     def hidden(self, x: Tensor, rope: Tensor, segments: Sequence[Segment]) -> Tensor:
@@ -101,6 +99,9 @@ class StaticStep:
         column = (starts + torch.arange(count)).clamp(max=self._num_rows - 1)  # [B, k]
         every = torch.arange(self._num_rows)
         seen = every <= column[..., None]  # [B, k, E]
+        for own, s in zip(seen, segments, strict=False):
+            if s.sees is not None:
+                own[: s.count] = F.pad(s.sees, (0, self._num_rows - s.end))
         mask = seen[:, None].repeat(1, num_sequences, 1, 1)
         mask[:, 1:] &= ((every >= hidden) | (every == column[..., None]))[:, None]
         self._mask.copy_(mask[:, :, None])
