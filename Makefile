@@ -48,7 +48,7 @@ tables: $(call stamp,bench)  ## Every table of docs/tables.md into RUN/tables (h
 	@$(BIN)/ciar-train adopt --frozen --size "$(SIZE)" --run "$(RUN)" "$(MODEL)"
 	@$(BIN)/ciar-train scenes --size "$(SIZE)" --run "$(RUN)" $(SCENES)
 	@$(BIN)/ciar-train draft --kind eagle --size "$(SIZE)" --run "$(RUN)"
-	@set -e; for name in card main uncertainty discrete prefix threshold risk; do $(TABLE) $$name $(ARGS); done
+	@set -e; for name in card main uncertainty discrete prefix threshold wavefront risk; do $(TABLE) $$name $(ARGS); done
 	@test -f "$(RUN)/tables/routing.md" || $(BIN)/ciar-bench routing --model "$(RUN)/bundle" --size "$(SIZE)" --out "$(RUN)/tables/routing.md"
 	@test -f "$(RUN)/tables/head-scale.md" || $(BIN)/ciar-bench head-scale --out "$(RUN)/tables/head-scale.md"
 	@$(BIN)/ciar-train variant all --size "$(SIZE)" --run "$(RUN)"

@@ -12,6 +12,7 @@ PLACED = 0.3  # of the image in one piece by the cloud, wherever it is sure
 FIXED_SHARE = 0.30  # of calls on the calibration's pictures, at a fixed threshold
 PREFIX_RATES = (0.0, 0.03, 0.06, 0.12, 0.2, 0.3)
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+WAVEFRONTS = (3, 4, 5, 6, 8)  # tokens
 FLOOR = "base again"
 
 
@@ -97,8 +98,7 @@ def main_table(_: EdgeModel) -> Contents:
         Row("CIAR, width (ours)", "interval"),
         Row("CIAR, width, no features", 'interval:features="none"'),
         Row("CIAR, exact (ours)", "exact"),
-        Row("wavefront, 5 tokens from row to row", "wavefront"),
-        Row("CIAR, width, along it (ours)", "interval:wavefront=5"),
+        Row("wavefront, 5 behind", "wavefront:window=5"),
         Row("Jacobi, coupled", "jacobi"),
     )
     return Contents(
@@ -170,6 +170,18 @@ def threshold_table(_: EdgeModel) -> Contents:
     )
 
 
+def wavefront_table(_: EdgeModel) -> Contents:
+    """By how many tokens a row is behind the row above."""
+    rows = [Row(f"base, {c} behind", f"wavefront:window={c}") for c in WAVEFRONTS]
+    ours = [Row(f"CIAR, {c} behind", f"interval:wavefront={c}") for c in WAVEFRONTS]
+    raster = Row("CIAR, width (ours)", "interval")
+    return Contents(
+        title="Rows side by side, along a wavefront",
+        rows=(Row("Base AR", "base"), *rows, raster, *ours),
+        costs=(*SPEEDUPS, *COSTS),
+    )
+
+
 def losses_table(_: EdgeModel) -> Contents:
     """What each part of the loss is for, and of the score, and another layer."""
     trained = [
@@ -201,5 +213,6 @@ TABLES: Mapping[str, Callable[[EdgeModel], Contents]] = {
     "discrete": discrete_table,
     "prefix": prefix_table,
     "threshold": threshold_table,
+    "wavefront": wavefront_table,
     "losses": losses_table,
 }
