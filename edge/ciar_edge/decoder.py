@@ -101,8 +101,10 @@ class Decoder:
         return wave
 
     def _bonus(self, one: Routed) -> int | None:
-        is_welcome = self._link and one.is_uncertain
-        return self._link.take_bonus(one.draft.position) if self._link and is_welcome else None
+        """The cloud's token, if the last verdict brought it along and it would be asked for."""
+        if self._link is None or not one.is_uncertain:
+            return None
+        return self._link.take_bonus(one.draft.position)
 
     def _keep(self, one: Routed) -> None:
         if self._link:
@@ -129,7 +131,7 @@ class Decoder:
             if num_agreed < count:
                 assert answer.token is not None, "a difference names the cloud's token"
                 self._commit(asked[num_agreed], answer.token, Origin.CORRECTED)
-        del wave[: num_agreed + 1 if num_agreed < count else count]
+        del wave[: min(num_agreed + 1, count)]
 
     async def _ask(self, asked: Sequence[Routed], link: Link, *, wants_next: bool) -> Answer | None:
         """Ask the cloud; both sides prepare for drafts that stand, if that is likely."""
