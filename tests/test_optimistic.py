@@ -263,7 +263,7 @@ def test_what_is_doubted_is_asked_before_more_is_drafted() -> None:
     pace = Pace()
     pace.drafted(0.001)
     pace.answered(0.030, Verdict(epoch=0, position=0, num_agreed=1, token=None))
-    assert pace.may_draft(5, hope=0.5) and not pace.may_draft(5, hope=0.1)
+    assert pace.may_draft(5, hope=0.5) and not pace.may_draft(5, hope=0.05)
     assert pace.is_due(0, doubt=0.0), "the cloud is idle"
     assert not pace.is_due(1, doubt=0.9), "how busy it is nobody knows yet"
     pace.answered(0.030, Verdict(epoch=0, position=0, num_agreed=1, token=None, timings=STEP))

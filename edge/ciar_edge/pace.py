@@ -10,7 +10,7 @@ import math
 from ciar.types import Verdict
 
 MIN_WINDOW, MAX_WINDOW = 4, 96  # tokens drafted ahead
-HOPE = 0.2  # least probability that the next draft is of use, for it to be made
+HOPE = 0.1  # least probability that the next draft is of use, for it to be made
 CUT = 0.5  # probability of a difference among tokens not sent, at which they follow what is sent
 MEMORY = 0.8  # of measured times: how much is left after another one
 
