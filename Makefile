@@ -60,7 +60,7 @@ results:  ## Copy the tables and figures of RUN/tables that the documents show t
 	@mkdir -p $(RESULTS)/$(notdir $(MODEL))
 	@cp "$(RUN)"/tables/*.md "$(RUN)"/tables/*.csv $(RESULTS)/$(notdir $(MODEL))
 	@mv $(RESULTS)/$(notdir $(MODEL))/head-scale.md $(RESULTS)
-	@cd "$(RUN)"/tables && cp card-sheet-*.jpg card-map-*.jpg main*.png main-wall.jpg losses-wall.jpg risk.png $(CURDIR)/$(RESULTS)/$(notdir $(MODEL))
+	@cd "$(RUN)"/tables && cp card-sheet-*.jpg card-map-*.jpg main*.png main-wall.jpg risk.png $(CURDIR)/$(RESULTS)/$(notdir $(MODEL))
 	@ls -s $(RESULTS)/$(notdir $(MODEL))
 
 test: $(DEV)  ## Run the tests (ARGS: options of pytest)
