@@ -335,7 +335,7 @@ def test_a_full_disk(bundle: Path, tmp_path: Path) -> None:
         (["--exact", "--epsilon", "1"], 2, "epsilon: 1.0: leave it out: --exact"),
         (["--epsilon", "inf"], 2, "epsilon: inf: give a number of nats"),
         (["--wavefront", "-1"], 2, "wavefront: -1: give a count"),
-        (["--wavefront", "a few"], 2, "'a few': give a whole"),
+        (["--wavefront", "a few"], 2, "'a few': give a"),
         (["--wavefront", "17", "--offline"], 2, "wavefront: 17: give 1 to 15 tokens"),
         (["--wavefront", "4", "--features", "recompute"], 2, "features: 'recompute': give send"),
         (["--wavefront", "4", "--max-risk", "0.05"], 2, "wavefront: 4: give 0: certificates"),

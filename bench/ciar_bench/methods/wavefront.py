@@ -14,7 +14,7 @@ from ciar_bench.methods.settings import need_positive
 
 @dataclass(frozen=True, kw_only=True)
 class Wavefront:
-    """window: tokens that a row waits for the row above; a whole row makes it the base."""
+    """window: tokens that a row waits for the row above; a whole row or more: the base."""
 
     window: int = 5
     name = "wavefront"
@@ -23,4 +23,5 @@ class Wavefront:
         need_positive(window=self.window)
 
     def draw(self, bench: BenchModel, prompt: str, sampling: SamplingParams) -> DrawnImage:
-        return draw_whole(bench, prompt, sampling, wavefront=self.window)
+        window = min(self.window, bench.target.config.grid_size)
+        return draw_whole(bench, prompt, sampling, wavefront=window)
