@@ -176,6 +176,18 @@ def test_rows_side_by_side_are_the_clouds_own_picture(
     assert (found["tokens"], found["wavefront"]) == (alone["tokens"], alone["wavefront"])
 
 
+def test_an_optimistic_edge_looks_at_kept_tokens(bundle: Path, cloud: str, tmp_path: Path) -> None:
+    """By default and at 0, but not at infinity: then they are those of `blocking`."""
+    options: list[str | Path] = [PROMPT, "--seed", "4", "--model", bundle, "--cloud", cloud]
+    options += ["--router", "never", "--features", "none"]
+    found = {}
+    for gap in ("", "16", "0", "inf"):
+        given = ["--max-gap", gap] if gap else []
+        found[gap] = report(*options, "--optimistic", *given, folder=tmp_path)["tokens"]
+    assert found[""] == found["16"]
+    assert found["inf"] == report(*options, folder=tmp_path)["tokens"] != found["0"]
+
+
 def test_the_cloud_can_make_the_features(bundle: Path, cloud: str, tmp_path: Path) -> None:
     """One that listens, and the embedded one: the same picture from fewer bytes."""
     options: list[str | Path] = [PROMPT, "--seed", "4", "--model", bundle, "--budget", "0.3"]

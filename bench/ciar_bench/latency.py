@@ -26,6 +26,7 @@ from ciar.errors import CloudUnavailable
 from ciar.order import order_of
 from ciar.prefix import DEFAULT_PREFIX_RATE
 from ciar.router import Router, make_router
+from ciar.tolerance import DEFAULT_MAX_GAP
 from ciar.types import (
     ImageRequest,
     ModelInfo,
@@ -81,7 +82,7 @@ class LatencyPlan:
     threshold: float | None = None
     prefix_rate: float = DEFAULT_PREFIX_RATE
     wavefront: int = 5
-    max_gap: float = 16.0
+    max_gap: float = DEFAULT_MAX_GAP
 
     def config(self, method: Method) -> DecodeConfig:
         """Of a method with an edge."""

@@ -23,6 +23,7 @@ from ciar import __version__
 from ciar.errors import CiarError, InvalidInput, shorten
 from ciar.logs import set_up_logs
 from ciar.prefix import DEFAULT_PREFIX_RATE
+from ciar.tolerance import DEFAULT_MAX_GAP
 from ciar.tracing import set_up_tracing
 from ciar_edge.config import DecodeConfig, Mode
 from ciar_edge.embedded import EmbeddedCloud
@@ -181,7 +182,8 @@ def generate(
             env="MAX_GAP",
             **FLOAT,
             help="With --optimistic: take back kept tokens that fall short of the cloud's by more "
-            "nats than this. 0: all are the cloud's. Default: they stand.",
+            "nats than this. 0: all are the cloud's; inf: they stand. "
+            f"Default: {DEFAULT_MAX_GAP:g}.",
         ),
     ] = None,
     epsilon: Annotated[
@@ -368,7 +370,8 @@ def _draw_options(params: Mapping[str, Any], *, seed: int) -> "DrawOptions":
     mode: Mode = next((name for name in modes if params[name]), "blocking")
     same_name = ("prompt", "model", "cloud", "router", *THRESHOLDS)
     sampling = ("temperature", "top_k", "top_p", "cfg_scale", "cfg_interval")
-    tolerances = {name: params[name] for name in TOLERANCES if params[name] is not None}
+    tolerances = {"max_gap": DEFAULT_MAX_GAP} if mode == "optimistic" else {}
+    tolerances |= {name: params[name] for name in TOLERANCES if params[name] is not None}
     return DrawOptions(
         **{name: params[name] for name in same_name},
         seed=seed,

@@ -10,6 +10,10 @@ import math
 
 from ciar.errors import InvalidInput
 
+DEFAULT_MAX_GAP = (
+    16.0  # of optimistic edges: more than half of what is far off, for 4 % of the time
+)
+
 
 def check_tolerances(epsilon: float, max_gap: float) -> None:
     """Raise `InvalidInput` unless they are tolerances."""
