@@ -137,9 +137,9 @@ def base(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[i
 
 def drawn_alone(bundle: Path, folder: Path, *options: str) -> dict[str, Any]:
     """The report on a picture that the cloud draws alone."""
-    arguments = ("generate", PROMPT, "--model", bundle, "--seed", "11", "--json", *options)
+    given: list[str | Path] = ["--model", bundle, "--seed", "11", "--json", *options]
     done = subprocess.run(
-        command("ciar_cloud", *arguments),
+        command("ciar_cloud", "generate", PROMPT, *given),
         cwd=folder,
         env=ENVIRONMENT,
         capture_output=True,

@@ -110,12 +110,13 @@ def dense_hidden(
     content = [(c, c, wave_of(c, ahead)) for c in seen]  # stands at, holds the token of, its time
     if cell and cell - 1 not in seen:
         content.append((cell - 1, cell - SIDE + ahead - 1, wave - 1))
+    tokens = [V if token is None else token for token in grid]
     grids = torch.full((len(content), T), V)
     for index, (place, held, time) in enumerate(content):
         for c in range(place + 1):
             if c in seen and wave_of(c, ahead) <= time:
-                grids[index, c] = grid[c]
-        grids[index, place] = grid[held]
+                grids[index, c] = tokens[c]
+        grids[index, place] = tokens[held]
     places = torch.tensor([place for place, _, _ in content], dtype=torch.long)
     x, followers = model.scattered_inputs(grids, places)
     assert followers is None
@@ -127,8 +128,8 @@ def dense_hidden(
             mask[L + i, L + j] = sees
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        turned = (a.transpose(0, 1)[None] for a in (q, k, v))
-        y = F.scaled_dot_product_attention(*turned, attn_mask=mask)
+        q, k, v = (a.transpose(0, 1)[None] for a in (q, k, v))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return y[0].transpose(0, 1)
 
     rope = torch.cat([model.condition_rope(L), model.rope[places + 1]])

@@ -370,7 +370,7 @@ def _draw_options(params: Mapping[str, Any], *, seed: int) -> "DrawOptions":
     mode: Mode = next((name for name in modes if params[name]), "blocking")
     same_name = ("prompt", "model", "cloud", "router", *THRESHOLDS)
     sampling = ("temperature", "top_k", "top_p", "cfg_scale", "cfg_interval")
-    tolerances = {"max_gap": DEFAULT_MAX_GAP} if mode == "optimistic" else {}
+    tolerances: dict[str, Any] = {"max_gap": DEFAULT_MAX_GAP} if mode == "optimistic" else {}
     tolerances |= {name: params[name] for name in TOLERANCES if params[name] is not None}
     return DrawOptions(
         **{name: params[name] for name in same_name},
