@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import math
+
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -24,6 +26,7 @@ __all__ = ["pair"]  # the fixture
 COSTS = Costs(draft=1.0, step=10.0, row=0.5, trip=4.0)
 KEPT = Token(False, False, 0.0)
 AGREED = Token(True, False, 0.01)
+DOUBTED = Token(True, False, 0.6)
 DIFFERENT = Token(True, True, 0.99)
 
 
@@ -43,17 +46,35 @@ def test_blocking_waits_for_every_question() -> None:
 
 
 def test_optimistic_hides_what_stands() -> None:
-    image = optimistic([AGREED, *[KEPT] * 3], COSTS, num_prefix=0)
+    image = optimistic([DOUBTED, *[KEPT] * 3], COSTS, num_prefix=0)
     assert image.round_trips == 1 and image.drafts == 4
     assert image.seconds == 4 + 1 + max(3, 4 + COSTS.of_step(2))
 
 
 def test_optimistic_goes_back_to_a_difference() -> None:
-    tokens = [Token(True, True, 0.3), *[KEPT] * 3]
+    tokens = [Token(True, True, 0.6), *[KEPT] * 3]
     image = optimistic(tokens, COSTS, num_prefix=0)
     in_vain = [span for span in image.spans if span.lane == "edge, in vain"]
     assert len(in_vain) == 3 and image.drafts == 1 + 3 + 3
     assert image.seconds == 4 + 1 + 4 + COSTS.of_step(2) + 3
+
+
+def test_what_hardly_differs_is_asked_about_with_what_follows() -> None:
+    image = optimistic([AGREED, AGREED, KEPT], COSTS, num_prefix=0)
+    assert image.round_trips == 1 and image.positions == 3
+    assert image.seconds == 4 + 3 + 4 + COSTS.of_step(3)
+
+
+@pytest.mark.parametrize(("trip", "run_on"), [(4.0, 0), (10.0, 1), (35.0, 3)])
+def test_behind_a_difference_the_cloud_draws_while_nothing_else_comes(
+    trip: float, run_on: int
+) -> None:
+    """It knows how long that is from the first verdict on; kept tokens end it."""
+    costs = Costs(draft=1.0, step=10.0, row=0.0, trip=trip)
+    image = optimistic([DIFFERENT] * 6 + [KEPT] * 9, costs, num_prefix=0)
+    num_alone = 1 + run_on  # what each verdict but the first decides
+    assert image.round_trips == 1 + math.ceil(5 / num_alone)
+    assert image.forwards == 6 + (num_alone * (image.round_trips - 1) - 5)
 
 
 def test_nobody_drafts_behind_what_will_not_stand() -> None:

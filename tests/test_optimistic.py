@@ -13,7 +13,7 @@ from ciar.threshold import DynamicThreshold
 from ciar.types import ImageRequest, ModelInfo, Prefix, Timings, Verdict, VerifyBatch
 from ciar.verifier import Session, Verifier
 from ciar_edge.doubt import Doubt
-from ciar_edge.pace import MAX_WINDOW, MIN_WINDOW, Pace
+from ciar_edge.pace import MAX_RUN_ON, MAX_WINDOW, MIN_WINDOW, Pace
 from ciar_edge.result import ImageResult, Origin
 from tests.test_loop import Diary, Pair, Run, T, base, decode, pair, router_for
 
@@ -264,11 +264,33 @@ def test_what_is_doubted_is_asked_before_more_is_drafted() -> None:
     pace.drafted(0.001)
     pace.answered(0.030, Verdict(epoch=0, position=0, num_agreed=1, token=None))
     assert pace.may_draft(5, hope=0.5) and not pace.may_draft(5, hope=0.05)
-    assert pace.is_due(0, doubt=0.0), "the cloud is idle"
-    assert not pace.is_due(1, doubt=0.9), "how busy it is nobody knows yet"
+    assert pace.is_due(0, doubt=0.6, can_draft=True)
+    assert not pace.is_due(0, doubt=0.1, can_draft=True), "it goes with what follows"
+    assert pace.is_due(0, doubt=0.1, can_draft=False), "there is nothing else to do"
+    assert not pace.is_due(1, doubt=0.9, can_draft=True), "how busy it is nobody knows yet"
     pace.answered(0.030, Verdict(epoch=0, position=0, num_agreed=1, token=None, timings=STEP))
-    assert pace.is_due(1, doubt=0.9) and not pace.is_due(1, doubt=0.1)
-    assert not pace.is_due(pace.most_flights, doubt=0.9)
+    assert pace.is_due(1, doubt=0.9, can_draft=True)
+    assert not pace.is_due(1, doubt=0.1, can_draft=True)
+    assert not pace.is_due(pace.most_flights, doubt=0.9, can_draft=False)
+
+
+def test_the_cloud_draws_on_while_a_round_trip_lasts() -> None:
+    def verdict(num_forwards: int) -> Verdict:
+        timings = Timings(compute_seconds=0.010 * num_forwards, num_forwards=num_forwards)
+        return Verdict(epoch=0, position=0, num_agreed=0, token=1, timings=timings)
+
+    pace = Pace()
+    assert pace.run_on == 0, "nothing is known"
+    pace.answered(0.036, verdict(1))
+    assert pace.run_on == 2
+    pace.answered(0.056, verdict(3))
+    assert pace.run_on == 2, "what it drew on is not the trip's"
+    for _ in range(50):
+        pace.answered(0.015, verdict(1))
+    assert pace.run_on == 0
+    for _ in range(50):
+        pace.answered(1.0, verdict(1))
+    assert pace.run_on == MAX_RUN_ON
 
 
 STEP = Timings(compute_seconds=0.010)

@@ -47,9 +47,12 @@ def new_session(seed: int = 3, **options: Any) -> SessionState:
     return SessionState(request, condition, num_tokens=T, vocab_size=24, feature_dim=4)
 
 
-def run(target: Target, work: PrefixWork | VerifyWork, slot: int = 0) -> None:
+def run(target: Target, work: PrefixWork | VerifyWork, slot: int = 0) -> int:
+    """Returns the steps it took."""
+    num_forwards = 1
     while not work.receive(target.extend([work.feed(slot)])[0]):
-        pass
+        num_forwards += 1
+    return num_forwards
 
 
 def image(target: Target, seed: int = 3, **options: Any) -> list[int]:
@@ -65,7 +68,12 @@ def verify(target: Target, session: SessionState, batch: VerifyBatch, slot: int 
 
 
 def all_uncertain(
-    session: SessionState, tokens: list[int], position: int, *, wants_next: bool = True
+    session: SessionState,
+    tokens: list[int],
+    position: int,
+    *,
+    wants_next: bool = True,
+    run_on: int = 0,
 ) -> VerifyBatch:
     return VerifyBatch(
         position=position,
@@ -74,6 +82,7 @@ def all_uncertain(
         features=no_features(4),
         epoch=session.epoch,
         wants_next=wants_next,
+        run_on=run_on,
     )
 
 
@@ -83,25 +92,39 @@ def all_uncertain(
 def test_everything_verified_is_the_clouds_own_image(
     target: Target, num_prefix: int, seed: int, wavefront: int
 ) -> None:
-    """Wrong drafts of random lengths: the committed tokens are the base's."""
+    """Wrong drafts of random lengths, drawing on behind some: all tokens are the base's.
+
+    Another process takes the verdicts as they come, and knows the same.
+    """
     truth, rng = image(target, seed, wavefront=wavefront), random.Random(seed)
-    session = new_session(seed, wavefront=wavefront)
+    session, other = (new_session(seed, wavefront=wavefront) for _ in range(2))
+    num_drawn_on = 0
     if num_prefix:
         run(target, PrefixWork(session, num_prefix))
+        other.tokens = session.tokens[:]
     while not session.is_complete:
-        back = rng.choice([0, 0, 1]) * bool(session.tokens)  # sometimes ask again
+        back = min(rng.choice([0, 0, 1, 2]), len(session.tokens))  # sometimes ask again
         position = len(session.tokens) - back
         length = rng.randint(1, min(5, T - position))
         right = truth[position : position + length]
-        draft = [token if rng.random() < 0.7 else rng.randrange(24) for token in right]
-        batch = all_uncertain(session, draft, position, wants_next=rng.random() < 0.6)
-        verdict = verify(target, session, batch)
+        draft = [token if rng.random() < 0.6 else rng.randrange(24) for token in right]
+        wants, run_on = rng.random() < 0.6, rng.choice([0, 1, 2, 3])
+        batch = all_uncertain(session, draft, position, wants_next=wants, run_on=run_on)
+        work = VerifyWork(session, batch)
+        num_forwards = run(target, work)
+        verdict = work.verdict
         assert draft[: verdict.num_agreed] == truth[position : position + verdict.num_agreed]
         end = position + verdict.num_agreed
         is_last = end == (T if batch.wants_next else batch.end)
         assert verdict.token == (None if is_last else truth[end])
+        most = run_on if verdict.num_agreed < length else 0
+        assert list(verdict.run_on) == truth[end + 1 : end + 1 + most]
+        assert num_forwards == 1 + len(verdict.run_on)
+        num_drawn_on += len(verdict.run_on)
         verdict.check_answers(batch, num_tokens=T)
-    assert session.tokens == truth
+        other.take(batch, verdict)
+        assert (other.tokens, other.epoch) == (session.tokens, session.epoch)
+    assert session.tokens == truth and num_drawn_on > 0
 
 
 @pytest.mark.parametrize("num_kept", [0, 1, 3])

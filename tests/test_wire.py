@@ -68,6 +68,7 @@ def random_batch(seed: int) -> VerifyBatch:
         epoch=rng.randrange(9),
         wants_next=rng.random() < 0.5,
         num_decided=rng.randint(0, len(span.tokens)),
+        run_on=rng.randrange(3),
     )
 
 
@@ -234,6 +235,7 @@ def test_batch_round_trip(seed: int, dtype: PackedDtype) -> None:
         result = wire.verify_batch_from_proto(message, info=INFO)
         assert_same_span(result, rounded)
         assert (result.epoch, result.wants_next) == (batch.epoch, batch.wants_next)
+        assert (result.num_decided, result.run_on) == (batch.num_decided, batch.run_on)
 
 
 @pytest.mark.parametrize("dtype", COMPACT)
@@ -443,6 +445,17 @@ def test_a_verdict_must_answer_its_batch(
             verdict.check_answers(asked, num_tokens=INFO.num_tokens)
 
 
+@pytest.mark.parametrize(("num_agreed", "count"), [(1, 3), (3, 1)])
+def test_no_more_is_drawn_on_than_was_wanted(num_agreed: int, count: int) -> None:
+    """Behind a difference as many as asked for, else none."""
+    asked = replace(ANSWERED, run_on=2)
+    start: dict[str, Any] = {"epoch": 0, "position": asked.position, "token": 9}
+    verdict = Verdict(**start, num_agreed=num_agreed, run_on=(5,) * count)
+    with pytest.raises(InvalidInput, match=f"^run_on: {count}: give"):
+        verdict.check_answers(asked, num_tokens=INFO.num_tokens)
+    Verdict(**start, num_agreed=1, run_on=(5,)).check_answers(asked, num_tokens=INFO.num_tokens)
+
+
 def test_kept_tokens_may_differ_where_the_cloud_looks_at_them() -> None:
     asked = replace(ANSWERED, **ONE_KEPT)
     verdict = Verdict(epoch=0, position=asked.position, num_agreed=1, token=9, gaps=(0.5,))
@@ -521,6 +534,8 @@ NOT_A_NUMBER = pb.Tensor(
         ("token", read_verdict, {"token": 300}),
         ("token", read_verdict, {"num_agreed": 54}),
         ("compute_seconds", read_verdict, {"timings": pb.Timings(compute_seconds=math.nan)}),
+        ("run_on", read_verdict, {"run_on": [300]}),
+        ("run_on", read_verdict, {"num_agreed": 52, "run_on": [3, 4]}),
         ("gaps", read_verdict, {"gaps": [0.0, math.nan]}),
         ("gaps", read_verdict, {"gaps": [-0.5, 1.0]}),
         ("finish", read_finish, {"num_kept": 41}),

@@ -144,12 +144,13 @@ def blocking(tokens: Sequence[Token], costs: Costs, *, num_prefix: int) -> Timel
 
 @dataclass(slots=True)
 class _Flight:
-    """stop: position of the first difference in it, or its end."""
+    """stop: position of the first difference in it, or its end.  run_on: tokens drawn behind it."""
 
     end: int
     stop: int
+    run_on: int
     sent: float
-    seconds: float  # of its step
+    seconds: float  # of its steps
     arrives: float
 
 
@@ -160,7 +161,7 @@ def optimistic(tokens: Sequence[Token], costs: Costs, *, num_prefix: int) -> Tim
     num_decided = num_drafted = num_sent = 0
     flights: deque[_Flight] = deque()
     drafting: list[Span] = []  # of tokens that are not decided yet
-    known: int | None = None  # position whose token the last verdict brought along
+    known = range(0)  # positions whose tokens the last verdict brought along
 
     def asks(position: int) -> bool:
         return position < num_prefix or tokens[position].is_uncertain
@@ -190,29 +191,29 @@ def optimistic(tokens: Sequence[Token], costs: Costs, *, num_prefix: int) -> Tim
         drafting.clear()
         flights.clear()
         num_drafted = num_sent = num_decided
-        known = None
 
     while num_decided < len(tokens):
         while flights and flights[0].arrives <= now:
             flight = flights.popleft()
-            timings = Timings(compute_seconds=flight.seconds)
+            timings = Timings(compute_seconds=flight.seconds, num_forwards=1 + flight.run_on)
             verdict = Verdict(epoch=0, position=0, num_agreed=0, token=None, timings=timings)
             pace.answered(costs.trip + flight.seconds, verdict)
             image.round_trips += 1
             if flight.stop < flight.end:
                 correct(flight.stop)
+                known = range(num_decided, num_decided + flight.run_on)
             else:
                 decide(flight.end)
-                known = flight.end
-        if known is not None and num_sent > known:
-            known = None
-        elif known is not None and num_drafted > known:  # what is known needs no asking
-            if differs(known):
-                correct(known)
-            elif asks(known):
-                num_sent = known + 1
-                decide(known + 1)
-            known = None
+                known = range(flight.end, flight.end + 1)
+        if known and num_drafted > known[0]:  # what is known needs no asking
+            position, known = known[0], known[1:]
+            if num_sent > position or not asks(position):
+                known = range(0)
+            elif differs(position):
+                correct(position)
+            else:
+                num_sent = position + 1
+                decide(num_sent)
         if not flights:
             while num_decided < num_drafted and not asks(num_decided):
                 decide(num_decided + 1)
@@ -223,16 +224,21 @@ def optimistic(tokens: Sequence[Token], costs: Costs, *, num_prefix: int) -> Tim
         may_draft = num_drafted < len(tokens) and pace.may_draft(
             num_drafted - first, hope=1 - doubt(num_decided)
         )
-        if open_questions and pace.is_due(len(flights), doubt=doubt(num_sent)):
+        if open_questions and pace.is_due(
+            len(flights), doubt=doubt(num_sent), can_draft=may_draft
+        ):
             end = open_questions[-1] + 1
             start = max(now + costs.trip / 2, cloud_free)
             is_void = any(flight.stop < flight.end for flight in flights)
             stop = next((p for p in range(num_sent, end) if differs(p)), end)
             arrives, seconds = float("inf"), 0.0
-            if not is_void:  # behind a difference nothing is computed
+            run_on = min(pace.run_on, len(tokens) - stop - 1) if stop < end else 0
+            if not is_void:  # behind a difference nothing is computed but what is drawn on
                 cloud_free = image.step(start, end - num_sent + 1, costs)
+                for _ in range(run_on):
+                    cloud_free = image.step(cloud_free, 1, costs)
                 arrives, seconds = cloud_free + costs.trip / 2, cloud_free - start
-            flights.append(_Flight(end, stop, now, seconds, arrives))
+            flights.append(_Flight(end, stop, run_on, now, seconds, arrives))
             num_sent = end
         elif may_draft:
             drafting.append(Span("edge", now, now + costs.draft))

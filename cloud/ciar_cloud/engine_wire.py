@@ -106,6 +106,7 @@ def verify_frame(head: Head, batch: VerifyBatch) -> bytes:
         "epoch": batch.epoch,
         "wants_next": batch.wants_next,
         "num_decided": batch.num_decided,
+        "run_on": batch.run_on,
     }
     features = [batch.features.float()] if len(batch.features) else []
     return encode_frame({"do": "verify", "batch": content, **head}, features)
@@ -140,8 +141,8 @@ def outcome_from_json(value: Head | None) -> Outcome:
     if "timings" in value:
         return Timings(**value["timings"])
     verdict = value["verdict"]
-    parts = {"timings": Timings(**verdict["timings"]), "gaps": tuple(verdict["gaps"])}
-    return Verdict(**verdict | parts)
+    parts = {name: tuple(verdict[name]) for name in ("gaps", "run_on")}
+    return Verdict(**verdict | parts | {"timings": Timings(**verdict["timings"])})
 
 
 def error_to_json(error: CiarError) -> Head:

@@ -65,10 +65,13 @@ class Job:
     def num_rows(self) -> int:
         """Rows its next feed adds to the cache, about."""
         state, batch = self.seat.state, self.batch
-        end = len(state.tokens) if batch is None else batch.end
+        is_drawing = batch is None or (isinstance(self.work, VerifyWork) and self.work.draws_on)
+        if batch is None or is_drawing:
+            start, end = state.num_cached, len(state.tokens)
+        else:
+            start, end = min(state.num_cached, batch.position), batch.end
         if state.num_cached == NOT_PREFILLED:
             return len(state.condition) + end
-        start = state.num_cached if batch is None else min(state.num_cached, batch.position)
         return max(1, end - start)
 
     @property

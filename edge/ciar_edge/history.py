@@ -44,7 +44,7 @@ class History:
         return len(self._known())
 
     def take(self, batch: VerifyBatch, verdict: Verdict) -> None:
-        """The batch was answered: what stands of it is known, and the cloud's token behind it."""
+        """The batch was answered: what stands of it is known, and the cloud's tokens behind it."""
         self._noted.append((batch, verdict))
 
     def _known(self) -> list[_Known]:
@@ -74,6 +74,7 @@ class History:
             tokens.append(_Known(token=verdict.token, origin=origin))
             if is_correction:  # what was decided behind it is void
                 self._fallbacks = {p for p in self._fallbacks if p < len(tokens) - 1}
+        tokens += [_Known(token=token, origin=Origin.DRAWN) for token in verdict.run_on]
 
     def miss(self, batch: VerifyBatch) -> None:
         """The batch was not answered in time: the edge decides its uncertain tokens alone."""

@@ -66,7 +66,7 @@ class Link:
     """One image's conversation with the cloud.
 
     sends_features: whether batches bring the features of kept tokens along.
-    brings_next: whether verdicts may bring the cloud's token behind their batch along.
+    brings_next: whether verdicts may bring tokens of the cloud along that nobody asked about.
     """
 
     def __init__(
@@ -184,6 +184,7 @@ class Link:
         position: int | None = None,
         wants_next: bool = False,
         num_decided: int = 0,
+        run_on: int = 0,
     ) -> VerifyBatch:
         """Consecutive drafts, some of them uncertain, as they are sent.
 
@@ -202,6 +203,7 @@ class Link:
             epoch=self.epoch,
             wants_next=wants_next and self._brings_next,
             num_decided=num_decided,
+            run_on=run_on if self._brings_next else 0,
         )
 
     def lose(self, error: Exception) -> None:

@@ -33,6 +33,8 @@ from ciar_edge.link import LOST, Link
 from ciar_edge.pace import Pace
 from ciar_edge.result import Observer, Origin
 
+NOTHING: tuple[int, tuple[int, ...]] = (0, ())
+
 
 @dataclass(eq=False, slots=True)
 class Step:
@@ -94,14 +96,15 @@ class OptimisticDecoder(Decoder):
         self._pending: deque[Step] = deque()
         self._unsent: list[Step] = []
         self._flights: deque[Flight] = deque()
-        self._next: tuple[int, int] | None = None  # a position, and the cloud's token there
+        self._next: tuple[int, tuple[int, ...]] = NOTHING  # a position, the cloud's tokens from it
 
     async def decode(self) -> None:
         try:
             while not self._is_whole():
-                if self._is_due:
+                can_draft = self._may_draft
+                if self._is_due(can_draft=can_draft):
                     self._send()
-                elif self._may_draft:
+                elif can_draft:
                     self._draft_next()
                 else:
                     await self._wait(self._flights[0])
@@ -174,9 +177,9 @@ class OptimisticDecoder(Decoder):
 
     # ------------------------------------------------------------------------------ to the cloud
 
-    @property
-    def _is_due(self) -> bool:
-        is_due = self._pace.is_due(len(self._flights), doubt=doubt_of(self._unsent))
+    def _is_due(self, *, can_draft: bool) -> bool:
+        num_flights, doubt = len(self._flights), doubt_of(self._unsent)
+        is_due = self._pace.is_due(num_flights, doubt=doubt, can_draft=can_draft)
         return is_due and self._num_asking > 0
 
     @property
@@ -201,6 +204,7 @@ class OptimisticDecoder(Decoder):
             position=steps[0].draft.position,
             wants_next=True,
             num_decided=num_decided,
+            run_on=self._pace.run_on,
         )
         task = asyncio.create_task(self._link.verify(batch))
         self._flights.append(Flight(batch, steps, task, time.perf_counter()))
@@ -232,24 +236,28 @@ class OptimisticDecoder(Decoder):
         if verdict.num_agreed < len(flight.steps):
             assert verdict.token is not None, "a difference names the cloud's token"
             self._correct(verdict.token)
+            self._next = end + 1, verdict.run_on
         elif verdict.token is not None:
-            self._next = end, verdict.token
+            self._next = end, (verdict.token,)
             self._take_next()
         self._decide_sure_ones()
 
     def _take_next(self) -> None:
-        """A verdict brought the cloud's token behind its batch along: it needs no asking for."""
-        if self._next is None or not self._unsent:
+        """A verdict brought tokens of the cloud along: where they follow one another, what is
+        uncertain needs no asking for.
+        """
+        (position, tokens), step = self._next, next(iter(self._unsent), None)
+        if not tokens or step is None:
             return
-        (position, token), step = self._next, self._unsent[0]
-        self._next = None
+        self._next = NOTHING
         if step.draft.position != position or not step.is_uncertain:
             return
-        if step.draft.token == token:
+        if step.draft.token == tokens[0]:
             del self._unsent[0]
             self._confirm()
         else:
-            self._correct(token)
+            self._correct(tokens[0])
+        self._next = position + 1, tokens[1:]
 
     def _confirm(self) -> None:
         """The first pending token stands."""
@@ -297,7 +305,7 @@ class OptimisticDecoder(Decoder):
             flight.task.cancel()
             flight.task.add_done_callback(ignore)
         self._flights.clear()
-        self._next = None
+        self._next = NOTHING
 
 
 def decide_here(step: Step) -> None:

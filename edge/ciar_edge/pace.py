@@ -11,7 +11,8 @@ from ciar.types import Verdict
 
 MIN_WINDOW, MAX_WINDOW = 4, 96  # tokens drafted ahead
 HOPE = 0.1  # least probability that the next draft is of use, for it to be made
-CUT = 0.5  # probability of a difference among tokens not sent, at which they follow what is sent
+CUT = 0.5  # probability of a difference among tokens not sent, at which they are
+MAX_RUN_ON = 4  # tokens that the cloud draws on behind a difference
 MEMORY = 0.8  # of measured times: how much is left after another one
 
 
@@ -42,20 +43,32 @@ class Pace:
         """hope: the probability that all tokens drafted ahead stand."""
         return num_ahead < self.window and hope >= HOPE
 
-    def is_due(self, num_flights: int, *, doubt: float) -> bool:
-        """Whether to ask now: an idle cloud is always asked.
+    @property
+    def run_on(self) -> int:
+        """Tokens the cloud had better draw on behind a difference: what a round trip has time for.
+
+        Where the edge was wrong it often is again at once.
+        """
+        return min(int((self._trip - self._step) / self._step), MAX_RUN_ON) if self._step else 0
+
+    def is_due(self, num_flights: int, *, doubt: float, can_draft: bool) -> bool:
+        """Whether to ask now: if a difference is likely, or there is nothing else to do.
+
+        A batch that is sent makes the next one wait in the cloud.
 
         doubt: the probability that the cloud differs in a token that is not sent yet.
         """
-        return not num_flights or (num_flights < self.most_flights and doubt >= CUT)
+        return num_flights < self.most_flights and (doubt >= CUT or not can_draft)
 
     def drafted(self, seconds: float) -> None:
         self._draft = follow(self._draft, seconds)
 
     def answered(self, seconds: float, verdict: Verdict) -> None:
         timings = verdict.timings
-        self._trip = follow(self._trip, seconds - timings.queue_seconds)  # not behind other batches
-        self._step = follow(self._step, timings.compute_seconds)
+        step = timings.compute_seconds / max(1, timings.num_forwards)
+        others = timings.queue_seconds + timings.compute_seconds - step  # batches, drawing on
+        self._trip = follow(self._trip, seconds - others)
+        self._step = follow(self._step, step)
 
 
 def follow(value: float, new: float) -> float:

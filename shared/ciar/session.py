@@ -2,7 +2,7 @@
 
 Pure bookkeeping around `Target.extend`, shared by the cloud's engine and by `LocalVerifier`. A work
 hands out feeds and takes the logits that come back, until it has its result; it may take several
-steps (a prefix) or one (a verify).
+steps (a prefix) or one (a verify, unless it draws on behind a difference).
 
     known tokens    x_0 .. x_{n-1}; the last one is never cached
     cached tokens   the first `num_cached` of them, -1 while not even the condition is prefilled
@@ -176,14 +176,18 @@ class SessionState:
         """
         if self.answer_to(batch) is not None:
             return
-        count = verdict.num_agreed
-        is_different = count < len(batch.tokens)
-        self.epoch = max(self.epoch, batch.epoch + is_different)
+        self.epoch = max(self.epoch, batch.epoch)
         self.roll_back(batch.position)
-        self.accept(batch, count, *(() if verdict.token is None else (verdict.token,)))
-        if not is_different:
-            key = (batch.epoch, batch.position)
-            self.answers[key] = (digest(batch), count, verdict.token)
+        self.accept(batch, verdict.num_agreed, *verdict.drawn)
+        self.settle(batch, verdict)
+
+    def settle(self, batch: VerifyBatch, verdict: Verdict) -> None:
+        """A batch has its verdict, and what that one says is known."""
+        if verdict.num_agreed < len(batch.tokens):
+            self.epoch = max(self.epoch, batch.epoch + 1)
+        else:
+            answer = digest(batch), verdict.num_agreed, verdict.token
+            self.answers[batch.epoch, batch.position] = answer
 
     def feed(
         self,
@@ -315,7 +319,7 @@ Answer = tuple[int, int, int | None]
 
 def digest(batch: VerifyBatch) -> int:
     """Tells batches of the same epoch and position apart."""
-    content = (batch.tokens, batch.uncertain, batch.wants_next, batch.num_decided)
+    content = (batch.tokens, batch.uncertain, batch.wants_next, batch.num_decided, batch.run_on)
     return zlib.crc32(batch.features.numpy().tobytes(), zlib.crc32(repr(content).encode()))
 
 
@@ -360,8 +364,8 @@ class PrefixWork:
 
 
 class VerifyWork:
-    """Extend by a batch and compare its uncertain tokens with the cloud's own draws: in one step,
-    unless feeds are divided.
+    """Extend by a batch and compare its uncertain tokens with the cloud's own draws, in one step
+    unless feeds are divided. Behind a difference draw on, a token a step, if that is wanted.
 
     Construct it when its step begins, after the session's earlier works: it rolls the session back
     to the batch.
@@ -373,20 +377,45 @@ class VerifyWork:
         session.check_batch(batch)
         self.session = session
         self.batch = batch
+        self._end: int | None = None  # of what is to be drawn, once the batch is compared
         session.epoch = max(session.epoch, batch.epoch)
         session.roll_back(batch.position)
 
+    @property
+    def draws_on(self) -> bool:
+        """Whether its batch is compared; what is left to do is to draw behind a difference."""
+        return self._end is not None
+
     def feed(self, slot: int, *, max_rows: int | None = None) -> Feed:
-        batch, total = self.batch, self.session.num_tokens
-        wanted = range(self._first_needed, min(batch.end + batch.wants_next, total))
-        return self.session.feed(slot, wanted=wanted, drafted=batch, max_rows=max_rows)
+        session, batch = self.session, self.batch
+        if self.draws_on:
+            known = len(session.tokens)
+            return session.feed(slot, wanted=range(known, known + 1), max_rows=max_rows)
+        end = min(batch.end + batch.wants_next, session.num_tokens)
+        wanted = range(self._first_needed, end)
+        return session.feed(slot, wanted=wanted, drafted=batch, max_rows=max_rows)
 
     def receive(self, logits: Tensor) -> bool:
         """Take the logits of the last feed; true when the work is done."""
-        session, batch = self.session, self.batch
+        session = self.session
         if session.take_part():
             return False
-        first = self._first_needed
+        if self._end is None:
+            self.verdict = self._judge(logits)
+            is_different = self.verdict.num_agreed < len(self.batch.tokens)
+            self._end = len(session.tokens) + (self.batch.run_on if is_different else 0)
+        else:
+            token = session.draw(logits[0], len(session.tokens))
+            session.accept(None, 0, token)
+            self.verdict = replace(self.verdict, run_on=(*self.verdict.run_on, token))
+        if len(session.tokens) < min(self._end, session.num_tokens):
+            return False
+        session.settle(self.batch, self.verdict)
+        return True
+
+    def _judge(self, logits: Tensor) -> Verdict:
+        """From the logits of all tokens to compare, and of the one behind them if it is wanted."""
+        session, batch, first = self.session, self.batch, self._first_needed
         count, token, gaps = len(batch.tokens), None, []
         for index, drafted in enumerate(batch.tokens):
             tolerance = self._tolerance(index)
@@ -399,15 +428,14 @@ class VerifyWork:
             gaps.append(gap)
         if token is None and batch.wants_next and batch.end < session.num_tokens:
             token = session.draw(logits[batch.end - first], batch.end)
-        self.verdict = Verdict(
+        session.accept(batch, count, *(() if token is None else (token,)))
+        return Verdict(
             epoch=batch.epoch,
             position=batch.position,
             num_agreed=count,
             token=token,
             gaps=tuple(gaps) if session.request.looks_at_kept else (),
         )
-        session.take(batch, self.verdict)
-        return True
 
     def _tolerance(self, index: int) -> float:
         """How far a token may fall short."""

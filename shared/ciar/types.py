@@ -189,11 +189,13 @@ class VerifyBatch(TokenSpan):
         even where kept tokens are looked at.
     wants_next: if the whole batch stands, also the cloud's token behind it. That one takes another
         row of the forward pass: the last token of the batch.
+    run_on: so many tokens are wanted behind a difference, each of which takes a forward pass.
     """
 
     epoch: int = 0
     wants_next: bool = True
     num_decided: int = 0
+    run_on: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +208,7 @@ class Verdict:
         position; None after the last position of the image, and where none was wanted.
     gaps: how far the perturbed score of each token that stands falls short of the best one, in
         nats, if kept tokens are looked at; empty when they are not, or the batch came twice.
+    run_on: the cloud's tokens behind `token`, where that one is at a difference.
     """
 
     epoch: int
@@ -214,6 +217,12 @@ class Verdict:
     token: int | None
     timings: Timings = field(default_factory=Timings)
     gaps: tuple[float, ...] = ()
+    run_on: tuple[int, ...] = ()
+
+    @property
+    def drawn(self) -> tuple[int, ...]:
+        """All of the cloud's own tokens that it brings, from `position + num_agreed` on."""
+        return () if self.token is None else (self.token, *self.run_on)
 
     def check_answers(
         self, batch: VerifyBatch, *, num_tokens: int, looks_at_kept: bool = False
@@ -228,6 +237,9 @@ class Verdict:
         is_needed = self.num_agreed < size or (batch.wants_next and batch.end < num_tokens)
         if self.token is None and is_needed:
             raise InvalidInput("token", None, "give the cloud's own")
+        most = batch.run_on if self.num_agreed < size else 0
+        if len(self.run_on) > most:
+            raise InvalidInput("run_on", len(self.run_on), f"give {most} at most")
         if self.gaps and len(self.gaps) != self.num_agreed:
             raise InvalidInput("gaps", len(self.gaps), f"give {self.num_agreed}, one a token")
 

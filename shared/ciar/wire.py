@@ -251,6 +251,7 @@ def verify_batch_to_proto(batch: VerifyBatch, *, dtype: PackedDtype) -> pb.Batch
         span=span,
         skips_next=not batch.wants_next,
         num_decided=batch.num_decided,
+        run_on=batch.run_on,
     )
 
 
@@ -262,6 +263,7 @@ def verify_batch_from_proto(
     if not span.tokens:
         raise InvalidInput("tokens", (), "give at least one token")
     _check_count("num_decided", message.num_decided, len(span.tokens))
+    _check_count("run_on", message.run_on, info.num_tokens)
     return VerifyBatch(
         position=span.position,
         tokens=span.tokens,
@@ -270,6 +272,7 @@ def verify_batch_from_proto(
         epoch=message.epoch,
         wants_next=not message.skips_next,
         num_decided=message.num_decided,
+        run_on=message.run_on,
     )
 
 
@@ -300,6 +303,7 @@ def verdict_to_proto(verdict: Verdict) -> pb.Verdict:
         token=verdict.token,
         timings=timings_to_proto(verdict.timings),
         gaps=verdict.gaps,
+        run_on=verdict.run_on,
     )
 
 
@@ -318,7 +322,20 @@ def verdict_from_proto(message: pb.Verdict, *, info: ModelInfo) -> Verdict:
         token=token,
         timings=timings_from_proto(message.timings),
         gaps=_gaps(message.gaps),
+        run_on=_run_on(message, info),
     )
+
+
+def _run_on(message: pb.Verdict, info: ModelInfo) -> tuple[int, ...]:
+    tokens = tuple(message.run_on)
+    if tokens and not message.HasField("token"):
+        raise InvalidInput("run_on", tokens, "it follows a token: give that one, too")
+    if tokens:
+        end = message.position + message.num_agreed + 1 + len(tokens)
+        _check_count("run_on", end, info.num_tokens)
+    for token in tokens:
+        _check_token("run_on", token, info)
+    return tokens
 
 
 def _gaps(values: Sequence[float]) -> tuple[float, ...]:

@@ -630,6 +630,7 @@ class Batch(_message.Message):
     SPAN_FIELD_NUMBER: _builtins.int
     SKIPS_NEXT_FIELD_NUMBER: _builtins.int
     NUM_DECIDED_FIELD_NUMBER: _builtins.int
+    RUN_ON_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """Grows each time the edge rolls back (count)."""
     skips_next: _builtins.bool
@@ -639,6 +640,10 @@ class Batch(_message.Message):
     num_decided: _builtins.int
     """Leading tokens of the batch that the edge has decided for want of a verdict (count): they stand,
     whatever max_gap says.
+    """
+    run_on: _builtins.int
+    """Tokens to draw on behind a difference, if there is one, before it is answered (count, 0..T): the
+    edge expects to differ again there. Each takes a forward pass.
     """
     @_builtins.property
     def span(self) -> Global___TokenSpan:
@@ -651,10 +656,11 @@ class Batch(_message.Message):
         span: Global___TokenSpan | None = ...,
         skips_next: _builtins.bool = ...,
         num_decided: _builtins.int = ...,
+        run_on: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["span", b"span"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "num_decided", b"num_decided", "skips_next", b"skips_next", "span", b"span"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "num_decided", b"num_decided", "run_on", b"run_on", "skips_next", b"skips_next", "span", b"span"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -670,6 +676,7 @@ class Verdict(_message.Message):
     TOKEN_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
     GAPS_FIELD_NUMBER: _builtins.int
+    RUN_ON_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """Epoch of the batch answered (count)."""
     position: _builtins.int
@@ -692,6 +699,13 @@ class Verdict(_message.Message):
         one (nats, at least 0; 0: the cloud draws it, too). Left out for a batch that came twice.
         """
 
+    @_builtins.property
+    def run_on(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The cloud's tokens behind `token` where that one is at a difference (token ids, 0..vocab_size-1):
+        as many as the batch's run_on, fewer at the end of the image. They are known to the cloud as
+        `token` is, each drawn on the ones before it.
+        """
+
     def __init__(
         self,
         *,
@@ -701,10 +715,11 @@ class Verdict(_message.Message):
         token: _builtins.int | None = ...,
         timings: Global___Timings | None = ...,
         gaps: _abc.Iterable[_builtins.float] | None = ...,
+        run_on: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_token", b"_token", "timings", b"timings", "token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_token", b"_token", "epoch", b"epoch", "gaps", b"gaps", "num_agreed", b"num_agreed", "position", b"position", "timings", b"timings", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_token", b"_token", "epoch", b"epoch", "gaps", b"gaps", "num_agreed", b"num_agreed", "position", b"position", "run_on", b"run_on", "timings", b"timings", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__token: _TypeAlias = _typing.Literal["token"]  # noqa: Y015
     _WhichOneofArgType__token: _TypeAlias = _typing.Literal["_token", b"_token"]  # noqa: Y015
