@@ -118,9 +118,12 @@ class Link:
         proto = wire.verify_batch_to_proto(batch, dtype="fp16")
         await self.send(pb.VerifyBatchRequest(batch=proto))
 
+    async def verdict(self) -> Verdict:
+        return wire.verdict_from_proto((await self.receive()).verdict, info=self.info)
+
     async def verify(self, batch: VerifyBatch) -> Verdict:
         await self.send_batch(batch)
-        return wire.verdict_from_proto((await self.receive()).verdict, info=self.info)
+        return await self.verdict()
 
     async def finish(self) -> None:
         counts = wire.ImageCounts(
@@ -174,14 +177,19 @@ def uncertain(position: int, tokens: list[int], epoch: int = 0) -> VerifyBatch:
 
 
 class Sketch:
-    """An edge without a model: drafts random tokens, keeps some, remembers what is known."""
+    """An edge without a model: drafts random tokens, keeps some, remembers what is known.
 
-    def __init__(self, seed: int, tokens: tuple[int, ...] = (), *, keep: float = 0.0) -> None:
+    run_on: tokens wanted behind a difference.
+    """
+
+    def __init__(
+        self, seed: int, tokens: tuple[int, ...] = (), *, keep: float = 0.0, run_on: int = 0
+    ) -> None:
         self.tokens = list(tokens)
         self.uncertain = [True] * len(tokens)
         self.rows: list[torch.Tensor] = []
         self.epoch = 0
-        self._keep = keep
+        self._keep, self._run_on = keep, run_on
         self._seed = seed
 
     def batch(self) -> VerifyBatch:
@@ -198,6 +206,7 @@ class Sketch:
             uncertain=flags,
             features=round_features(rows, dtype="fp16"),
             epoch=self.epoch,
+            run_on=self._run_on,
         )
 
     def take(self, batch: VerifyBatch, verdict: Verdict) -> None:
@@ -205,9 +214,8 @@ class Sketch:
         self.tokens += batch.tokens[:count]
         self.uncertain += batch.uncertain[:count]
         self.rows += batch.features[: batch.uncertain[:count].count(False)]
-        if verdict.token is not None:
-            self.tokens.append(verdict.token)
-            self.uncertain.append(True)
+        self.tokens += verdict.drawn
+        self.uncertain += [True] * len(verdict.drawn)
         self.epoch += count < len(batch.tokens)
 
     async def go_on(self, link: Link, until: int = T) -> list[int]:
@@ -226,10 +234,10 @@ class Sketch:
         return Resume(request=image, history=history, epoch=self.epoch)
 
 
-async def draw(client: Client, seed: int, *, keep: float = 0.0) -> list[int]:
+async def draw(client: Client, seed: int, *, keep: float = 0.0, run_on: int = 0) -> list[int]:
     prefix = await client.inject(request(seed, num_prefix=2))
     link = await client.attach(prefix)
-    tokens = await Sketch(seed, prefix.tokens, keep=keep).go_on(link)
+    tokens = await Sketch(seed, prefix.tokens, keep=keep, run_on=run_on).go_on(link)
     await link.finish()
     return tokens
 

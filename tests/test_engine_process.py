@@ -6,6 +6,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -102,17 +103,49 @@ def test_several_engines_draw_what_one_thread_draws(
 
     async def scenario() -> None:
         async with cloud(model) as client:
-            alone = [await draw(client, seed, keep=0.5) for seed in range(8)]
+            alone = [await draw(client, seed, keep=0.5, run_on=seed % 3) for seed in range(8)]
         async with engine_processes(
             front, device="cpu,cpu", slots=2, min_idle_seconds=0.0
         ) as client:
             assert client.server.engine.num_slots == 4
             assert await draw(client, 3) == truth(3)
-            together = await asyncio.gather(*(draw(client, seed, keep=0.5) for seed in range(8)))
+            images = (draw(client, seed, keep=0.5, run_on=seed % 3) for seed in range(8))
+            together = await asyncio.gather(*images)
             assert together == alone
             assert await client.is_free()
             await until(lambda: metric(client, "ciar_cloud_evictions_total") != 0)
             await until(lambda: (metric(client, "ciar_cloud_forwards_total") or 0) > T)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("single_process", [True, False])
+def test_behind_a_difference_the_cloud_draws_on(
+    front: FrontModel,
+    model: Any,
+    truth: Callable[[int], list[int]],
+    run: Any,
+    single_process: bool,
+) -> None:
+    """In steps of their own, and what was sent behind the batch is void all the same."""
+
+    async def scenario() -> None:
+        right = truth(3)
+        wrong = [(token + 1) % V for token in right]
+        whole = model if single_process else front
+        async with cloud(whole, single_process=single_process) as client:
+            link = await client.session(request(3, num_prefix=2))
+            await link.send_batch(replace(uncertain(2, [*right[2:4], wrong[4]]), run_on=3))
+            await link.send_batch(uncertain(5, right[5:7]))
+            verdict = await link.verdict()
+            assert (verdict.num_agreed, verdict.drawn) == (2, tuple(right[4:8]))
+            assert verdict.timings.num_forwards == 4
+            again = await link.verify(uncertain(6, right[6:9], epoch=1))  # it asks about two
+            assert (again.position, again.drawn) == (6, (right[9],))
+            last = replace(uncertain(T - 2, [wrong[T - 2]], epoch=1), run_on=3)
+            known = Sketch(3, tuple(right[: T - 2]))
+            other = await client.resume(known.resume(request(3, num_prefix=2)))
+            assert (await other.verify(last)).drawn == tuple(right[T - 2 :])
 
     run(scenario())
 
