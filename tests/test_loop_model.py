@@ -1,11 +1,10 @@
 """The model of the loops: times are those one works out by hand, and counts the decoder's."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import math
 
 import pytest
 from PIL import Image

@@ -185,7 +185,7 @@ def optimistic(tokens: Sequence[Token], costs: Costs, *, num_prefix: int) -> Tim
 
     def correct(position: int) -> None:
         """The cloud's token there; all behind it was for nothing."""
-        nonlocal num_drafted, num_sent, known
+        nonlocal num_drafted, num_sent
         decide(position + 1)
         image.spans += [Span("edge, in vain", span.start, span.end) for span in drafting]
         drafting.clear()
@@ -224,9 +224,7 @@ def optimistic(tokens: Sequence[Token], costs: Costs, *, num_prefix: int) -> Tim
         may_draft = num_drafted < len(tokens) and pace.may_draft(
             num_drafted - first, hope=1 - doubt(num_decided)
         )
-        if open_questions and pace.is_due(
-            len(flights), doubt=doubt(num_sent), can_draft=may_draft
-        ):
+        if open_questions and pace.is_due(len(flights), doubt=doubt(num_sent), can_draft=may_draft):
             end = open_questions[-1] + 1
             start = max(now + costs.trip / 2, cloud_free)
             is_void = any(flight.stop < flight.end for flight in flights)
