@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 from ciar import __version__
 from ciar.checkpoint import fingerprint
 from ciar.errors import InvalidInput
-from ciar.router import ROUTERS
+from ciar.risk_tracker import STEP_SIZE
+from ciar.router import DEFAULT_BUDGET, ROUTERS
 from ciar_edge.cli import ACCESS, app, default_name, settle
 from tests.small_disk import small_disk
 from tests.tiny import PROMPT, write_bundle
@@ -31,6 +32,7 @@ KEYS = [
     *("cloud_forwards", "cloud_decided", "round_trips", "uplink_bytes", "downlink_bytes"),
     *("fallbacks", "resumes", "seconds", "output"),
 ]
+RISK = ("--max-risk", "0.1", "--risk-file")
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("CIAR_")}
 
 
@@ -188,6 +190,25 @@ def test_an_optimistic_edge_looks_at_kept_tokens(bundle: Path, cloud: str, tmp_p
     assert found["inf"] == report(*options, folder=tmp_path)["tokens"] != found["0"]
 
 
+def test_a_risk_is_kept_from_picture_to_picture(bundle: Path, cloud: str, tmp_path: Path) -> None:
+    state, folder = tmp_path / "risk.json", tmp_path
+    given = ["--model", str(bundle), "--cloud", cloud, "--optimistic", "--max-gap", "1", "--json"]
+    given += ["--max-risk", "0.1", "--risk-file", str(state)]
+    rank, total = 1 - DEFAULT_BUDGET, 0.0
+    for seed in range(4):
+        done = edge(PROMPT, *given, "--seed", str(seed), folder=folder, CIAR_BUDGET="0.5")
+        assert done.returncode == 0, done.stderr
+        report, known = json.loads(done.stdout), json.loads(state.read_text())
+        assert (report["risk_file"], report["budget"]) == (str(state), None)
+        loss = report["loss"] if report["origins"]["kept"] or report["loss"] else 0.0
+        rank, total = min(1.0, rank + STEP_SIZE * (0.1 - loss)), total + loss
+        assert (known["rank"], known["lost"]) == pytest.approx((rank, total))
+        assert known["num_images"] == seed + 1
+    state.write_text(state.read_text().replace("0.1,", "0.2,"))
+    done = edge(PROMPT, *given, folder=folder)
+    assert done.returncode == 2 and "it keeps the threshold for risk 0.2, not 0.1" in done.stderr
+
+
 def test_the_cloud_can_make_the_features(bundle: Path, cloud: str, tmp_path: Path) -> None:
     """One that listens, and the embedded one: the same picture from fewer bytes."""
     options: list[str | Path] = [PROMPT, "--seed", "4", "--model", bundle, "--budget", "0.3"]
@@ -338,6 +359,16 @@ def test_a_full_disk(bundle: Path, tmp_path: Path) -> None:
         (["--max-risk", "1.5"], 2, "max_risk: 1.5: give a share above 0"),
         (["--exact", "--max-risk", "0.1"], 2, "max-risk: 0.1: leave it out: --exact verifies"),
         (["--offline", "--max-risk", "0.1"], 2, "max-risk: 0.1: leave it out: --offline asks"),
+        (["--max-risk", "0.1", "--risk-file", "r.json"], 2, "leave it out: only --optimistic"),
+        (["--optimistic", "--risk-file", "r.json"], 2, "risk_file: 'r.json': say which risk"),
+        (
+            ["--optimistic", *RISK, "r.json", "--max-gap", "inf"],
+            2,
+            "risk_file: 'r.json': leave it out: only optimistic decoding with a max_gap",
+        ),
+        (["--optimistic", *RISK, "r.json", "--budget", "0.2"], 2, "budget: 0.2: leave it out"),
+        (["--optimistic", *RISK, "nowhere/r.json"], 6, "risk_file: nowhere/r.json: No such file"),
+        (["--optimistic", *RISK, __file__], 5, "no file of --risk-file"),
         (["--offline", "--exact"], 2, "--exact or --offline, not both"),
         (["--optimistic", "--exact"], 2, "optimistic: True: leave it out"),
         (["--exact", "--budget", "0.5"], 2, "budget: 0.5: leave it out: --exact verifies"),
@@ -370,6 +401,7 @@ def test_the_environment_gives_way_to_flags() -> None:
         "budget": 0.5,
         "threshold": 1.0,
         "max_risk": 0.1,
+        "risk_file": None,
         "cloud": "a:1",
         "deadline": 10.0,
         "prefix_rate": 0.06,
@@ -389,6 +421,12 @@ def test_the_environment_gives_way_to_flags() -> None:
     late = params | none | {"max_gap": 2.0}
     assert settle(late, set()) == params | none, "of the environment, and there is no --optimistic"
     assert settle(late | {"optimistic": True}, set()) == late | {"optimistic": True}
+    risk = {"optimistic": True, "threshold": None, "risk_file": Path("risk.json")}
+    assert settle(params | risk, {"max_risk"}) == params | risk | {"budget": None}
+    for flags, changes in (({"budget"}, {}), ({"threshold"}, {"budget": None, "max_risk": None})):
+        found = settle(params | risk | {"threshold": 1.0}, flags)
+        assert found["risk_file"] is None and found | changes == found
+    assert settle(params | risk | {"optimistic": False}, {"max_risk"})["risk_file"] is None
     with pytest.raises(InvalidInput, match="cloud: 'a:1': leave it out: --offline"):
         settle(params | {"offline": True}, {"offline", "cloud"})
 

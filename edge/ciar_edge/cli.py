@@ -7,6 +7,7 @@ at the same time as the edge.
 """
 
 import json
+import math
 import os
 import re
 import secrets
@@ -42,7 +43,7 @@ TOLERANCES = ("epsilon", "max_gap")
 CONSTANT_ROUTERS = ("always", "never")
 ACCESS = ("tls_ca", "tls_cert", "tls_key", "api_key_file")
 # Parameters that may be None.
-OPTIONAL = frozenset(("router", "cloud", *THRESHOLDS, *TOLERANCES, *ACCESS))
+OPTIONAL = frozenset(("router", "cloud", "risk_file", *THRESHOLDS, *TOLERANCES, *ACCESS))
 KEY_VARIABLE = "CIAR_API_KEY"
 
 app = typer.Typer(
@@ -153,6 +154,14 @@ def generate(
             **FLOAT,
             help="Expected share of kept tokens unlike the cloud's: at most this, by the model's "
             "certificate.",
+        ),
+    ] = None,
+    risk_file: Annotated[
+        Path | None,
+        _option(
+            env="RISK_FILE",
+            help="With --optimistic: keep to --max-risk from picture to picture by what the cloud "
+            "says of kept tokens, and no certificate. Remembered here, .json.",
         ),
     ] = None,
     router: Annotated[
@@ -300,6 +309,7 @@ def settle(params: Mapping[str, Any], flags: Set[str]) -> dict[str, Any]:
         idle += [(name, "--offline asks for nothing") for name in (*alone, *ACCESS, *THRESHOLDS)]
     if params["exact"] or params["offline"] or not params["optimistic"]:
         idle += [("max_gap", "only --optimistic goes back to kept tokens")]
+        idle += [("risk_file", "only --optimistic looks at kept tokens")]
     if params["router"] in CONSTANT_ROUTERS:
         idle += [(name, "this router has no threshold") for name in THRESHOLDS]
     if "threshold" in flags:
@@ -311,6 +321,10 @@ def settle(params: Mapping[str, Any], flags: Set[str]) -> dict[str, Any]:
             raise InvalidInput(name.replace("_", "-"), params[name], f"leave it out: {reason}")
         if name in OPTIONAL:
             params[name] = None
+    if "risk_file" not in flags and (params["max_risk"] is None or "budget" in flags):
+        params["risk_file"] = None
+    if params["risk_file"] is not None and "budget" not in flags:
+        params["budget"] = None
     return params
 
 
@@ -368,7 +382,7 @@ def _draw_options(params: Mapping[str, Any], *, seed: int) -> "DrawOptions":
 
     modes: tuple[Mode, ...] = ("exact", "offline", "optimistic")
     mode: Mode = next((name for name in modes if params[name]), "blocking")
-    same_name = ("prompt", "model", "cloud", "router", *THRESHOLDS)
+    same_name = ("prompt", "model", "cloud", "router", "risk_file", *THRESHOLDS)
     sampling = ("temperature", "top_k", "top_p", "cfg_scale", "cfg_interval")
     tolerances: dict[str, Any] = {"max_gap": DEFAULT_MAX_GAP} if mode == "optimistic" else {}
     tolerances |= {name: params[name] for name in TOLERANCES if params[name] is not None}
@@ -431,6 +445,8 @@ def _tell(
             "budget": options.budget,
             "threshold": options.threshold,
             "max_risk": options.max_risk,
+            "risk_file": str(options.risk_file) if options.risk_file else None,
+            "loss": None if math.isnan(loss := drawing.result.loss) else loss,
             "map": str(params["map_file"]) if params["map_file"] else None,
         }
         print(json.dumps(drawing.report(output=output, extra=extra)))

@@ -1,6 +1,7 @@
 """One image from options to pixels: the edge's half of a model, loaded and wired together."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,8 @@ from ciar_edge.image import Drawing, warnings_of
 from ciar_edge.loop import generate
 from ciar_edge.models import EdgeModel, load_draft_model
 from ciar_edge.remote import RemoteVerifier
-from ciar_edge.result import ImageResult, Observer
+from ciar_edge.result import ImageResult, Observer, Origin
+from ciar_edge.risk_file import RiskFile
 
 MAX_PROMPT_CHARS = 1000  # offline; else the cloud says
 
@@ -33,7 +35,8 @@ class DrawOptions:
     """What the user asked for; None leaves the choice to the checkpoint, or to the default.
 
     cloud: address of a cloud; None: the embedded one, or none at all when offline.
-    max_risk: a static threshold by the model's certificate, see `ciar.certificate`.
+    max_risk: a static threshold by the model's certificate, see `ciar.certificate`, or with a
+        risk_file by late verification of the pictures before, see `ciar_edge.risk_file`.
     sampling: those of `SamplingParams` that the user set, the seed aside.
     """
 
@@ -48,6 +51,7 @@ class DrawOptions:
     budget: float | None = None
     threshold: float | None = None
     max_risk: float | None = None
+    risk_file: Path | None = None
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -62,10 +66,21 @@ class DrawOptions:
             if self.threshold is not None:
                 remedy = "give a threshold or a risk, not both"
                 raise InvalidInput("max_risk", self.max_risk, remedy)
+        if self.risk_file is not None:
+            self._check_risk_file(str(self.risk_file))
         if self.cloud is not None:
             check_address(self.cloud)
             self.access.check(self.cloud)
         self.merge(SamplingParams())
+
+    def _check_risk_file(self, name: str) -> None:
+        if self.max_risk is None:
+            raise InvalidInput("risk_file", name, "say which risk it is to keep: max_risk")
+        if self.decode.mode != "optimistic" or self.decode.max_gap == math.inf:
+            remedy = "leave it out: only optimistic decoding with a max_gap looks at kept tokens"
+            raise InvalidInput("risk_file", name, remedy)
+        if self.budget is not None:
+            raise InvalidInput("budget", self.budget, "leave it out: the risk file has no calls")
 
     def merge(self, defaults: SamplingParams) -> SamplingParams:
         """The user's sampling parameters over the checkpoint's. Raises `InvalidInput`."""
@@ -80,6 +95,7 @@ async def draw(
     torch.set_num_threads(1)  # one row through one layer is faster on one
     model = load_draft_model(folder / "edge")
     certificate = _certificate(options, folder, model)
+    risk_file = _risk_file(options, folder, model)
     painter = Painter.load(folder / "vq")
     painter.check_codebook(model.draft.config.vocab_size)
     if options.decode.mode == "offline":
@@ -87,7 +103,9 @@ async def draw(
     else:
         assert options.cloud or embedded, "somebody must serve"
         address = options.cloud or await embedded.address()  # type: ignore[union-attr]
-        result = await _draw_with_cloud(options, address, model, certificate, observer)
+        result = await _draw_with_cloud(options, address, model, certificate, risk_file, observer)
+    if risk_file and not math.isnan(loss := lost(result)):
+        risk_file.learn(loss)
     torch.set_num_threads(num_cores())
     return Drawing(
         prompt=options.prompt,
@@ -103,7 +121,7 @@ async def draw(
 
 def _certificate(options: DrawOptions, folder: Path, model: EdgeModel) -> Certificate | None:
     """Of the threshold, if there is to be one. Raises `InvalidInput`, `CheckpointError`."""
-    if options.max_risk is None:
+    if options.max_risk is None or options.risk_file is not None:
         return None
     certificate = read_certificate(folder / "edge", max_risk=options.max_risk)
     certificate.check_edge(
@@ -125,11 +143,34 @@ def _certified_threshold(options: DrawOptions, certificate: Certificate) -> floa
     )
 
 
+def _risk_file(options: DrawOptions, folder: Path, model: EdgeModel) -> RiskFile | None:
+    if options.risk_file is None:
+        return None
+    router = options.router or model.router
+    if router not in model.calibration:
+        remedy = "the model has no quantiles of it: give another, or no risk file"
+        raise InvalidInput("router", router, remedy)
+    assert options.max_risk is not None
+    return RiskFile(
+        options.risk_file,
+        options.max_risk,
+        draft=fingerprint(folder / "edge"),
+        router=router,
+        quantiles=model.calibration[router],
+    )
+
+
+def lost(result: ImageResult) -> float:
+    """Its loss; where nothing was kept nothing is lost. NaN: nobody knows."""
+    return result.loss if result.counts[Origin.KEPT] or result.late else 0.0
+
+
 async def _draw_with_cloud(
     options: DrawOptions,
     address: str,
     model: EdgeModel,
     certificate: Certificate | None,
+    risk_file: RiskFile | None,
     observer: Observer,
 ) -> ImageResult:
     access = options.access if options.cloud else Access()  # the embedded cloud asks for nothing
@@ -141,7 +182,7 @@ async def _draw_with_cloud(
         return await generate(
             options.prompt,
             model=model,
-            router=_router(options, model, certificate),
+            router=_router(options, model, certificate, risk_file),
             verifier=verifier,
             config=options.decode,
             sampling=sampling,
@@ -197,11 +238,16 @@ def _checkpoint_sampling(folder: Path) -> SamplingParams:
 
 
 def _router(
-    options: DrawOptions, model: EdgeModel, certificate: Certificate | None = None
+    options: DrawOptions,
+    model: EdgeModel,
+    certificate: Certificate | None = None,
+    risk_file: RiskFile | None = None,
 ) -> Router:
     config, budget, threshold = model.draft.config, options.budget, options.threshold
     if certificate:
         budget, threshold = None, _certified_threshold(options, certificate)
+    if risk_file:
+        threshold = risk_file.tau
     return make_router(
         options.router or model.router,
         budget=budget,

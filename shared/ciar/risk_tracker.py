@@ -27,7 +27,8 @@ class RiskTracker:
 
     risk: the share of kept tokens that may differ, on average.
     quantiles: of the score, at 0, 1, ..., 100 percent.
-    start: rank of the first threshold: 1 less the share of tokens to ask for.
+    start: rank of the first threshold: 1 less the share of tokens to ask for, or where another
+        tracker has left it.
     """
 
     def __init__(
@@ -40,8 +41,8 @@ class RiskTracker:
     ) -> None:
         if not 0 < risk < 1:
             raise InvalidInput("risk", risk, "give a share above 0 and below 1")
-        if not 0 <= start <= 1:
-            raise InvalidInput("start", start, "give a rank from 0 to 1")
+        if not -step_size <= start <= 1:
+            raise InvalidInput("start", start, "give a rank from 0 to 1, or where it was left")
         self.risk = risk
         self.rank = start
         self._quantiles = check_quantiles(quantiles)
