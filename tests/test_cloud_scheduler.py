@@ -116,6 +116,20 @@ def test_batches_of_older_epochs_are_dropped_without_an_answer() -> None:
     assert step.dropped == [(old, None)]
 
 
+def test_what_a_dropped_work_has_drawn_is_forgotten() -> None:
+    """It was void before its verdict was told, so nobody knows of it."""
+    scheduler, seat = new_scheduler(), new_seat(num_known=4)
+    old, new = verify(seat, position=4, epoch=0), verify(seat, position=5, epoch=1)
+    scheduler.add(old)
+    assert scheduler.next_step(0.0).jobs == [old]
+    seat.state.tokens += [7, 8]  # a correction, and what was drawn on
+    scheduler.add(new)
+    scheduler.end_step([(old, False)], 0.0)
+    step = scheduler.next_step(0.0)
+    assert step.dropped == [(old, None)] and seat.state.tokens == [1] * 4
+    assert new.leaves_gap and step.jobs == []
+
+
 def test_a_full_queue_refuses_with_a_hint() -> None:
     scheduler = new_scheduler(max_queue=2)
     scheduler.add(prefix(new_seat()))

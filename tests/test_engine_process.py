@@ -4,11 +4,13 @@ import asyncio
 import os
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +29,7 @@ from ciar.types import Timings, Verdict
 from ciar_cloud import engine_link
 from ciar_cloud.bundle import FrontModel, load_front_model
 from ciar_cloud.engine_link import EngineLink
+from ciar_cloud.engine_process import EngineServer
 from ciar_cloud.engine_wire import (
     FrameReader,
     Recorder,
@@ -210,6 +213,24 @@ def test_the_works_of_a_killed_engine_are_done_by_another_at_once(
             await until(lambda: victim.is_up)
 
     run(scenario())
+
+
+def test_steps_without_an_outcome_are_told_of_too(monkeypatch: Any) -> None:
+    """A long work takes many: an engine that nobody hears of would be taken for one that hangs."""
+    ours, theirs = socket.socketpair()
+    server = EngineServer(theirs)
+    server._engine = SimpleNamespace(num_slots_in_use=0)  # type: ignore[assignment]
+    with ours, theirs:
+        ours.setblocking(False)
+        server.collect()
+        server._recorder.step_ended(num_works=1, num_positions=1, seconds=0.1)
+        server.collect()
+        ((head, _),) = FrameReader().feed(ours.recv(1 << 16))
+        assert (head["say"], head["outcomes"]) == ("step", [])
+        server._recorder.step_ended(num_works=1, num_positions=1, seconds=0.1)
+        server.collect()
+        with pytest.raises(BlockingIOError):  # it has just been told
+            ours.recv(1 << 16)
 
 
 def test_an_engine_that_hangs_is_replaced(

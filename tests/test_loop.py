@@ -418,6 +418,17 @@ def test_batches_keep_to_the_clouds_limit(
     assert small.tokens == large.tokens
 
 
+@pytest.mark.parametrize("max_batch_tokens", [1, 2, 3])
+def test_a_wave_that_fits_no_batch_is_asked_for_in_parts(
+    pair: Pair, run: Run, max_batch_tokens: int
+) -> None:
+    watched = Watched(pair.with_info(max_batch_tokens=max_batch_tokens).cloud)
+    options: Any = {"wavefront": 1, "prefix_rate": 0.0, "router": router_for(pair, "always")}
+    found = run(decode(pair, watched, **options))
+    assert max(len(batch.tokens) for batch in watched.batches) == max_batch_tokens
+    assert found.tokens == run(base(pair, wavefront=1))
+
+
 # ---------------------------------------------------------------------------------------- batches
 
 

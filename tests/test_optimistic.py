@@ -1,6 +1,7 @@
 """Optimistic decoding: whatever is in flight, the image is that of blocking decisions."""
 
 import asyncio
+import math
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -113,6 +114,22 @@ def test_it_draws_what_blocking_draws(pair: Pair, run: Run, share: float, wavefr
         same(found, expected)
         most, num_void = max(most, cloud.most_in_flight), num_void + cloud.num_void
     assert most > 1
+
+
+@pytest.mark.parametrize("wavefront", [0, 1])
+def test_a_score_of_neighbours_forgets_what_is_taken_back(
+    pair: Pair, run: Run, wavefront: int
+) -> None:
+    """Nor does it know the prefix, which another one decides in `blocking`."""
+    name, options = "softmax-corr-window", {"wavefront": wavefront}
+    scores = run(decode(pair, router=router_for(pair, name), **options)).scores
+    tau = sorted(s for s in scores if not math.isnan(s))[8]
+    for seed in range(12):
+        router = [router_for(pair, name, threshold=tau) for _ in range(2)]
+        expected = run(decode(pair, seed=seed, router=router[0], **options))
+        cloud = Distant(pair.cloud, seed=seed)
+        found = run(decode(pair, cloud, seed=seed, router=router[1], mode="optimistic", **options))
+        same(found, expected)
 
 
 def test_everything_uncertain_is_the_clouds_own_image(pair: Pair, run: Run) -> None:
@@ -291,6 +308,18 @@ def test_the_cloud_draws_on_while_a_round_trip_lasts() -> None:
     for _ in range(50):
         pace.answered(1.0, verdict(1))
     assert pace.run_on == MAX_RUN_ON
+
+
+@pytest.mark.parametrize("queue", [0.0, 0.5, 1e9])
+@pytest.mark.parametrize("compute", [0.0, 5e-324, 0.01, 1e9])
+def test_times_that_cannot_be_make_no_nonsense(compute: float, queue: float) -> None:
+    """A clock that stood still while a batch waited, a cloud that lies."""
+    timings = Timings(queue_seconds=queue, compute_seconds=compute, num_forwards=1)
+    pace = Pace()
+    pace.answered(0.1, Verdict(epoch=0, position=0, num_agreed=0, token=1, timings=timings))
+    pace.drafted(0.001)
+    assert 0 <= pace.run_on <= MAX_RUN_ON and 1 <= pace.most_flights <= MAX_WINDOW
+    assert MIN_WINDOW <= pace.window <= MAX_WINDOW
 
 
 STEP = Timings(compute_seconds=0.010)

@@ -30,7 +30,7 @@ from ciar.local import LocalVerifier
 from ciar.packing import PackedDtype
 from ciar.router import Router, make_router
 from ciar.target import Target
-from ciar.types import ImageRequest, SamplingParams, Verdict, VerifyBatch
+from ciar.types import ImageRequest, SamplingParams, Verdict, VerifyBatch, no_features
 from ciar.v1 import collaboration_pb2 as pb
 from ciar.v1.collaboration_pb2_grpc import (
     CollaborationServicer,
@@ -505,6 +505,28 @@ def test_a_resume_at_every_position_gives_the_same_tokens(run: Run, model: Cloud
                     assert session.traffic.num_resumes == is_broken.is_set()
 
     run(compare())
+
+
+def test_a_resume_behind_a_difference_leaves_out_what_is_void(run: Run, model: CloudModel) -> None:
+    """Nobody has taken the batches behind it back yet."""
+
+    async def ask() -> None:
+        async with reaching(model) as verifier:
+            right = await whole(local(model), Script(kept_share=0.0))
+            async with verifier.open(request(num_prefix=2)) as session:
+                assert isinstance(session, RemoteSession)
+                parts: Any = {"features": no_features(8), "uncertain": (True,)}
+                first = VerifyBatch(position=2, tokens=((right[2] + 1) % V,), run_on=2, **parts)
+                behind = VerifyBatch(position=3, tokens=(right[3],), **parts)
+                answer, void = (asyncio.create_task(session.verify(b)) for b in (first, behind))
+                verdict = await answer
+                message = session._resume_message().resume
+                assert message.epoch == 1 and not void.done()
+                assert [*message.history.tokens] == [*session.prefix.tokens, *right[2:5]]
+                assert verdict.drawn == tuple(right[2:5])
+                void.cancel()
+
+    run(ask())
 
 
 async def break_stream(session: RemoteSession) -> None:

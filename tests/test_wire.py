@@ -456,6 +456,16 @@ def test_no_more_is_drawn_on_than_was_wanted(num_agreed: int, count: int) -> Non
     Verdict(**start, num_agreed=1, run_on=(5,)).check_answers(asked, num_tokens=INFO.num_tokens)
 
 
+def test_what_the_edge_has_decided_stands() -> None:
+    asked = replace(ANSWERED, **ONE_KEPT | {"num_decided": 2})
+    verdict = Verdict(epoch=0, position=asked.position, num_agreed=2, token=9)
+    verdict.check_answers(asked, num_tokens=INFO.num_tokens, looks_at_kept=True)
+    with pytest.raises(InvalidInput, match="^num_agreed: 1: what the edge has decided"):
+        replace(verdict, num_agreed=1).check_answers(
+            asked, num_tokens=INFO.num_tokens, looks_at_kept=True
+        )
+
+
 def test_kept_tokens_may_differ_where_the_cloud_looks_at_them() -> None:
     asked = replace(ANSWERED, **ONE_KEPT)
     verdict = Verdict(epoch=0, position=asked.position, num_agreed=1, token=9, gaps=(0.5,))

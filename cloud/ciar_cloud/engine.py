@@ -246,8 +246,12 @@ class Engine:
         started = time.monotonic()
         running, outcomes = self._begin(jobs)
         results = self._steps.run(running) if running else []
-        seconds = time.monotonic() - started
+        ended = time.monotonic()
+        seconds = ended - started
         for (job, work, feed), result in zip(running, results, strict=True):
+            if job.num_forwards:
+                job.queue_seconds += started - job.stepped
+            job.stepped = ended
             job.num_forwards += 1
             job.num_positions += feed.num_new_rows
             job.compute_seconds += seconds

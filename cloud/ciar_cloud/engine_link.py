@@ -118,7 +118,7 @@ class EngineLink:
 
     @property
     def seconds_stuck(self) -> float:
-        """How long there has been work and no step has begun or ended."""
+        """How long there has been work and no sign of a step."""
         return time.monotonic() - self._progress if self._jobs and self.is_up else 0.0
 
     async def start(self) -> None:

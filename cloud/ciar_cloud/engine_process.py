@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ from ciar_cloud.slots import SlotPool
 
 EXIT_DIED = 1  # the engine ended, or never began
 READ_BYTES = 1 << 18
+SIGN_SECONDS = 0.25  # without a word to the server, while steps end and nothing comes of them yet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +114,7 @@ class EngineServer(Bell):
         self._seats: dict[int, Seat] = {}
         self._outcomes: list[list[Any]] = []
         self._told_in_use = 0
+        self._said = 0.0  # clock time of the last step it was told of
 
     def run(self, plan: EnginePlan) -> None:
         """Load, then serve until the socket closes or the engine dies."""
@@ -175,7 +178,9 @@ class EngineServer(Bell):
         pass
 
     def collect(self) -> None:
-        """Take all that the server has said so far."""
+        """Take all that the server has said so far, and let it know that steps go on."""
+        if time.monotonic() - self._said >= SIGN_SECONDS:
+            self._say_step([])
         while select.select([self._connection], [], [], 0)[0]:
             self._read()
 
@@ -241,6 +246,7 @@ class EngineServer(Bell):
             self._told_in_use = in_use
             step = {"say": "step", "outcomes": outcomes, "events": events, "in_use": in_use}
             self.send(step)
+            self._said = time.monotonic()
 
 
 def exit_with(connection: socket.socket) -> None:

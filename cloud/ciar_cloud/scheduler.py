@@ -43,6 +43,7 @@ class Job:
     work: PrefixWork | VerifyWork | None = None  # made when its first step begins
     is_started: bool = False
     queue_seconds: float = 0.0
+    stepped: float = 0.0  # clock time at which its last step ended
     compute_seconds: float = 0.0
     num_forwards: int = 0
     num_positions: int = 0
@@ -247,6 +248,8 @@ class Scheduler:
             seat.jobs.popleft()
             if not job.is_started:
                 self.backlog.remove(seat.caller)
+            elif job.batch is not None:  # what it has drawn so far nobody hears of
+                seat.state.roll_back(job.batch.position)
             late = DeadlineExceeded("the deadline passed before the work was done")
             step.dropped.append((job, late if is_late else None))
         return None

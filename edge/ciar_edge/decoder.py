@@ -114,9 +114,10 @@ class Decoder:
     async def _resolve(self, wave: list[Routed], link: Link) -> None:
         """Ask for the uncertain tokens of a wave, and take out of it what is decided then.
 
-        A difference ends what one answer decides.
+        As many as fit into a batch; a difference ends what one answer decides.
         """
-        count = 1 + max(index for index, one in enumerate(wave) if one.is_uncertain)
+        within = wave[: link.max_batch_tokens]
+        count = 1 + max(index for index, one in enumerate(within) if one.is_uncertain)
         asked = wave[:count]
         answer = await self._ask(asked, link, wants_next=count == len(wave))
         num_agreed = count if answer is None else answer.num_agreed
@@ -230,7 +231,7 @@ class Decoder:
             cloud_positions=link.num_positions if link else 0,
             drafts=self._drafter.num_drafts,
             round_trips=link.num_round_trips if link else 0,
-            resumes=traffic.num_resumes if traffic else 0,
+            resumes=link.num_resumes if link else 0,
             uplink_bytes=traffic.uplink_bytes if traffic else 0,
             downlink_bytes=traffic.downlink_bytes if traffic else 0,
             seconds=time.perf_counter() - self._started,

@@ -37,7 +37,7 @@ from ciar_edge.matrix import Matrix, matrix
 from ciar_edge.neighbours import PreparedNeighbours
 
 NOT_PREFILLED = -1
-_KEPT_DRAFTS = 64  # behind `position`, for rollbacks
+_KEPT_DRAFTS = 64  # behind `position`: where a wave has several, a rollback leaves the others
 
 
 class PreparedLayer(NamedTuple):
@@ -212,6 +212,7 @@ class Drafter:
         self._tokens: list[int] = []
         self._num_cached = NOT_PREFILLED
         self._drafts: dict[int, Draft] = {}  # by position, where nothing before has changed
+        self._num_kept = 1 if self.order.is_raster else _KEPT_DRAFTS
         self.num_drafts = 0
 
     @property
@@ -256,7 +257,7 @@ class Drafter:
             draft = self._drafts.get(self.position)
             if draft is not None and draft.token != token:
                 self._forget(self.position)
-            self._drafts.pop(self.position - _KEPT_DRAFTS, None)
+            self._drafts.pop(self.position - self._num_kept, None)
             self._tokens.append(token)
 
     def rollback(self, position: int) -> None:

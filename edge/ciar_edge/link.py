@@ -3,7 +3,8 @@
     tokens 0 .. num_acknowledged-1   known to both sides
     kept                             what the edge decided alone since, in order, next to them
 
-Invariant: every batch starts at `num_acknowledged`. So after a missed deadline nothing needs
+Invariant, but for `optimistic`, which says where its batches start: every one starts at
+`num_acknowledged`. So after a missed deadline nothing needs
 repair: the edge decides alone and repeats all of it in the next batch, under a higher epoch that
 makes what the cloud did with the late one void.
 """
@@ -99,6 +100,10 @@ class Link:
     @property
     def traffic(self) -> Traffic | None:
         return self._session.traffic if isinstance(self._session, Metered) else None
+
+    @property
+    def num_resumes(self) -> int:
+        return self.traffic.num_resumes if self.traffic else 0
 
     def report(self, origins: Origins) -> None:
         """The image is whole: tell the cloud's end who decided what."""

@@ -51,10 +51,15 @@ class PreparedNeighbours:
     def rows(self, ids: list[list[int]], cells: Sequence[int]) -> Tensor:
         """[k, D] for what `look` found."""
         codes = self.codes[list(chain.from_iterable(ids))].view(len(ids), self.num_columns)
+        if len(cells) == 1:  # a slice is a view
+            return self.mix(codes) + self.positions[cells[0] + 1 : cells[0] + 2]
         return self.mix(codes) + self.positions[[cell + 1 for cell in cells]]
 
     def recall(self, hidden: Tensor, followers: Sequence[Sequence[int]]) -> Tensor:
         """h [m, D], drawn to their followers [m][J]."""
+        if len(hidden) == 1:  # half the time of products of matrices
+            gates = torch.addmv(self.gate_bias, self.gates, hidden[0])  # [J]
+            return torch.addmv(hidden[0], self.recalled[followers[0]].t(), gates)[None]
         gates = torch.addmm(self.gate_bias, hidden, self.gates.t())  # [m, J]
         rows = self.recalled[list(chain.from_iterable(followers))].view(*gates.shape, -1)
         return torch.baddbmm(hidden[:, None], gates[:, None], rows)[:, 0]

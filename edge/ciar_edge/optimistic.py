@@ -58,12 +58,13 @@ class Step:
 
 @dataclass(eq=False, slots=True)
 class Flight:
-    """A batch on its way."""
+    """A batch on its way.  num_resumes: times the session had been rebuilt when it was sent."""
 
     batch: VerifyBatch
     steps: list[Step]
     task: "asyncio.Task[Verdict]"
     sent: float
+    num_resumes: int
 
 
 class OptimisticDecoder(Decoder):
@@ -133,12 +134,13 @@ class OptimisticDecoder(Decoder):
         return 0
 
     def _draft_next(self) -> None:
-        started = time.perf_counter()
+        started, num_drafts = time.perf_counter(), self._drafter.num_drafts
         draft = self._drafter.draft()
         step = self._step(draft)
         self._drafter.commit(draft.token)
         seconds = self._drafted(draft, started)
-        self._pace.drafted(seconds)
+        if num_made := self._drafter.num_drafts - num_drafts:  # of a wave at once
+            self._pace.drafted(seconds / num_made)
         if self._flights:
             self._ahead_seconds += seconds
         else:
@@ -155,7 +157,7 @@ class OptimisticDecoder(Decoder):
         mark = self._router.mark()
         is_prefix = draft.position < self._num_prefix
         if is_prefix:
-            score, is_uncertain = self._router.score(draft.cell, draft.head), True
+            score, is_uncertain = self._router.glance(draft.cell, draft.head), True
         else:
             score, is_uncertain = self._router.decide(draft.cell, draft.head)
         rank = self._doubt.rank(score)
@@ -207,7 +209,8 @@ class OptimisticDecoder(Decoder):
             run_on=self._pace.run_on,
         )
         task = asyncio.create_task(self._link.verify(batch))
-        self._flights.append(Flight(batch, steps, task, time.perf_counter()))
+        now, num_resumes = time.perf_counter(), self._link.num_resumes
+        self._flights.append(Flight(batch, steps, task, now, num_resumes))
 
     async def _wait(self, flight: Flight) -> None:
         started = time.perf_counter()
@@ -225,7 +228,8 @@ class OptimisticDecoder(Decoder):
             self._link.lose(error)
             self._decide_alone(flight)
         else:
-            self._pace.answered(time.perf_counter() - flight.sent, verdict)
+            if self._link.num_resumes == flight.num_resumes:  # else it waited for another stream
+                self._pace.answered(time.perf_counter() - flight.sent, verdict)
             self._take(flight, verdict)
 
     def _take(self, flight: Flight, verdict: Verdict) -> None:
@@ -235,6 +239,7 @@ class OptimisticDecoder(Decoder):
             self._confirm()
         if verdict.num_agreed < len(flight.steps):
             assert verdict.token is not None, "a difference names the cloud's token"
+            assert self._pending[0].draft.position == end, "what is decided stands"
             self._correct(verdict.token)
             self._next = end + 1, verdict.run_on
         elif verdict.token is not None:

@@ -37,7 +37,12 @@ class Pace:
     @property
     def most_flights(self) -> int:
         """Batches that keep the cloud busy: (r + C) / C. More would only wait there."""
-        return max(1, round(self._trip / self._step)) if self._step else 1
+        return max(1, round(min(self._num_steps, MAX_WINDOW)))
+
+    @property
+    def _num_steps(self) -> float:
+        """(r + C) / C"""
+        return self._trip / self._step if self._step else 0.0
 
     def may_draft(self, num_ahead: int, *, hope: float) -> bool:
         """hope: the probability that all tokens drafted ahead stand."""
@@ -49,7 +54,7 @@ class Pace:
 
         Where the edge was wrong it often is again at once.
         """
-        return min(int((self._trip - self._step) / self._step), MAX_RUN_ON) if self._step else 0
+        return int(min(max(self._num_steps - 1, 0.0), MAX_RUN_ON))
 
     def is_due(self, num_flights: int, *, doubt: float, can_draft: bool) -> bool:
         """Whether to ask now: if a difference is likely, or there is nothing else to do.
@@ -67,7 +72,7 @@ class Pace:
         timings = verdict.timings
         step = timings.compute_seconds / max(1, timings.num_forwards)
         others = timings.queue_seconds + timings.compute_seconds - step  # batches, drawing on
-        self._trip = follow(self._trip, seconds - others)
+        self._trip = follow(self._trip, max(0.0, seconds - others))
         self._step = follow(self._step, step)
 
 

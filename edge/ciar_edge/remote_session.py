@@ -87,7 +87,7 @@ class RemoteSession:
             prefix.tokens, num_tokens=info.num_tokens, feature_dim=info.feature_dim
         )
         self._origins: Origins | None = None
-        self._epoch = 0  # of the newest batch
+        self._epoch = 0  # of the newest batch, or behind a difference the next one's
         self._flights: dict[tuple[int, int], _Flight] = {}  # by epoch and position, oldest first
         self._is_wanted = asyncio.Event()  # there are flights, or the session ends
         self._outbox: asyncio.Queue[pb.VerifyBatchRequest] | None = None  # None: no stream
@@ -188,7 +188,7 @@ class RemoteSession:
         call = self._stub.VerifyBatch(metadata=(*self._metadata, *tracing.carried()))
         self._outbox = asyncio.Queue()
         self._outbox.put_nowait(first)
-        for flight in self._flights.values():
+        for flight in self._wanted():
             self._outbox.put_nowait(self._batch_message(flight.batch))
         writer = asyncio.create_task(self._write(call, self._outbox))
         try:
@@ -255,6 +255,8 @@ class RemoteSession:
             looks_at_kept=self._request.looks_at_kept,
         )
         self._history.take(flight.batch, verdict)
+        if verdict.num_agreed < len(flight.batch.tokens):
+            self._epoch = max(self._epoch, verdict.epoch + 1)
         self._patience.reset()
         self._trouble = None
         self.traffic.num_round_trips += 1
@@ -262,17 +264,22 @@ class RemoteSession:
 
     # -------------------------------------------------------------------------------- messages
 
+    def _wanted(self) -> Iterator[_Flight]:
+        """Flights that are not void."""
+        flights = list(self._flights.values())
+        return (f for f in flights if f.batch.epoch >= self._epoch and not f.verdict.done())
+
     def _batch_message(self, batch: VerifyBatch) -> pb.VerifyBatchRequest:
         dtype = self._config.feature_dtype
         return pb.VerifyBatchRequest(batch=verify_batch_to_proto(batch, dtype=dtype))
 
     def _resume_message(self) -> pb.VerifyBatchRequest:
         """The session up to the oldest batch in flight, which is sent again behind it."""
-        oldest = next(iter(self._flights.values()), None)
+        oldest = next(self._wanted(), None)
         resume = Resume(
             request=self._request,
             history=self._history.span(oldest.batch.position if oldest else len(self._history)),
-            epoch=oldest.batch.epoch if oldest else self._epoch,
+            epoch=self._epoch,
         )
         return pb.VerifyBatchRequest(
             resume=resume_to_proto(resume, dtype=self._config.feature_dtype)

@@ -1,6 +1,7 @@
 """What a decoded image consists of, token by token, and what it cost.
 
-cloud calls = cloud forward passes / T     (every prefix token is one, a verified batch is one)
+cloud calls = cloud forward passes / T     (a prefix token is one, so is a verified batch, and so
+                                            is a token drawn on behind a difference)
 """
 
 import math

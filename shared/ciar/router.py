@@ -47,6 +47,10 @@ class SpacedScore:
         return (self._start(0, head) + position * _GOLDEN_RATIO) % 1.0
 
 
+Mark = tuple[object, int]
+"""Of the threshold, and how many tokens the score remembers."""
+
+
 @dataclass(frozen=True, eq=False)
 class Router:
     """Decides, token by token, whom to trust. It remembers what it saw: one router an image."""
@@ -57,7 +61,7 @@ class Router:
 
     @torch.inference_mode()
     def decide(self, position: int, head: HeadOutput) -> tuple[float, bool]:
-        """The token's score and whether it is uncertain. Call once a position, in raster order."""
+        """The score and whether the token is uncertain. Call once a position, as they are drawn."""
         score = self.score(position, head)
         return score, self.threshold.exceeded(score)
 
@@ -66,17 +70,29 @@ class Router:
         """`decide` may follow for this very head: it finds most of its work done then."""
         self.score(position, head)
 
+    @torch.inference_mode()
+    def glance(self, position: int, head: HeadOutput) -> float:
+        """The score of a token that another one decides: nothing of it is remembered."""
+        mark = self.mark()
+        score = self.score(position, head)
+        self.restore(mark)
+        return score
+
     def refund(self) -> None:
         """The last token was uncertain, and nobody had to be asked."""
         self.threshold.refund()
 
-    def mark(self) -> object:
+    def mark(self) -> Mark:
         """What it knows now, for `restore`."""
-        return self.threshold.mark()
+        seen = self.score.num_seen if isinstance(self.score, WindowCorr) else 0
+        return self.threshold.mark(), seen
 
-    def restore(self, mark: object) -> None:
+    def restore(self, mark: Mark) -> None:
         """Forget what was decided since `mark`: it will be decided again, from there on."""
-        self.threshold.restore(mark)
+        of_threshold, num_seen = mark
+        self.threshold.restore(of_threshold)
+        if isinstance(self.score, WindowCorr):
+            self.score.forget(num_seen)
 
 
 def make_router(

@@ -13,7 +13,7 @@ STEP_SIZE = 0.03  # of the dynamic threshold: it forgets in about 1 / STEP_SIZE 
 
 class Threshold(Protocol):
     def exceeded(self, score: float) -> bool:
-        """Whether this token is uncertain. Call once a token, in raster order."""
+        """Whether this token is uncertain. Call once a token, as they are drawn."""
         ...
 
     def refund(self) -> None:

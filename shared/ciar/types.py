@@ -231,6 +231,8 @@ class Verdict:
         size = len(batch.tokens)
         if self.num_agreed > size:
             raise InvalidInput("num_agreed", self.num_agreed, f"the batch has {size} tokens")
+        if self.num_agreed < batch.num_decided:
+            raise InvalidInput("num_agreed", self.num_agreed, "what the edge has decided stands")
         is_kept = self.num_agreed < size and not batch.uncertain[self.num_agreed]
         if is_kept and not looks_at_kept:
             raise InvalidInput("num_agreed", self.num_agreed, "kept tokens stand")

@@ -110,6 +110,15 @@ class WindowCorr:
         self._grid_size = grid_size
         self._rows: dict[int, Tensor] = {}
 
+    @property
+    def num_seen(self) -> int:
+        return len(self._rows)
+
+    def forget(self, num_seen: int) -> None:
+        """All but the tokens seen first."""
+        for position in list(self._rows)[num_seen:]:
+            del self._rows[position]
+
     def __call__(self, position: int, head: HeadOutput) -> float:
         self._rows[position] = head.mid
         row, column = divmod(position, self._grid_size)

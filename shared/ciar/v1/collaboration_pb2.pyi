@@ -686,8 +686,9 @@ class Verdict(_message.Message):
     token: _builtins.int
     """The cloud's own token at position + num_agreed (token id, 0..vocab_size-1): at the first
     difference, or next to a batch that stands as a whole. Absent behind the last position of the
-    image, and next to a batch with skips_next that stands. It is known to the cloud; a batch of the
-    same epoch may start behind it, or at it with another token, which then replaces it.
+    image, and next to a batch with skips_next that stands. It is known to the cloud; the next batch,
+    of a higher epoch where this one differs, may start behind it, or at it with another token, which
+    then replaces it.
     """
     @_builtins.property
     def timings(self) -> Global___Timings:
@@ -751,7 +752,9 @@ class Finish(_message.Message):
     num_agreed: _builtins.int
     """Uncertain tokens that the cloud's draw agreed with (count)."""
     num_drawn: _builtins.int
-    """Tokens taken from verdicts (count): corrections, and tokens next to an agreed batch."""
+    """Tokens taken from verdicts (count): corrections, and tokens next to an agreed batch unlike the
+    edge's own.
+    """
     num_corrected: _builtins.int
     """Those of num_drawn that replaced a token of the edge (count)."""
     num_fallback: _builtins.int
@@ -867,7 +870,7 @@ class Timings(_message.Message):
     NUM_FORWARDS_FIELD_NUMBER: _builtins.int
     NUM_POSITIONS_FIELD_NUMBER: _builtins.int
     queue_seconds: _builtins.float
-    """Accepted until its first model step began (seconds)."""
+    """Waited for model steps: from being accepted to the first one, and between them (seconds)."""
     compute_seconds: _builtins.float
     """The model steps it took part in (seconds)."""
     num_forwards: _builtins.int
