@@ -121,7 +121,8 @@ def test_a_score_of_neighbours_forgets_what_is_taken_back(
     pair: Pair, run: Run, wavefront: int
 ) -> None:
     """Nor does it know the prefix, which another one decides in `blocking`."""
-    name, options = "softmax-corr-window", {"wavefront": wavefront}
+    name = "softmax-corr-window"
+    options: Any = {"wavefront": wavefront}
     scores = run(decode(pair, router=router_for(pair, name), **options)).scores
     tau = sorted(s for s in scores if not math.isnan(s))[8]
     for seed in range(12):

@@ -322,7 +322,7 @@ def test_an_adopted_bundle_keeps_its_tokens_and_trains_on(run: RunFolder, tmp_pa
     assert later < first
 
 
-@pytest.mark.parametrize("name", ["mini", "mini-cpu", "mini-short"])
+@pytest.mark.parametrize("name", ["mini", "mini-cpu", "mini-short", "mini-short-gpu"])
 def test_a_draft_without_tables_counts_no_pictures(name: str) -> None:
     """As the variants' are, whatever the size's own draft has; a target's tables are filled."""
     size = load_size(name)

@@ -24,7 +24,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ciar.errors import DeadlineExceeded
-from ciar.router import Router
+from ciar.router import Mark, Router
 from ciar.types import Verdict, VerifyBatch
 from ciar_edge.decoder import Decoder
 from ciar_edge.doubt import Doubt
@@ -50,7 +50,7 @@ class Step:
     score: float
     is_uncertain: bool
     is_open: bool
-    mark: object
+    mark: Mark
     rank: float
     doubt: float
     origin: Origin = Origin.KEPT
