@@ -158,7 +158,6 @@ def optimistic(tokens: Sequence[Token], costs: Costs, *, num_prefix: int) -> Tim
     """Several questions on their way while the edge drafts on (`ciar_edge.optimistic`)."""
     image, pace = Timeline(), Pace()
     now, cloud_free = costs.opening + costs.trip, 0.0
-    pace.opened(now)
     num_decided = num_drafted = num_sent = 0
     flights: deque[_Flight] = deque()
     drafting: list[Span] = []  # of tokens that are not decided yet

@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from ciar.errors import DeadlineExceeded
 from ciar.router import Mark, Router
 from ciar.types import Verdict, VerifyBatch
-from ciar.verifier import Session
 from ciar_edge.decoder import Decoder
 from ciar_edge.doubt import Doubt
 from ciar_edge.drafter import Draft, Drafter
@@ -99,12 +98,6 @@ class OptimisticDecoder(Decoder):
         self._unsent: list[Step] = []
         self._flights: deque[Flight] = deque()
         self._next: tuple[int, tuple[int, ...]] = NOTHING  # a position, the cloud's tokens from it
-
-    def take_prefix(self, session: Session) -> None:
-        super().take_prefix(session)
-        timings = session.prefix.timings
-        in_cloud = timings.queue_seconds + timings.compute_seconds
-        self._pace.opened(max(0.0, self._prefix_seconds - in_cloud))
 
     async def decode(self) -> None:
         try:

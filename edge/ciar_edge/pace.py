@@ -10,7 +10,7 @@ import math
 from ciar.types import Verdict
 
 MIN_WINDOW, MAX_WINDOW = 4, 96  # tokens drafted ahead
-HOPE = 0.1  # least probability that the next draft is of use, for it to be made, without a trip
+HOPE = 0.1  # least probability that the next draft is of use, for it to be made
 CUT = 0.5  # probability of a difference among tokens not sent, at which they are
 MAX_RUN_ON = 4  # tokens that the cloud draws on behind a difference
 MEMORY = 0.8  # of measured times: how much is left after another one
@@ -20,7 +20,7 @@ class Pace:
     """Of one image."""
 
     def __init__(self) -> None:
-        self._opening = self._draft = self._trip = self._step = 0.0
+        self._draft = self._trip = self._step = 0.0
 
     @property
     def window(self) -> int:
@@ -31,8 +31,7 @@ class Pace:
         """
         if not self._draft:
             return MIN_WINDOW
-        trip = self._trip or self._opening
-        tokens = math.ceil(2 * (trip + 0.5 * self._step) / self._draft)
+        tokens = math.ceil(2 * (self._trip + 0.5 * self._step) / self._draft)
         return min(max(tokens, MIN_WINDOW), MAX_WINDOW)
 
     @property
@@ -47,8 +46,7 @@ class Pace:
 
     def may_draft(self, num_ahead: int, *, hope: float) -> bool:
         """hope: the probability that all tokens drafted ahead stand."""
-        least = HOPE / max(1.0, self._num_steps)  # the longer the wait, the less there is to lose
-        return num_ahead < self.window and hope >= least
+        return num_ahead < self.window and hope >= HOPE
 
     @property
     def run_on(self) -> int:
@@ -66,10 +64,6 @@ class Pace:
         doubt: the probability that the cloud differs in a token that is not sent yet.
         """
         return num_flights < self.most_flights and (doubt >= CUT or not can_draft)
-
-    def opened(self, seconds: float) -> None:
-        """The session took so long to open: an idea of a round trip until there is a verdict."""
-        self._opening = seconds
 
     def drafted(self, seconds: float) -> None:
         self._draft = follow(self._draft, seconds)
