@@ -8,7 +8,6 @@ picture is drawn at the one of its start, and what it lost moves whatever the ot
 import fcntl
 import json
 import os
-import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from ciar.checkpoint import from_dict
 from ciar.errors import CheckpointError, InvalidInput, OutputError
+from ciar.output_file import output_error, replace_file
 from ciar.risk_tracker import STEP_SIZE, RiskTracker
 from ciar.router import DEFAULT_BUDGET
 
@@ -97,13 +97,11 @@ class RiskFile:
         return found
 
     def _write(self, state: RiskState) -> None:
-        part = self.path.parent / f".ciar-{secrets.token_hex(8)}.part"
+        text = json.dumps(asdict(state), indent=1) + "\n"
         try:
-            part.write_text(json.dumps(asdict(state), indent=1) + "\n")
-            part.replace(self.path)
+            replace_file(self.path, text.encode())
         except OSError as error:
-            part.unlink(missing_ok=True)
-            raise OutputError(f"risk_file: {self.path}: {error.strerror}") from error
+            raise output_error(self.path, error, field="risk_file") from error
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -9,7 +9,6 @@ import errno
 import io
 import json
 import os
-import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -22,11 +21,9 @@ from ciar import __version__
 from ciar.checkpoint import from_dict, load_into, read_config, read_weights, to_device
 from ciar.errors import CheckpointError, InvalidInput, OutputError, shorten
 from ciar.models.vq import VQConfig, VQModel, to_uint8
+from ciar.output_file import output_error, replace_file
 
 SUFFIX = ".png"
-
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def load_vq(folder: Path, *, device: str = "cpu") -> VQModel:
@@ -115,7 +112,7 @@ def check_picture_path(path: Path, *, field: str = "output") -> None:
             "create it first"
         )
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise _output_error(path, PermissionError(errno.EACCES, ""), field=field)
+        raise output_error(path, PermissionError(errno.EACCES, ""), field=field)
 
 
 def save_picture(path: Path, pixels: Tensor, metadata: Mapping[str, str]) -> None:
@@ -133,30 +130,6 @@ def save_picture(path: Path, pixels: Tensor, metadata: Mapping[str, str]) -> Non
     buffer = io.BytesIO()
     Image.fromarray(pixels.cpu().numpy()).save(buffer, format="PNG", pnginfo=chunks)
     try:
-        _replace(path.resolve(), buffer.getvalue())
+        replace_file(path, buffer.getvalue())
     except OSError as error:
-        raise _output_error(path, error, field="output") from error
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file beside `path` (resolved, so that a link stays one), then move it there."""
-    part = path.parent / f".ciar-{secrets.token_hex(8)}.part"
-    try:
-        with part.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # some file systems find out here that they are full
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-
-
-def _output_error(path: Path, error: OSError, *, field: str) -> OutputError:
-    if error.errno in _DISK_FULL:
-        remedy = "the disk is full; free some space, or choose another folder for it"
-    elif error.errno in _NOT_ALLOWED:
-        remedy = "no permission to write there; choose another folder for it"
-    else:
-        remedy = f"cannot be written: {error.strerror or error}"
-    return OutputError(f"{field}: {shorten(str(path))}: {remedy}")
+        raise output_error(path, error, field="output") from error
