@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -227,6 +228,21 @@ def test_the_latency_command_goes_through_links(bundle: Path, tmp_path: Path) ->
     assert "## RTT 5 ms, jitter 1 ms (a proxy)" in out.read_text()
 
 
+def test_an_interrupted_latency_run_leaves_the_links_it_had_done(
+    bundle: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "latency.md"
+    options = ["--rtt", "0,20", "--rounds", "2", "--modes", "base", "--out", str(out)]
+    command = [sys.executable, "-m", "ciar_bench.cli", "latency", "--model", str(bundle), *options]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert any("RTT 20 ms: round 1 of 2" in line for line in process.stderr)
+        process.send_signal(signal.SIGINT)
+    assert process.returncode == 130
+    assert "## RTT 0 ms (straight)" in out.read_text()
+    assert "RTT 20 ms" not in out.read_text()
+
+
 def test_the_latency_command_shows_a_table(bundle: Path) -> None:
     done = run_bench("latency", "--model", str(bundle), "--rounds", "1", "--modes", "base,exact")
     assert done.returncode == 0, done.stderr
@@ -430,7 +446,13 @@ def test_other_tokens_at_a_static_threshold_are_an_error(
 ) -> None:
     """Behind the report, which says what else was found."""
     unequal = [reports[0], replace(reports[1], equal_images=0.5)]
-    monkeypatch.setattr(latency_cli, "measure", lambda *_: unequal)
+
+    def measure(*arguments: Any) -> list[CellReport]:
+        keep = arguments[-1]
+        keep(unequal)
+        return unequal
+
+    monkeypatch.setattr(latency_cli, "measure", measure)
     out = tmp_path / "latency.md"
     monkeypatch.setattr(
         "sys.argv", ["ciar-bench", "latency", "--threshold", "1", "--out", str(out)]

@@ -153,8 +153,9 @@ async def measure_latency(
     emulation: Emulation,
     *,
     progress: Callable[[str], None] = lambda line: None,
+    finished: Callable[[Cell], None] = lambda cell: None,
 ) -> list[Cell]:
-    """Against a cloud that serves nobody else.  prompts: one a round."""
+    """Against a cloud that serves nobody else.  prompts: one a round.  finished: told each cell."""
     torch.set_num_threads(1)
     cells = []
     for link in plan.links:
@@ -166,6 +167,7 @@ async def measure_latency(
                     progress(f"{link}: round {len(rounds)} of {plan.rounds}")
         carrier, wavefront = emulation.carrier(link), plan.wavefront
         cells.append(Cell(link=link, carrier=carrier, rounds=rounds, wavefront=wavefront))
+        finished(cells[-1])
     return cells
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -103,16 +103,20 @@ def latency(
     )
     if gantt is not None:
         check_picture_path(gantt, field="gantt")
-    found = measure(model, size, plan, emulate, gantt)
     title = f"latency of {size or Path(model).name}{' (random weights)' if size else ''}"
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+
+    def keep(cells: Sequence[CellReport]) -> None:
+        if out:
+            out.write_text(markdown(cells, title, plan))
+
+    found = measure(model, size, plan, emulate, gantt, keep)
     if as_json:
         head = {"title": title, "machine": describe_machine(), "routing": routing(plan)}
         print(json.dumps(head | {"cells": [asdict(cell) for cell in found]}))
     else:
         show(found, title)
-    if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(markdown(found, title, plan))
     if threshold is not None and any(cell.equal_images not in (1, None) for cell in found):
         raise EngineError("optimistic drew other tokens than blocking at a static threshold")
 
@@ -134,8 +138,15 @@ def methods(text: str) -> tuple[Method, ...]:
 
 
 def measure(
-    model: str, size: str, plan: LatencyPlan, how: EmulationName, gantt: Path | None
+    model: str,
+    size: str,
+    plan: LatencyPlan,
+    how: EmulationName,
+    gantt: Path | None,
+    keep: Callable[[Sequence[CellReport]], None],
 ) -> list[CellReport]:
+    """keep: told of all links so far whenever one is done, so that a long run loses little."""
+    reports: list[CellReport] = []
     with Ending() as ending, tempfile.TemporaryDirectory(prefix="ciar-bench-") as scratch:
         folder = write_random_pair(load_size(size), Path(scratch)) if size else find_model(model)
         prompts = seeded_prompts(load_size(size or "mini"), plan.rounds)
@@ -150,17 +161,24 @@ def measure(
             if edge_core is not None:
                 os.sched_setaffinity(0, {edge_core})
             edge = load_draft_model(folder / "edge")
+            doubt = edge.doubt(plan.router(edge, seed=0).name)
+
+            def doubt_of(score: float) -> float:
+                return doubt.of(doubt.rank(score))
+
+            def finished(cell: Cell) -> None:
+                reports.append(report_cell(cell, doubt_of))
+                keep(reports)
+
+            say = console.print
             cells = ending.run(
-                measure_latency(cloud.address, edge, prompts, plan, links, progress=console.print)
+                measure_latency(
+                    cloud.address, edge, prompts, plan, links, progress=say, finished=finished
+                )
             )
-    doubt = edge.doubt(plan.router(edge, seed=0).name)
-
-    def doubt_of(score: float) -> float:
-        return doubt.of(doubt.rank(score))
-
     if gantt is not None:
         draw_gantt(gantt, list(watched(cells, doubt_of)))
-    return [report_cell(cell, doubt_of) for cell in cells]
+    return reports
 
 
 def watched(cells: Sequence[Cell], doubt_of: DoubtOf) -> Iterator[tuple[str, Sequence[Span]]]:
