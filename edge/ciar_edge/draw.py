@@ -98,12 +98,13 @@ async def draw(
     risk_file = _risk_file(options, folder, model)
     painter = Painter.load(folder / "vq")
     painter.check_codebook(model.draft.config.vocab_size)
+    router = _router(options, model, _static_threshold(options, certificate, risk_file))
     if options.decode.mode == "offline":
-        result = await _draw_offline(options, folder, model, observer)
+        result = await _draw_offline(options, folder, model, router, observer)
     else:
         assert options.cloud or embedded, "somebody must serve"
         address = options.cloud or await embedded.address()  # type: ignore[union-attr]
-        result = await _draw_with_cloud(options, address, model, certificate, risk_file, observer)
+        result = await _draw_with_cloud(options, address, model, router, certificate, observer)
     if risk_file and not math.isnan(loss := lost(result)):
         risk_file.learn(loss)
     torch.set_num_threads(num_cores())
@@ -130,17 +131,7 @@ def _certificate(options: DrawOptions, folder: Path, model: EdgeModel) -> Certif
         prefix_rate=options.decode.prefix_rate,
         wavefront=options.decode.wavefront,
     )
-    _certified_threshold(options, certificate)  # whether there is one
     return certificate
-
-
-def _certified_threshold(options: DrawOptions, certificate: Certificate) -> float:
-    assert options.max_risk is not None
-    return certificate.threshold(
-        options.max_risk,
-        budget=options.budget,
-        is_one_by_one=options.decode.mode != "optimistic",
-    )
 
 
 def _risk_file(options: DrawOptions, folder: Path, model: EdgeModel) -> RiskFile | None:
@@ -160,6 +151,24 @@ def _risk_file(options: DrawOptions, folder: Path, model: EdgeModel) -> RiskFile
     )
 
 
+def _static_threshold(
+    options: DrawOptions, certificate: Certificate | None, risk_file: RiskFile | None
+) -> float | None:
+    """On the router's score; None: there is a budget. Raises `InvalidInput` without a threshold
+    that keeps to the risk.
+    """
+    if risk_file:
+        return risk_file.tau
+    if certificate is None:
+        return options.threshold
+    assert options.max_risk is not None
+    return certificate.threshold(
+        options.max_risk,
+        budget=options.budget,
+        is_one_by_one=options.decode.mode != "optimistic",
+    )
+
+
 def lost(result: ImageResult) -> float:
     """Its loss; where nothing was kept nothing is lost. NaN: nobody knows."""
     return result.loss if result.counts[Origin.KEPT] or result.late else 0.0
@@ -169,8 +178,8 @@ async def _draw_with_cloud(
     options: DrawOptions,
     address: str,
     model: EdgeModel,
+    router: Router,
     certificate: Certificate | None,
-    risk_file: RiskFile | None,
     observer: Observer,
 ) -> ImageResult:
     access = options.access if options.cloud else Access()  # the embedded cloud asks for nothing
@@ -182,7 +191,7 @@ async def _draw_with_cloud(
         return await generate(
             options.prompt,
             model=model,
-            router=_router(options, model, certificate, risk_file),
+            router=router,
             verifier=verifier,
             config=options.decode,
             sampling=sampling,
@@ -191,14 +200,14 @@ async def _draw_with_cloud(
 
 
 async def _draw_offline(
-    options: DrawOptions, folder: Path, model: EdgeModel, observer: Observer
+    options: DrawOptions, folder: Path, model: EdgeModel, router: Router, observer: Observer
 ) -> ImageResult:
     _check_offline_prompt(options.prompt)
     encoder = load_text_encoder(folder)
     result = await generate(
         options.prompt,
         model=model,
-        router=_router(options, model),
+        router=router,
         config=options.decode,
         sampling=options.merge(_checkpoint_sampling(folder)),
         encode_text=lambda prompt: encoder.encode([prompt])[0],
@@ -237,20 +246,11 @@ def _checkpoint_sampling(folder: Path) -> SamplingParams:
     return read_sampling(folder / "cloud")
 
 
-def _router(
-    options: DrawOptions,
-    model: EdgeModel,
-    certificate: Certificate | None = None,
-    risk_file: RiskFile | None = None,
-) -> Router:
-    config, budget, threshold = model.draft.config, options.budget, options.threshold
-    if certificate:
-        budget, threshold = None, _certified_threshold(options, certificate)
-    if risk_file:
-        threshold = risk_file.tau
+def _router(options: DrawOptions, model: EdgeModel, threshold: float | None) -> Router:
+    config = model.draft.config
     return make_router(
         options.router or model.router,
-        budget=budget,
+        budget=options.budget if threshold is None else None,
         threshold=threshold,
         calibration=model.calibration,
         seed=options.seed,
