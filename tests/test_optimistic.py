@@ -133,6 +133,32 @@ def test_a_score_of_neighbours_forgets_what_is_taken_back(
         same(found, expected)
 
 
+@pytest.mark.parametrize("wavefront", [0, 2])
+def test_exact_is_the_clouds_own_image_whatever_is_in_flight(
+    pair: Pair, run: Run, wavefront: int
+) -> None:
+    most = num_drawn_on = 0
+    for seed in range(34):
+        cloud = Distant(pair.cloud, seed=seed)
+        found = run(decode(pair, cloud, seed=seed, mode="exact", wavefront=wavefront))
+        assert found.tokens == run(base(pair, seed, wavefront))
+        assert found.cloud_decided == T
+        most = max(most, cloud.most_in_flight)
+        num_drawn_on += sum(batch.run_on for batch in cloud.batches)
+    assert most > 1 and num_drawn_on > 0
+
+
+def test_exact_without_an_answer_goes_on_alone(pair: Pair, run: Run) -> None:
+    """The cloud takes what was decided for want of one as it is, and draws the rest on that."""
+    cloud = Distant(pair.cloud, errors={1: DeadlineExceeded("late")})
+    found = run(decode(pair, cloud, mode="exact"))
+    (late,) = cloud.failed
+    assert found.fallbacks == len(late.tokens)
+    assert found.tokens[: late.position] == run(base(pair))[: late.position]
+    again = next(batch for batch in cloud.batches if batch.epoch > late.epoch)
+    assert not len(again.features) and not any(again.uncertain[: len(late.tokens)])
+
+
 def test_everything_uncertain_is_the_clouds_own_image(pair: Pair, run: Run) -> None:
     found = run(
         decode(pair, Distant(pair.cloud), router=router_for(pair, "always"), mode="optimistic")

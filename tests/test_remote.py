@@ -256,7 +256,7 @@ def test_an_image_over_the_wire_is_the_local_one(
             found = await edge_image(verifier, edge, budget=budget, config=config)
         expected = await edge_image(local(model), edge, budget=budget, config=config)
         assert (found.tokens, found.origins) == (expected.tokens, expected.origins)
-        if mode != "optimistic":  # what it sends together depends on the time that answers take
+        if mode == "blocking":  # what the others send together depends on times
             assert found.cloud_forwards == expected.cloud_forwards
         assert found.uplink_bytes > 0
         if mode == "exact" or budget == 1:

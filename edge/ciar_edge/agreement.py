@@ -1,7 +1,5 @@
 """How often the cloud agrees to what it is asked, and what is worth doing ahead of its answer."""
 
-import math
-
 _MEMORY = 0.9  # how much of the measured agreement is left after another batch
 
 # A token that stands gives more than its successor costs from about this share on: the successor
@@ -20,11 +18,6 @@ class Agreement:
     def is_likely(self) -> bool:
         """Whether it pays to prepare for a token that stands."""
         return self._num_agreed >= _WORTHWHILE * (self._num_agreed + self._num_differed)
-
-    @property
-    def run_length(self) -> int:
-        """The length a / (1 - a) that a run of agreements has on average, at least 1."""
-        return max(1, math.ceil(self._num_agreed / self._num_differed))
 
     def learn(self, num_agreed: int, num_asked: int) -> None:
         """Of so many tokens in a row, that many stood until the first difference or the end."""

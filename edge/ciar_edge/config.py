@@ -11,7 +11,6 @@ from ciar.tolerance import check_tolerances
 
 Mode = Literal["blocking", "optimistic", "exact", "offline"]
 MODES: tuple[Mode, ...] = get_args(Mode)
-MAX_DRAFT = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,12 +18,11 @@ class DecodeConfig:
     """How edge and cloud share the work.
 
     mode: `blocking` asks for one uncertain token at a time and waits; `optimistic` drafts on
-        meanwhile, and goes back where the cloud differs; `exact` has every token
+        meanwhile, and goes back where the cloud differs; `exact` does so and has every token
         verified, so the image is the cloud's own; `offline` never calls.
     prefix_rate: share of the image that the cloud draws first.
     features: what kept tokens enter the cloud with: `send` their interval features, `none`, or let
         the cloud `recompute` them from the tokens.
-    max_draft: most tokens that `exact` drafts ahead of a verification.
     epsilon: how far an uncertain token's perturbed score may fall short of the cloud's best one, in
         nats, for it to stand; 0: the cloud has to draw it, too.
     max_gap: the same for kept tokens, looked at when the cloud has them anyway: `optimistic` goes
@@ -36,7 +34,6 @@ class DecodeConfig:
     mode: Mode = "blocking"
     prefix_rate: float = DEFAULT_PREFIX_RATE
     features: FeatureMode = "send"
-    max_draft: int = 16
     epsilon: float = 0.0
     max_gap: float = math.inf
     wavefront: int = 0
@@ -49,8 +46,6 @@ class DecodeConfig:
         check_feature_mode(self.image_features, wavefront=self.wavefront)
         if not 0 <= self.prefix_rate <= 1:
             raise InvalidInput("prefix_rate", self.prefix_rate, "give a share from 0 to 1")
-        if not 1 <= self.max_draft <= MAX_DRAFT:
-            raise InvalidInput("max_draft", self.max_draft, f"give a count from 1 to {MAX_DRAFT}")
         check_tolerances(self.epsilon, self.max_gap)
         if self.epsilon and self.mode == "exact":
             raise InvalidInput("epsilon", self.epsilon, "exact decoding takes none; give 0")

@@ -1,4 +1,4 @@
-"""One image on its way, wave by wave: whom the router trusts decides, and in `exact` the cloud.
+"""One image on its way, wave by wave: whom the router trusts decides.
 
 A wave is a token in raster order, and one token each of several rows along a wavefront
 (`ciar.order`). Every token is decided once, in this order. What was kept after the last verdict is
@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from ciar.router import Router
 from ciar.verifier import Session
 from ciar_edge.agreement import Agreement
-from ciar_edge.config import DecodeConfig
 from ciar_edge.drafter import Draft, Drafter
 from ciar_edge.link import Answer, Link
 from ciar_edge.result import ImageResult, Observer, Origin, origins_of
@@ -154,40 +153,6 @@ class Decoder:
             self._router.prepare(draft.cell, draft.head)
             self._ahead_seconds += self._drafted(draft, started)
             started = time.perf_counter()
-
-    async def decode_exactly(self, config: DecodeConfig) -> None:
-        """`exact`: the base's own image, unless verifications are missed."""
-        assert self._link
-        most = min(config.max_draft, self._link.max_batch_tokens)
-        while len(self._tokens) < self._num_tokens:
-            drafts = await self._draft_run(min(most, self._agreement.run_length))
-            answer = await self._link.ask(drafts, [True] * len(drafts))
-            if answer is None:
-                for draft in drafts:
-                    self._link.keep(draft)
-                    self._decide(draft.token, Origin.FALLBACK)
-                continue
-            self._agreement.learn(answer.num_agreed, len(drafts))
-            for draft in drafts[: answer.num_agreed]:
-                self._decide(draft.token, Origin.AGREED)
-            self._drafter.rollback(len(self._tokens))
-            if answer.token is not None:
-                is_corrected = answer.num_agreed < len(drafts)
-                self._link.take_bonus(len(self._tokens))
-                self._decide(answer.token, Origin.CORRECTED if is_corrected else Origin.DRAWN)
-                self._drafter.commit(answer.token)
-
-    async def _draft_run(self, count: int) -> list[Draft]:
-        """The edge's own next tokens, each drafted on the ones before."""
-        drafts = []
-        for _ in range(min(count, self._num_tokens - len(self._tokens))):
-            started = time.perf_counter()
-            draft = self._drafter.draft()
-            self._draft_seconds += self._drafted(draft, started)
-            self._drafter.commit(draft.token)
-            drafts.append(draft)
-            await self._tick()
-        return drafts
 
     def _drafted(self, draft: Draft, started: float) -> float:
         """Tell of a draft; the seconds that it took."""

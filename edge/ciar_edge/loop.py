@@ -3,7 +3,7 @@
     blocking    draft x_t. Certain: keep it. Uncertain: send what was kept since the last verdict
                 and x_t, and wait
     optimistic  draft on while uncertain tokens are verified, and go back to the first difference
-    exact       draft K tokens ahead, all uncertain, verify them in one batch: the cloud's own image
+    exact       the same with every token uncertain: the cloud's own image
     offline     no cloud at all
 
 `ciar_edge.decoder` goes through the tokens; here a cloud is asked, checked and opened for it.
@@ -50,7 +50,7 @@ async def generate(
 ) -> ImageResult:
     """Decode one image.
 
-    router: fresh, for this image; `exact` does not ask it.
+    router: fresh, for this image; `exact` looks at its scores alone.
     verifier, encode_text: `offline` needs only the latter, the others only the former.
 
     Raises what `verifier.open` raises, `PairMismatch` and `InvalidInput`. A cloud that is lost
@@ -99,8 +99,8 @@ async def _decode(
     check_pair(model, info)
     info.check_features(config.image_features)
     num_prefix = config.num_prefix(info.num_tokens)
-    is_optimistic = config.mode == "optimistic"
-    num_drawn = 0 if is_optimistic else num_prefix  # the rest of the prefix is drafted, too
+    goes_ahead = config.mode in ("optimistic", "exact")
+    num_drawn = 0 if goes_ahead else num_prefix  # the rest of the prefix is drafted, too
     request = ImageRequest(
         prompt=prompt,
         sampling=sampling,
@@ -119,12 +119,13 @@ async def _decode(
             drafter = Drafter(model.prepared, condition, sampling, noise=noise, order=order)
             link = _link(session, drafter, info, config=config, observer=observer)
             decoder: Decoder
-            if is_optimistic:
+            if goes_ahead:
                 doubt = model.doubt(router.name)
                 decoder = OptimisticDecoder(
                     *(drafter, router, link),
                     doubt=doubt,
                     num_prefix=num_prefix,
+                    asks_all=config.mode == "exact",
                     looks_at_kept=request.looks_at_kept,
                     observer=observer,
                     started=started,
@@ -132,7 +133,7 @@ async def _decode(
             else:
                 decoder = Decoder(drafter, router, link, observer=observer, started=started)
             decoder.take_prefix(session)
-            await (decoder.decode_exactly(config) if config.mode == "exact" else decoder.decode())
+            await decoder.decode()
             return decoder.result()
     finally:
         noise_ahead.cancel()

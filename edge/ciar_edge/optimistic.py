@@ -1,5 +1,7 @@
 """`optimistic`: the edge drafts on while the cloud verifies; a difference takes back what followed.
 
+`exact` is that with every token uncertain.
+
     tokens 0 .. a-1    decided
     a .. n-1           pending: drafted behind a token that waits for its verdict
     s .. n-1           not sent yet; those before s the cloud knows, or will know of its batches
@@ -73,7 +75,7 @@ class OptimisticDecoder(Decoder):
     Flights are answered in the order of their positions; of the first that differs the others
     behind it are void, and the cloud spends nothing on them.
 
-    num_prefix: tokens the cloud decides, and no router.
+    num_prefix: tokens the cloud decides, and no router.  asks_all: it decides all of them.
     looks_at_kept: whether the cloud verifies kept tokens, too.
     """
 
@@ -87,13 +89,14 @@ class OptimisticDecoder(Decoder):
         *,
         doubt: Doubt,
         num_prefix: int,
+        asks_all: bool,
         looks_at_kept: bool,
         observer: Observer,
         started: float,
     ) -> None:
         super().__init__(drafter, router, link, observer=observer, started=started)
         self._doubt, self._pace, self._num_prefix = doubt, Pace(), num_prefix
-        self._looks_at_kept = looks_at_kept
+        self._asks_all, self._looks_at_kept = asks_all, looks_at_kept
         self._pending: deque[Step] = deque()
         self._unsent: list[Step] = []
         self._flights: deque[Flight] = deque()
@@ -156,7 +159,7 @@ class OptimisticDecoder(Decoder):
     def _step(self, draft: Draft) -> Step:
         mark = self._router.mark()
         is_prefix = draft.position < self._num_prefix
-        if is_prefix:
+        if is_prefix or self._asks_all:
             score, is_uncertain = self._router.glance(draft.cell, draft.head), True
         else:
             score, is_uncertain = self._router.decide(draft.cell, draft.head)

@@ -21,7 +21,7 @@ class Origin(StrEnum):
     KEPT = "kept"  # certain: the edge alone
     AGREED = "agreed"  # uncertain, and the cloud drew the same
     CORRECTED = "corrected"  # uncertain, and the cloud drew another
-    DRAWN = "drawn"  # drawn by the cloud behind an agreed batch; the edge drafted nothing there
+    DRAWN = "drawn"  # the cloud's, with no draft to compare; of images that were not finished
     FALLBACK = "fallback"  # uncertain, decided by the edge for want of an answer
 
 

@@ -13,8 +13,9 @@ from ciar_edge.config import DecodeConfig
 @dataclass(frozen=True, kw_only=True)
 class Exact:
     name = "exact"
-    max_draft: int = 16
 
     def draw(self, bench: BenchModel, prompt: str, sampling: SamplingParams) -> DrawnImage:
-        config = DecodeConfig(mode="exact", max_draft=self.max_draft)
-        return decode_selectively(bench, prompt, sampling, make_router("always"), config)
+        config = DecodeConfig(mode="exact")
+        edge = bench.edge
+        router = make_router(edge.router, calibration=edge.calibration)  # for its scores
+        return decode_selectively(bench, prompt, sampling, router, config)

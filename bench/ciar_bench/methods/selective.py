@@ -80,7 +80,8 @@ class PayloadMeter(Silent):
         numbers = number_bytes(batch.features.numel())
         self.costs.uplink_bytes += flags + ids + numbers
         self.costs.downlink_bytes += id_bytes(1, len(batch.tokens) + 1)
-        self.costs.downlink_bytes += id_bytes(verdict.token is not None, self.vocab_size)
+        num_drawn = (verdict.token is not None) + len(verdict.run_on)
+        self.costs.downlink_bytes += id_bytes(num_drawn, self.vocab_size)
 
 
 def decode_selectively(
