@@ -81,7 +81,8 @@ class Timeline:
 def tokens_like(
     uncertain: float, agreed: float, *, num_tokens: int, seed: int, sharpness: float = 0.9
 ) -> list[Token]:
-    """Independent tokens: a share `uncertain` of them, of which `agreed` stand; the others all do.
+    """Independent tokens: a share `uncertain` of them, of which `agreed` stand; the others all do,
+    and nobody doubts it.
 
     sharpness: of what the scores tell about them; doubts are drawn from a Beta distribution with
         that sum of parameters: near 0 they tell all, far above 1 nothing.
@@ -91,8 +92,10 @@ def tokens_like(
         doubt = 1 - agreed
         if 0 < agreed < 1:
             doubt = dice.betavariate(sharpness * (1 - agreed), sharpness * agreed)
-        is_uncertain = dice.random() < uncertain
-        tokens.append(Token(is_uncertain, is_uncertain and dice.random() < doubt, doubt))
+        if dice.random() >= uncertain:
+            tokens.append(Token(is_uncertain=False, differs=False, doubt=0.0))
+        else:
+            tokens.append(Token(is_uncertain=True, differs=dice.random() < doubt, doubt=doubt))
     return tokens
 
 
