@@ -82,15 +82,19 @@ def digits_of(value: float) -> int:
 
 
 def write_csv(path: Path, rows: Sequence[tuple[str, Numbers]], wanted: Sequence[str]) -> None:
-    """Every number with the ends of its interval, unscaled: the wanted, then what else there is."""
+    """Every number with the ends of its interval, unscaled: the wanted, then what else there is.
+
+    Six digits: no interval is narrower than a thousandth.
+    """
     columns = columns_of(rows, wanted)
     columns += sorted({name for _, numbers in rows for name in numbers}.difference(columns))
     with path.open("w", newline="") as file:
         out = csv.writer(file, lineterminator="\n")
         out.writerow(["method", *(f"{n}{end}" for n in columns for end in ("", " low", " high"))])
         for label, numbers in rows:
-            values: list[float | str] = []
+            values = [label]
             for name in columns:
                 found = numbers.get(name)
-                values += [found.value, found.low, found.high] if found else ["", "", ""]
-            out.writerow([label, *values])
+                ends = (found.value, found.low, found.high) if found else ()
+                values += [f"{end:.6g}" for end in ends] or [""] * 3
+            out.writerow(values)
