@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,18 @@ def test_the_model_makes_the_calls_that_the_decoder_makes(pair: Pair, run: Run) 
     assert costs_of(cell, "blocking").trip == 0.002
     tokens = tokens_of(images[0], lambda score: 0.3)
     assert [t.is_uncertain for t in tokens] == [o is not Origin.KEPT for o in images[0].origins]
+
+
+def test_the_bases_steps_are_its_own(pair: Pair, run: Run) -> None:
+    """Others wait for steps that are slower than a line through C(1) has it."""
+    image = run(decode(pair, router=router_for(pair, threshold=0.4)))
+    alone = replace(image, cloud_compute_seconds=0.009 * 40, cloud_forwards=40)
+    chunks = {2: 0.018, 4: 0.020, 8: 0.024}
+    images: Any = {"base": alone, "blocking": image}
+    one = Round(images=images, overheads={}, spans={}, chunk_seconds=chunks)
+    cell = Cell(link=SlowLink(), carrier="straight", rounds=[one])
+    assert costs_of(cell, "base").step == pytest.approx(0.009)
+    assert 0.009 < costs_of(cell, "blocking").step < 0.018
 
 
 def test_an_image_is_watched_and_drawn(pair: Pair, run: Run, tmp_path: Path) -> None:
