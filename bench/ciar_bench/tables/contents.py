@@ -109,11 +109,19 @@ def main_table(_: EdgeModel) -> Contents:
     )
 
 
-def card_table(_: EdgeModel) -> Contents:
-    """What a model's card shows: the base and the default way to draw."""
-    rows = (Row("Base AR", "base"), Row("CIAR, width (ours)", "interval"))
-    labels = tuple(row.label for row in rows)
-    return Contents(title="The base, and CIAR by default", rows=rows, costs=COSTS, sheets=labels)
+def card_table(edge: EdgeModel) -> Contents:
+    """What a model's card shows: the base, the default way to draw, and two others."""
+    base, default = Row("Base AR", "base"), Row("CIAR, width (ours)", "interval")
+    rows = [base, default]
+    if "interval" in edge.calibration:
+        rows.append(Row("CIAR, width, fixed threshold", at_fixed_threshold("interval", edge)))
+    rows.append(Row("CIAR, exact (ours)", "exact"))
+    return Contents(
+        title="The base, and CIAR by default, at a fixed threshold and exact",
+        rows=tuple(rows),
+        costs=COSTS,
+        sheets=(base.label, default.label),
+    )
 
 
 def uncertainty_table(edge: EdgeModel) -> Contents:
@@ -123,9 +131,7 @@ def uncertainty_table(edge: EdgeModel) -> Contents:
     rows = []
     for label, router in ROUTERS:
         if router in edge.calibration:
-            index = round((1 - FIXED_SHARE) * (NUM_QUANTILES - 1))
-            value = edge.calibration[router][index]
-            rows.append(Row(f"{label}, fixed threshold", f"{router}:threshold={value!r}"))
+            rows.append(Row(f"{label}, fixed threshold", at_fixed_threshold(router, edge)))
         rows += [Row(f"{label}, {b:.1%}", at_budget(router, b)) for b in BUDGETS]
     rows += [Row(f"first {PLACED:.0%} of the image", f"code:share={PLACED}")]
     rows += [Row(f"last {PLACED:.0%} of the image", f"code:share={PLACED},is_last=true")]
@@ -134,6 +140,11 @@ def uncertainty_table(edge: EdgeModel) -> Contents:
         rows=(Row("Base AR", "base"), *rows),
         costs=CALLS,
     )
+
+
+def at_fixed_threshold(router: str, edge: EdgeModel) -> str:
+    index = round((1 - FIXED_SHARE) * (NUM_QUANTILES - 1))
+    return f"{router}:threshold={edge.calibration[router][index]!r}"
 
 
 def at_budget(router: str, budget: float) -> str:
