@@ -190,6 +190,19 @@ def test_a_calibrated_threshold_is_right_from_the_first_image(budget: float) -> 
     assert sum(rank > 1 - budget for rank in chosen) / len(chosen) > 2 / 3
 
 
+def test_what_nobody_chose_is_the_usual_threshold() -> None:
+    """Or a budget, where the score has no quantiles."""
+    quantiles = [i / 10 for i in range(101)]
+    rule = make_router("entropy", calibration={"entropy": quantiles}).threshold
+    assert isinstance(rule, StaticThreshold) and rule.tau == 7.0
+    for router in (
+        make_router("entropy"),
+        make_router("entropy", budget=0.3, calibration={"entropy": quantiles}),
+    ):
+        assert isinstance(router.threshold, DynamicThreshold)
+        assert router.threshold.budget == 0.3
+
+
 @pytest.mark.parametrize(("budget", "expected"), [(0.0, False), (1.0, True)])
 def test_the_ends_of_the_budget_are_exact(budget: float, expected: bool) -> None:
     threshold = DynamicThreshold(budget, UNIFORM, num_scores=5)

@@ -70,7 +70,7 @@ class LatencyPlan:
     """links: a cell each.  rounds: images of each method in a cell.
 
     share: of the tokens behind the prefix, asked for at random; None: what the model's own router
-    asks for, by the default budget or a static threshold on its score.
+    asks for, by its usual threshold or another one on its score.
     wavefront: tokens that a row is behind the row above, in the methods that are named after it.
     max_gap: of `late`.
     """

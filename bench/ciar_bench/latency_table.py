@@ -134,4 +134,4 @@ def asking(plan: LatencyPlan) -> str:
         return f"{plan.share:.0%} of the tokens routed at random"
     if plan.threshold is not None:
         return f"the model's router at a static threshold of {plan.threshold:g}"
-    return "the model's router at its default budget"
+    return "the model's router at its usual threshold"

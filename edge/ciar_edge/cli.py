@@ -141,11 +141,15 @@ def generate(
     ] = "ciar-mini",
     budget: Annotated[
         float | None,
-        _option(env="BUDGET", **FLOAT, help="Cloud calls a token of the image. Default: 0.30."),
+        _option(env="BUDGET", **FLOAT, help="Cloud calls a token of the image, at most."),
     ] = None,
     threshold: Annotated[
         float | None,
-        _option(env="THRESHOLD", **FLOAT, help="Ask above this score, instead of a budget."),
+        _option(
+            env="THRESHOLD",
+            **FLOAT,
+            help="Ask above this score. Default: what 30 % of the calibration's tokens exceed.",
+        ),
     ] = None,
     max_risk: Annotated[
         float | None,

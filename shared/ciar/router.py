@@ -10,7 +10,13 @@ from torch import Tensor
 
 from ciar.errors import InvalidInput
 from ciar.head_output import HeadOutput
-from ciar.threshold import NUM_QUANTILES, DynamicThreshold, StaticThreshold, Threshold
+from ciar.threshold import (
+    NUM_QUANTILES,
+    DynamicThreshold,
+    StaticThreshold,
+    Threshold,
+    check_quantiles,
+)
 from ciar.uncertainty import TENSOR_SCORES, WindowCorr
 
 DEFAULT_ROUTER = "interval"
@@ -107,10 +113,11 @@ def make_router(
 ) -> Router:
     """A fresh router for one image.
 
-    budget: share of the image's tokens to ask for, prefix included (dynamic threshold, default
-        0.30).  prefix_rate: share of the image that the cloud draws first; 0 makes the budget one
-        of routed tokens.
-    threshold: a static one on the raw score.  calibration: quantiles by score name.
+    budget: share of the image's tokens to ask for, prefix included (dynamic threshold).
+        prefix_rate: share of the image that the cloud draws first; 0 makes the budget one of routed
+        tokens.
+    threshold: a static one on the raw score; with neither the usual one, or where the score has no
+        quantiles a budget of 0.30.  calibration: quantiles by score name.
     seed: of the image, for `random` and `spaced`.  grid_size: of the image, in tokens a side.
     Raises `InvalidInput`.
     """
@@ -122,15 +129,25 @@ def make_router(
         if budget is not None or threshold is not None:
             raise InvalidInput("router", name, "it takes neither a budget nor a threshold")
         return Router(name, _constant, StaticThreshold(0.0 if name == "always" else 1.0))
+    quantiles = _quantiles(name, calibration or {})
+    if budget is None and threshold is None and quantiles is not None:
+        threshold = usual_threshold(quantiles)
     rule: Threshold
     if threshold is not None:
         rule = StaticThreshold(threshold)
     else:
-        quantiles = _quantiles(name, calibration or {})
         budget = DEFAULT_BUDGET if budget is None else budget
         num_scores = round(grid_size**2 * (1 - prefix_rate))
         rule = DynamicThreshold(budget, quantiles, num_scores=num_scores, spent=prefix_rate)
     return Router(name, _score(name, seed=seed, grid_size=grid_size), rule)
+
+
+def usual_threshold(quantiles: Sequence[float]) -> float:
+    """What 30 % of the calibration's tokens exceed: hard images take what easy ones leave.
+
+    Raises `InvalidInput`.
+    """
+    return check_quantiles(quantiles)[round((1 - DEFAULT_BUDGET) * (NUM_QUANTILES - 1))]
 
 
 def _quantiles(name: str, calibration: Mapping[str, Sequence[float]]) -> Sequence[float] | None:

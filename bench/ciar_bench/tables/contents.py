@@ -3,13 +3,11 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from ciar.router import DEFAULT_BUDGET
-from ciar.threshold import NUM_QUANTILES
+from ciar.router import DEFAULT_BUDGET, usual_threshold
 from ciar_edge.models import EdgeModel
 
 BUDGETS = (0.30, 0.365, 0.50)
 PLACED = 0.3  # of the image in one piece by the cloud, wherever it is sure
-FIXED_SHARE = 0.30  # of calls on the calibration's pictures, at a fixed threshold
 PREFIX_RATES = (0.0, 0.03, 0.06, 0.12, 0.2, 0.3)
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 WAVEFRONTS = (3, 4, 5, 6, 8)  # tokens
@@ -60,7 +58,8 @@ class Contents:
 
 FIGURE_QUALITY = ("FD-*", "FID", "caption-score", "CLIP-*-score", "HPSv2", "object-top5")
 FIGURE_LATENCY = "speedup, RTT 20 ms"
-MAPPED = ("CIAR, width (ours)", "CIAR, U")
+DEFAULT_LABEL = "CIAR, default"
+MAPPED = (DEFAULT_LABEL, "CIAR, width (ours)", "CIAR, U")
 
 ROUTING = ("AUROC, the draws differ", "AUROC, TV above its median", "risk at 30.0%")
 CALLS = ("calls", "decided share")
@@ -111,16 +110,17 @@ def main_table(_: EdgeModel) -> Contents:
 
 def card_table(edge: EdgeModel) -> Contents:
     """What a model's card shows: the base, the default way to draw, and two others."""
-    base, default = Row("Base AR", "base"), Row("CIAR, width (ours)", "interval")
-    rows = [base, default]
-    if "interval" in edge.calibration:
-        rows.append(Row("CIAR, width, fixed threshold", at_fixed_threshold("interval", edge)))
-    rows.append(Row("CIAR, exact (ours)", "exact"))
+    rows = (
+        Row("Base AR", "base"),
+        Row(DEFAULT_LABEL, at_usual_threshold(edge.router, edge)),
+        Row(f"CIAR, budget {DEFAULT_BUDGET:.0%}", edge.router),
+        Row("CIAR, exact (ours)", "exact"),
+    )
     return Contents(
-        title="The base, and CIAR by default, at a fixed threshold and exact",
-        rows=tuple(rows),
+        title="The base, and CIAR by default, at a budget and exact",
+        rows=rows,
         costs=COSTS,
-        sheets=(base.label, default.label),
+        sheets=("Base AR", DEFAULT_LABEL),
     )
 
 
@@ -131,7 +131,7 @@ def uncertainty_table(edge: EdgeModel) -> Contents:
     rows = []
     for label, router in ROUTERS:
         if router in edge.calibration:
-            rows.append(Row(f"{label}, fixed threshold", at_fixed_threshold(router, edge)))
+            rows.append(Row(f"{label}, fixed threshold", at_usual_threshold(router, edge)))
         rows += [Row(f"{label}, {b:.1%}", at_budget(router, b)) for b in BUDGETS]
     rows += [Row(f"first {PLACED:.0%} of the image", f"code:share={PLACED}")]
     rows += [Row(f"last {PLACED:.0%} of the image", f"code:share={PLACED},is_last=true")]
@@ -142,9 +142,9 @@ def uncertainty_table(edge: EdgeModel) -> Contents:
     )
 
 
-def at_fixed_threshold(router: str, edge: EdgeModel) -> str:
-    index = round((1 - FIXED_SHARE) * (NUM_QUANTILES - 1))
-    return f"{router}:threshold={edge.calibration[router][index]!r}"
+def at_usual_threshold(router: str, edge: EdgeModel) -> str:
+    quantiles = edge.calibration.get(router)
+    return f"{router}:threshold={usual_threshold(quantiles)!r}" if quantiles else router
 
 
 def at_budget(router: str, budget: float) -> str:
