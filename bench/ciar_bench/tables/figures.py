@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 from PIL import Image, ImageDraw, ImageFont
 
 from ciar.picture import Painter
@@ -50,6 +51,10 @@ def draw_quality_against_latency(
             elinewidth=0.8,
             label=label,
         )
+    axes.set_xscale("log")  # the edge alone is far off
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(f"{latency} over the base")
     axes.set_ylabel(quality)
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
