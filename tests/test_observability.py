@@ -8,8 +8,8 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import which
@@ -23,7 +23,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from ciar.errors import PairMismatch
 from ciar.metrics import by_label, read_page, serve_metrics, total
 from ciar.router import make_router
-from ciar.types import ImageRequest, SamplingParams
+from ciar.types import ImageRequest, ModelInfo, SamplingParams
+from ciar.verifier import Session, Verifier
 from ciar_bench.cloud_process import CloudProcess, cloud_process, free_port
 from ciar_bench.soak import process_tree
 from ciar_cloud.config import ServeConfig
@@ -176,6 +177,24 @@ def fetch(url: str) -> str:
         return page
 
 
+@dataclass
+class Lingering:
+    """A cloud whose session Prometheus has seen before its image goes on."""
+
+    inner: Verifier
+    prometheus: Prometheus | None
+
+    async def info(self) -> ModelInfo:
+        return await self.inner.info()
+
+    @asynccontextmanager
+    async def open(self, request: ImageRequest) -> AsyncIterator[Session]:
+        async with self.inner.open(request) as session:
+            if self.prometheus:
+                await self.prometheus.wait_for("ciar_cloud_slots_in_use > 0")
+            yield session
+
+
 async def draw(
     cloud: CloudProcess, edge: EdgeModel, metrics: EdgeMetrics, prometheus: Prometheus | None
 ) -> None:
@@ -185,18 +204,21 @@ async def draw(
         await prometheus.wait_for("ciar_edge_images_total == 0")
     config = RemoteConfig(deadline_seconds=60, resume_seconds=60)
 
+    async def image(verifier: Verifier, seed: int) -> None:
+        await generate(
+            PROMPT,
+            model=edge,
+            router=make_router(edge.router, budget=0.4, calibration=edge.calibration),
+            verifier=verifier,
+            config=DecodeConfig(prefix_rate=0.1),
+            sampling=SamplingParams(seed=seed, cfg_scale=2.0),
+            observer=metrics,
+        )
+
     async def images(number: int, count: int) -> None:
         async with RemoteVerifier(cloud.address, config=config) as verifier:
             for seed in range(count):
-                await generate(
-                    PROMPT,
-                    model=edge,
-                    router=make_router(edge.router, budget=0.4, calibration=edge.calibration),
-                    verifier=verifier,
-                    config=DecodeConfig(prefix_rate=0.1),
-                    sampling=SamplingParams(seed=100 * number + seed, cfg_scale=2.0),
-                    observer=metrics,
-                )
+                await image(verifier, 100 * number + seed)
                 await asyncio.sleep(0.2 if prometheus else 0)
 
     async def refused() -> None:
@@ -213,13 +235,15 @@ async def draw(
         await asyncio.gather(*(images(number, count) for number in range(4)))
 
     await refused()
+    async with RemoteVerifier(cloud.address, config=config) as verifier:
+        await image(Lingering(verifier, prometheus), 1000)
     await all_edges(12)
     await refused()
     os.kill(list(process_tree(cloud.pid))[1], signal.SIGKILL)
     await all_edges(12)
     if prometheus:
-        await prometheus.wait_for(f"ciar_edge_images_total == {2 * 4 * 12}")
-        await prometheus.wait_for(f"ciar_cloud_images_total == {2 * 4 * 12}")
+        await prometheus.wait_for(f"ciar_edge_images_total == {1 + 2 * 4 * 12}")
+        await prometheus.wait_for(f"ciar_cloud_images_total == {1 + 2 * 4 * 12}")
         await prometheus.wait_for('ALERTS{alertname="CiarCloudEngineDied"}')
         await asyncio.sleep(2)  # all rules see the last images
 
