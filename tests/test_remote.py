@@ -365,11 +365,13 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"features": "recompute"},
     {"wavefront": 2},
     {"wavefront": 2, "max_gap": 0.5},
+    {"mode": "exact"},
+    {"mode": "exact", "wavefront": 2},
 )
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_a_killed_cloud_changes_nothing_of_an_optimistic_image(
+def test_a_killed_cloud_changes_nothing_of_an_image_that_goes_ahead(
     run: Run,
     bundle: Path,
     edge: EdgeModel,
@@ -377,7 +379,7 @@ def test_a_killed_cloud_changes_nothing_of_an_optimistic_image(
     settings: dict[str, Any],
 ) -> None:
     """SIGKILL with batches in flight: what was on its way is sent again, to another cloud."""
-    config = DecodeConfig(mode="optimistic", prefix_rate=0.2, **settings)
+    config = DecodeConfig(**{"mode": "optimistic", "prefix_rate": 0.2, **settings})
 
     async def compare() -> None:
         clouds = [CloudProcess(bundle, tmp_path)]
