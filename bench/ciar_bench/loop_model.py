@@ -89,13 +89,13 @@ def tokens_like(
     """
     dice, tokens = random.Random(seed), []
     for _ in range(num_tokens):
+        if dice.random() >= uncertain:
+            tokens.append(Token(is_uncertain=False, differs=False, doubt=0.0))
+            continue
         doubt = 1 - agreed
         if 0 < agreed < 1:
             doubt = dice.betavariate(sharpness * (1 - agreed), sharpness * agreed)
-        if dice.random() >= uncertain:
-            tokens.append(Token(is_uncertain=False, differs=False, doubt=0.0))
-        else:
-            tokens.append(Token(is_uncertain=True, differs=dice.random() < doubt, doubt=doubt))
+        tokens.append(Token(is_uncertain=True, differs=dice.random() < doubt, doubt=doubt))
     return tokens
 
 

@@ -84,7 +84,7 @@ def digits_of(value: float) -> int:
 def write_csv(path: Path, rows: Sequence[tuple[str, Numbers]], wanted: Sequence[str]) -> None:
     """Every number with the ends of its interval, unscaled: the wanted, then what else there is.
 
-    Six digits: no interval is narrower than a thousandth.
+    Six digits, more than any of these intervals is sure of.
     """
     columns = columns_of(rows, wanted)
     columns += sorted({name for _, numbers in rows for name in numbers}.difference(columns))
