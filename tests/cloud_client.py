@@ -80,12 +80,12 @@ class Client:
     async def health(self, service: str = wire.SERVICE_NAME) -> int:
         stub = health_pb2_grpc.HealthStub(self.channel)
         request = health_pb2.HealthCheckRequest(service=service)
-        answer = await stub.Check(request, timeout=5)  # type: ignore[attr-defined]
+        answer = await stub.Check(request, timeout=20)  # type: ignore[attr-defined]
         return int(answer.status)
 
     async def is_free(self) -> bool:
         """Whether every session and slot comes free within a few seconds."""
-        for _ in range(500):
+        for _ in range(2000):
             if not len(self.server.sessions) and not self.server.engine.num_slots_in_use:
                 return True
             await asyncio.sleep(0.01)

@@ -19,7 +19,7 @@ class HeldSteps:
 
     def _held(self, running: Any) -> Any:
         self._is_reached.set()
-        assert self._may_go_on.wait(30), "nobody let the step go on"
+        assert self._may_go_on.wait(60), "nobody let the step go on"
         return self._run(running)
 
     def go_on(self) -> None:
@@ -27,11 +27,11 @@ class HeldSteps:
 
     async def reached(self) -> None:
         """Wait until a step is held."""
-        assert await asyncio.to_thread(self._is_reached.wait, 10)
+        assert await asyncio.to_thread(self._is_reached.wait, 30)
 
     async def waiting(self, count: int) -> None:
         """Wait until so many works are in the queue."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while self._engine.num_waiting < count:
                 await asyncio.sleep(0.01)
 

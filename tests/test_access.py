@@ -221,7 +221,7 @@ def test_without_the_key_nothing_but_health_answers(
             nothing: Any = b""
             for name in ("/ciar.v1.Collaboration/Invented", "/Invented/GetModel"):
                 with pytest.raises(aio.AioRpcError) as error:
-                    await client.channel.unary_unary(name)(nothing, timeout=5)
+                    await client.channel.unary_unary(name)(nothing, timeout=20)
                 assert error.value.code() is StatusCode.UNAUTHENTICATED
             methods = {
                 sample.labels["method"]
@@ -250,7 +250,7 @@ def test_the_metrics_port_tells_no_more_than_metrics(
     port = free_port()
 
     def ask(data: bytes | None) -> bytes:
-        with urlopen(f"http://127.0.0.1:{port}{path}", data=data, timeout=5) as page:
+        with urlopen(f"http://127.0.0.1:{port}{path}", data=data, timeout=20) as page:
             return bytes(page.read())
 
     async def scrape() -> None:

@@ -218,7 +218,7 @@ def test_serve_says_where_and_leaves_on_sigterm(bundle: Path, tmp_path: Path) ->
         while not ready.exists():
             assert process.poll() is None
         assert ready.read_text() == f"{address}\n"
-        with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=5):
+        with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=20):
             pass
         process.send_signal(signal.SIGTERM)
         assert process.wait(15) == 0

@@ -178,7 +178,7 @@ def test_the_metrics_page_tells_what_happened(model: CloudModel, run: Any) -> No
             await status_of(client.inject(replace(request(1), prompt="")))
             port, stop = serve_metrics(client.server.metrics, host="127.0.0.1", port=0)
             url = f"http://127.0.0.1:{port}/metrics"
-            page = await asyncio.to_thread(lambda: urlopen(url, timeout=5).read().decode())
+            page = await asyncio.to_thread(lambda: urlopen(url, timeout=20).read().decode())
             await asyncio.to_thread(stop)
             return str(page)
 

@@ -83,7 +83,7 @@ def kill(link: EngineLink, number: int = signal.SIGKILL) -> None:
     os.kill(link.pid, number)
 
 
-async def until(is_true: Callable[[], bool], *, seconds: float = 20) -> None:
+async def until(is_true: Callable[[], bool], *, seconds: float = 30) -> None:
     async with asyncio.timeout(seconds):
         while not is_true():
             await asyncio.sleep(0.01)
@@ -242,7 +242,7 @@ def test_an_engine_that_hangs_is_replaced(
             (only,) = links(client)
             kill(only, signal.SIGSTOP)
             answer = asyncio.create_task(link.verify(uncertain(0, truth(1)[:2])))
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(30):
                 while await client.health() == SERVING:
                     await asyncio.sleep(0.02)
                 assert (await answer).token == truth(1)[2]
@@ -258,7 +258,7 @@ def test_without_an_engine_a_cloud_is_alive_and_not_ready(front: FrontModel, run
     async def scenario() -> None:
         async with engine_processes(front, max_queue=1) as client:
             kill(links(client)[0])
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(30):
                 while await client.health() == SERVING:
                     await asyncio.sleep(0.01)
                 assert await client.health() == NOT_SERVING

@@ -36,6 +36,8 @@ address, stage, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3]) or None
 channel = grpc.insecure_channel(address)
 stub = pb_grpc.CollaborationStub(channel)
 num_prefix = 16 if stage == "prefill" else 0
+print("ready", flush=True)
+sys.stdin.readline()  # its deadline counts from here
 image = wire.prefix_request_to_proto(request(1, num_prefix=num_prefix))
 try:
     answer = stub.PrefixInject(image, timeout=seconds)
@@ -65,6 +67,8 @@ async def edge(client: Client, stage: str, *, seconds: float = 0.0) -> AsyncIter
         cwd=Path(__file__).parents[1],
     )
     try:
+        async with asyncio.timeout(60):  # imports torch
+            assert await process.stdout.readline() == b"ready\n"
         yield process
     finally:
         if process.returncode is None:
@@ -73,7 +77,7 @@ async def edge(client: Client, stage: str, *, seconds: float = 0.0) -> AsyncIter
 
 
 async def until(is_true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(8):
+    async with asyncio.timeout(30):
         while not is_true():
             await asyncio.sleep(0.01)
 
@@ -106,14 +110,17 @@ def test_an_edge_process_that_goes_away_frees_all_it_had(
             tasks = own_tasks()
             hold: HeldSteps | None = None
             async with edge(client, stage, seconds=4 if way == "deadline" else 0) as process:
-                if stage == "answer":
-                    await until(lambda: client.server.engine.num_slots_in_use == 2)
-                else:
+                if stage != "answer":
                     hold = HeldSteps(client)
-                    if stage == "queue":
-                        await other.send_batch(uncertain(1, [2], epoch=1))
-                        await hold.reached()
-                        await hold.waiting(1)
+                if stage == "queue":
+                    await other.send_batch(uncertain(1, [2], epoch=1))
+                    await hold.reached()
+                process.stdin.write(b"\n")
+                if hold is None:
+                    await until(lambda: client.server.engine.num_slots_in_use == 2)
+                elif stage == "queue":
+                    await hold.waiting(1)
+                else:
                     await hold.reached()
                 await until(lambda: len(client.server.sessions) == 2)
                 if way == "kill":
