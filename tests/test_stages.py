@@ -60,7 +60,8 @@ sys.stdin.read()
 
 @asynccontextmanager
 async def edge(client: Client, stage: str, *, seconds: float = 0.0) -> AsyncIterator[Any]:
-    process = await asyncio.create_subprocess_exec(
+    """Such a process, which begins once it is sent a line."""
+    process: Any = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", EDGE, f"127.0.0.1:{client.port}", stage, str(seconds)),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -112,11 +113,11 @@ def test_an_edge_process_that_goes_away_frees_all_it_had(
             async with edge(client, stage, seconds=4 if way == "deadline" else 0) as process:
                 if stage != "answer":
                     hold = HeldSteps(client)
-                if stage == "queue":
+                if hold is not None and stage == "queue":
                     await other.send_batch(uncertain(1, [2], epoch=1))
                     await hold.reached()
                 process.stdin.write(b"\n")
-                if hold is None:
+                if hold is None:  # answer
                     await until(lambda: client.server.engine.num_slots_in_use == 2)
                 elif stage == "queue":
                     await hold.waiting(1)
