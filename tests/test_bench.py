@@ -20,14 +20,21 @@ from ciar.errors import CheckpointError, CloudUnavailable, EngineError, InvalidI
 from ciar.models.text_encoder import TextEncoder
 from ciar.picture import Painter
 from ciar.target import TargetModel
-from ciar.threshold import StaticThreshold
+from ciar.threshold import DynamicThreshold, StaticThreshold
 from ciar.types import SamplingParams
 from ciar.uncertainty import TENSOR_SCORES
 from ciar_bench import cli, latency_cli, latency_table
 from ciar_bench.cloud_process import cloud_process
 from ciar_bench.emulation import Proxies
 from ciar_bench.latency import METHODS, Cell, LatencyPlan, Round, measure_latency
-from ciar_bench.latency_report import CellReport, Spread, measures, report_cell, spread
+from ciar_bench.latency_report import (
+    CellReport,
+    LateReport,
+    Spread,
+    measures,
+    report_cell,
+    spread,
+)
 from ciar_bench.pair import write_random_pair
 from ciar_bench.routing import (
     CEILING,
@@ -164,6 +171,20 @@ def test_what_was_not_asked_for_has_no_agreement() -> None:
     assert not {"agreed", "protocol_seconds", "edge_blocking_ratio"} & found.keys()
 
 
+def test_late_verification_is_counted_over_all_images() -> None:
+    """Kept tokens only, and of them those beyond 4 nats; nobody looked at the first."""
+    gaps = (math.nan, 4.5, math.inf, 4.0, 7.0) + (0.0,) * (T - 5)
+    origins = (Origin.KEPT,) * 4 + (Origin.AGREED,) + (Origin.KEPT,) * (T - 5)
+    rounds = [a_round(1.0), a_round(1.0)]
+    for one, late in zip(rounds, (0, 3), strict=True):
+        image = replace(one.images["blocking"], gaps=gaps, origins=origins, late=late)
+        one.images["late"] = image
+        one.overheads["late"] = []
+    report = report_cell(Cell(link=SlowLink(), carrier="straight", rounds=rounds), float)
+    assert report.late == LateReport(taken_back=1.5, far=2)
+    assert "Late: 1.50 kept tokens an image are taken back; 2.00 are" in latency_table.about(report)
+
+
 def a_round(slowness: float) -> Round:
     image = ImageResult(
         tokens=(0,) * T,
@@ -204,6 +225,7 @@ def test_routing_is_the_models_own_or_forced(bundle: Path, plan: LatencyPlan) ->
     assert LatencyPlan().router(edge, seed=0).name == edge.router == "interval"
     assert LatencyPlan(share=0.5).router(edge, seed=0).name == "random"
     assert isinstance(plan.router(edge, seed=0).threshold, StaticThreshold)
+    assert isinstance(LatencyPlan(budget=0.3).router(edge, seed=0).threshold, DynamicThreshold)
 
 
 def run_bench(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -263,7 +285,8 @@ def test_the_latency_command_shows_a_table(bundle: Path) -> None:
         (["--bandwidth", "-2"], "bandwidth: '-2': give Mbit/s"),
         (["--loss", "80"], "loss: '80': give percent from 0 to 50"),
         (["--modes", "base,magic"], "modes: 'base,magic': give some of base, blocking"),
-        (["--share", "0.3", "--threshold", "1"], "threshold: 1.0: give a share or a threshold"),
+        (["--share", "0.3", "--threshold", "1"], "threshold: 1.0: leave it or share out"),
+        (["--budget", "0.3", "--share", "0.3"], "budget: 0.3: leave it or share out"),
     ],
 )
 def test_latency_options_that_cannot_be(

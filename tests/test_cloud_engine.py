@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from grpc import StatusCode
-from torch import Tensor
 
 from ciar.errors import CiarError, CloudUnavailable
-from ciar.sampling import gumbel_noise
+from ciar.sampling import random_bits
 from ciar.target import Target
 from ciar.types import (
     Verdict,
@@ -159,11 +159,11 @@ def test_noise_of_the_next_positions_is_drawn_while_nobody_waits(
 ) -> None:
     drawn: list[int] = []
 
-    def counting(seed: int, position: int, vocab_size: int) -> Tensor:
+    def counting(seed: int, position: int, vocab_size: int) -> np.ndarray:
         drawn.append(position)
-        return gumbel_noise(seed, position, vocab_size)
+        return random_bits(seed, position, vocab_size)
 
-    monkeypatch.setattr("ciar.sampling.gumbel_noise", counting)
+    monkeypatch.setattr("ciar.sampling.random_bits", counting)
 
     async def scenario() -> None:
         async with cloud(model) as client:

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -11,7 +12,6 @@ from ciar.sampling import (
     coupled_agreement,
     coupled_draw,
     coupled_gap,
-    draw_span,
     filter_logits,
     guide,
     gumbel_noise,
@@ -125,11 +125,33 @@ def test_greedy_takes_the_largest() -> None:
     assert coupled_draw(logits, 0, SamplingParams(temperature=0.0, seed=9)) == int(logits.argmax())
 
 
-def test_a_span_is_drawn_position_by_position() -> None:
-    logits = torch.stack([random_logits(16, seed=s) for s in range(4)])
-    params = SamplingParams(seed=3)
-    expected = [coupled_draw(row, 10 + i, params) for i, row in enumerate(logits)]
-    assert draw_span(logits, 10, params) == expected
+@pytest.mark.parametrize("top_k", [0, 1, 5, 63, 64])
+@pytest.mark.parametrize(("top_p", "is_tied"), [(1.0, False), (0.7, False), (1.0, True)])
+def test_scores_are_the_filtered_logits_and_the_noise(
+    top_k: int, top_p: float, is_tied: bool
+) -> None:
+    """Noise is made for the tokens alone that pass top-k. Ties with the k-th pass as well (which
+    of them top-p then leaves is nobody's business).
+    """
+    for position in range(20):
+        params = SamplingParams(seed=3, temperature=0.7, top_k=top_k, top_p=top_p)
+        logits = random_logits(64, seed=position)
+        if is_tied:
+            logits = (logits * 2).round() / 2
+        view = filter_logits(logits, temperature=0.7, top_k=top_k, top_p=top_p)
+        scores = view + gumbel_noise(3, position, 64)
+        noise = Noise(3, vocab_size=64)
+        for token in range(64):
+            own, gap = coupled_gap(logits, position, params, noise, token=token)
+            assert own == int(scores.argmax())
+            assert gap == float(scores.max() - scores[token])
+
+
+def test_noise_of_a_few_tokens_is_theirs_in_the_row() -> None:
+    noise = Noise(5, vocab_size=4096)
+    for position in range(8):
+        ids = np.random.default_rng(position).permutation(4096)[: 1 + 7 * position]
+        assert noise.at(position, ids).tolist() == noise.row(position)[ids].tolist()
 
 
 def test_agreement_equals_what_coupled_draws_do() -> None:

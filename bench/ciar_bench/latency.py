@@ -70,7 +70,7 @@ class LatencyPlan:
     """links: a cell each.  rounds: images of each method in a cell.
 
     share: of the tokens behind the prefix, asked for at random; None: what the model's own router
-    asks for, by its usual threshold or another one on its score.
+    asks for, by its usual threshold, another one on its score, or a budget of each image's tokens.
     wavefront: tokens that a row is behind the row above, in the methods that are named after it.
     max_gap: of `late`.
     """
@@ -80,6 +80,7 @@ class LatencyPlan:
     rounds: int = 20
     share: float | None = None
     threshold: float | None = None
+    budget: float | None = None
     prefix_rate: float = DEFAULT_PREFIX_RATE
     wavefront: int = 5
     max_gap: float = DEFAULT_MAX_GAP
@@ -107,6 +108,7 @@ class LatencyPlan:
         return make_router(
             model.router,
             threshold=self.threshold,
+            budget=self.budget,
             calibration=model.calibration,
             seed=seed,
             grid_size=config.grid_size,

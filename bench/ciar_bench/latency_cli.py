@@ -63,6 +63,9 @@ def latency(
     threshold: Annotated[
         float | None, typer.Option(help="A static threshold on the model's score.")
     ] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Ask for at most this share of each image's tokens.")
+    ] = None,
     rtt: Annotated[
         str, typer.Option(help="Round trips to emulate, milliseconds separated by commas.")
     ] = "0",
@@ -87,8 +90,10 @@ def latency(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Base, blocking, optimistic and exact decoding in one run, over links as slow as you say."""
-    if share is not None and threshold is not None:
-        raise InvalidInput("threshold", threshold, "give a share or a threshold, not both")
+    routes = {"share": share, "threshold": threshold, "budget": budget}
+    given = [name for name, value in routes.items() if value is not None]
+    if len(given) > 1:
+        raise InvalidInput(given[1], routes[given[1]], f"leave it or {given[0]} out")
     plan = LatencyPlan(
         links=tuple(
             SlowLink(rtt=one / 1e3, jitter=jitter / 1e3, bandwidth=bandwidth * 1e6, loss=loss / 100)
@@ -96,8 +101,9 @@ def latency(
         ),
         methods=methods(modes),
         rounds=rounds,
-        share=RANDOM_SHARE if size and share is None and threshold is None else share,
+        share=RANDOM_SHARE if size and not given else share,
         threshold=threshold,
+        budget=budget,
         wavefront=wavefront,
         max_gap=max_gap,
     )

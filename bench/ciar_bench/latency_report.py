@@ -15,13 +15,14 @@ import numpy as np
 from ciar_bench.latency import ALONE, METHODS, Cell, Method, Round
 from ciar_bench.latency_model import DoubtOf, model_images
 from ciar_bench.slow_link import SlowLink
-from ciar_edge.result import Origin
+from ciar_edge.result import ImageResult, Origin
 
 K = TypeVar("K")
 EQUALS: tuple[tuple[Method, Method], ...] = (
     ("blocking", "optimistic"),
     ("wavefront-blocking", "wavefront-optimistic"),
 )
+FAR = 4.0  # nats: by then the cloud draws it e^4 times less gladly than what it drew
 REFERENCES: tuple[Method, ...] = ("base", "blocking", "optimistic")
 
 
@@ -32,6 +33,14 @@ class Spread:
     median: float
     least: float
     largest: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LateReport:
+    """Kept tokens an image: taken back; left, though they fall short by more than `FAR`."""
+
+    taken_back: float
+    far: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +58,7 @@ class CellReport:
     step_ratios: dict[int, Spread]
     methods: dict[Method, dict[str, Spread]]
     equal_images: float | None
+    late: LateReport | None
 
 
 def report_cell(cell: Cell, doubt_of: DoubtOf) -> CellReport:
@@ -67,6 +77,18 @@ def report_cell(cell: Cell, doubt_of: DoubtOf) -> CellReport:
         step_ratios=spreads(over_one),
         methods={name: spreads(measures_of(cell, name, doubt_of)) for name in methods},
         equal_images=statistics.mean(equal) if equal else None,
+        late=report_late([one.images["late"] for one in rounds]) if "late" in methods else None,
+    )
+
+
+def report_late(images: Sequence[ImageResult]) -> LateReport:
+    def num_far(image: ImageResult) -> int:
+        pairs = zip(image.gaps, image.origins, strict=True)
+        return sum(gap > FAR and origin is Origin.KEPT for gap, origin in pairs)
+
+    return LateReport(
+        taken_back=statistics.mean(image.late for image in images),
+        far=statistics.mean(map(num_far, images)),
     )
 
 

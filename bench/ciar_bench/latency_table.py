@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from ciar_bench.latency import LatencyPlan
-from ciar_bench.latency_report import CellReport, Spread
+from ciar_bench.latency_report import FAR, CellReport, Spread
 from ciar_bench.machine import describe_machine
 
 
@@ -70,6 +70,11 @@ def about(cell: CellReport) -> str:
     text = ", ".join(parts) + "."
     if cell.equal_images is not None:
         text += f" Optimistic and blocking: the same tokens in {cell.equal_images:.0%} of images."
+    if cell.late is not None:
+        text += (
+            f" Late: {cell.late.taken_back:.2f} kept tokens an image are taken back; "
+            f"{cell.late.far:.2f} are left that fall short by more than {FAR:g} nats."
+        )
     return text
 
 
@@ -134,4 +139,6 @@ def asking(plan: LatencyPlan) -> str:
         return f"{plan.share:.0%} of the tokens routed at random"
     if plan.threshold is not None:
         return f"the model's router at a static threshold of {plan.threshold:g}"
+    if plan.budget is not None:
+        return f"the model's router at a budget of {plan.budget:g}"
     return "the model's router at its usual threshold"

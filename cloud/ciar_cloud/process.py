@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from ciar.errors import OutputError, shorten
+from ciar.output_file import replace_file
 from ciar_cloud import container
 
 MAX_THREADS = 8  # more do not help the small steps of decoding
@@ -18,12 +19,9 @@ MAX_THREADS = 8  # more do not help the small steps of decoding
 
 def write_ready_file(path: Path, address: str) -> None:
     """Write `address` in one piece: whoever sees the file can read all of it."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_text(f"{address}\n")
-        part.replace(path)
+        replace_file(path, f"{address}\n".encode())
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise OutputError(f"ready_file: {shorten(str(path))}: {error.strerror}") from error
 
 

@@ -11,7 +11,9 @@ out are -inf.
     V codebook size
 """
 
+import math
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ from torch import Tensor
 
 from ciar.types import SamplingParams
 
-MAX_NOISE_VALUES = 2**23  # kept in memory ahead of use, an image: 32 MiB
+MAX_NOISE_VALUES = 2**22  # kept in memory ahead of use, an image: 32 MiB
 
 
 def scale_at(positions: Tensor, cfg_scale: float, cfg_interval: int) -> float | Tensor:
@@ -64,16 +66,27 @@ def filter_logits(logits: Tensor, *, temperature: float, top_k: int, top_p: floa
     return logits
 
 
-def gumbel_noise(seed: int, position: int, vocab_size: int) -> Tensor:
-    """G(seed, position, 0..V-1), [V] float32.
+def random_bits(seed: int, position: int, vocab_size: int) -> np.ndarray:
+    """What the noise of a position is made of, uint64 [V]."""
+    key = np.array([seed, 0], dtype=np.uint64)  # a plain list would go through float64
+    bits: np.ndarray = np.random.Philox(counter=[0, 0, 0, position], key=key).random_raw(vocab_size)
+    return bits
+
+
+def gumbel(bits: np.ndarray) -> np.ndarray:
+    """G of each, float32.
 
     u has 53 random bits and is never 0 or 1: a float32 u would clip G near 17, which a codebook of
     16384 reaches.
     """
-    key = np.array([seed, 0], dtype=np.uint64)  # a plain list would go through float64
-    bits = np.random.Philox(counter=[0, 0, 0, position], key=key).random_raw(vocab_size)
     u = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
-    return torch.from_numpy((-np.log(-np.log(u))).astype(np.float32))
+    noise: np.ndarray = (-np.log(-np.log(u))).astype(np.float32)
+    return noise
+
+
+def gumbel_noise(seed: int, position: int, vocab_size: int) -> Tensor:
+    """G(seed, position, 0..V-1), [V] float32."""
+    return torch.from_numpy(gumbel(random_bits(seed, position, vocab_size)))
 
 
 def noise_rows(seeds: Sequence[int], positions: Sequence[int], vocab_size: int) -> Tensor:
@@ -83,28 +96,59 @@ def noise_rows(seeds: Sequence[int], positions: Sequence[int], vocab_size: int) 
 
 
 class Noise:
-    """The rows G(seed, position, .) of one image, drawn ahead of need or on demand."""
+    """G(seed, position, .) of one image; its random bits are drawn ahead of need or on demand."""
 
     def __init__(self, seed: int, *, vocab_size: int) -> None:
         self._seed = seed
         self._vocab_size = vocab_size
-        self._rows: dict[int, Tensor] = {}
+        self._rows: dict[int, np.ndarray] = {}  # bits
         self.max_rows = MAX_NOISE_VALUES // vocab_size
 
     def prepare(self, position: int) -> None:
-        """Draw the row of `position` now, if there is room for it."""
+        """Draw the bits of `position` now, if there is room for them."""
         if position not in self._rows and len(self._rows) < self.max_rows:
-            self._rows[position] = gumbel_noise(self._seed, position, self._vocab_size)
+            self._rows[position] = self._draw(position)
 
     def row(self, position: int) -> Tensor:
-        """[V]"""
-        row = self._rows.get(position)
-        return gumbel_noise(self._seed, position, self._vocab_size) if row is None else row
+        """Of all tokens, [V]."""
+        return torch.from_numpy(gumbel(self._bits(position)))
+
+    def at(self, position: int, ids: np.ndarray) -> np.ndarray:
+        """Of tokens [n], float32 [n]: the logarithms of these alone."""
+        return gumbel(self._bits(position)[ids])
 
     def forget(self, positions: Iterable[int]) -> None:
-        """Free the rows of positions that are not needed again."""
+        """Free what was drawn for positions that are not needed again."""
         for position in positions:
             self._rows.pop(position, None)
+
+    def _bits(self, position: int) -> np.ndarray:
+        bits = self._rows.get(position)
+        return self._draw(position) if bits is None else bits
+
+    def _draw(self, position: int) -> np.ndarray:
+        return random_bits(self._seed, position, self._vocab_size)
+
+
+class Perturbed(NamedTuple):
+    """The scores that a coupled draw takes the largest of: sampling view plus noise.
+
+    ids: of the tokens that they are of, in any order; None: of all V.
+    """
+
+    ids: np.ndarray | None
+    scores: np.ndarray
+
+    @property
+    def best(self) -> int:
+        """The token that is drawn."""
+        at = int(self.scores.argmax())
+        return at if self.ids is None else int(self.ids[at])
+
+    def gap(self, token: int) -> float:
+        """How far it falls short of the best one, in nats; infinite where it cannot be drawn."""
+        at = np.array([token]) if self.ids is None else np.flatnonzero(self.ids == token)
+        return float(self.scores.max() - self.scores[at[0]]) if len(at) else math.inf
 
 
 def coupled_draw(
@@ -115,7 +159,8 @@ def coupled_draw(
     Distributed as their sampling view, fixed by the seed. noise: that of the seed, if somebody may
     have drawn it before.
     """
-    return int(perturbed(logits, position, params, noise).argmax())
+    noise = noise or Noise(params.seed, vocab_size=logits.shape[-1])
+    return perturb(logits, position, params, noise).best
 
 
 def coupled_gap(
@@ -127,27 +172,24 @@ def coupled_gap(
     wherever its gap is at most epsilon, none is taken more than e^epsilon times as often as it is
     drawn, however the token was found: its own score has to reach the best of all less epsilon.
     """
-    scores = perturbed(logits, position, params, noise)
-    own = int(scores.argmax())
-    return own, float(scores[own] - scores[token])
+    found = perturb(logits, position, params, noise)
+    return found.best, found.gap(token)
 
 
-def perturbed(
-    logits: Tensor, position: int, params: SamplingParams, noise: Noise | None = None
-) -> Tensor:
-    """The scores [V] that a coupled draw takes the largest of: sampling view plus noise."""
-    view = filter_logits(
-        logits, temperature=params.temperature, top_k=params.top_k, top_p=params.top_p
-    )
-    if params.temperature:
-        noise = noise or Noise(params.seed, vocab_size=view.shape[-1])
-        view = view + noise.row(position).to(view.device)
-    return view
-
-
-def draw_span(logits: Tensor, position: int, params: SamplingParams) -> list[int]:
-    """Coupled draws at `position`, `position + 1`, ... from logits [n, V]."""
-    return [coupled_draw(row, position + i, params) for i, row in enumerate(logits)]
+def perturb(logits: Tensor, position: int, params: SamplingParams, noise: Noise) -> Perturbed:
+    """From model-view logits [V]; with top-k, of the k tokens that pass it alone."""
+    temperature, top_k, top_p = params.temperature, params.top_k, params.top_p
+    if temperature and 0 < top_k < logits.shape[-1]:
+        values, ids = (found.cpu().numpy() for found in logits.float().topk(top_k + 1))
+        values /= np.float32(temperature)
+        if values[-2] > values[-1]:  # nothing ties with the k-th
+            values, ids = values[:-1], ids[:-1]
+            if top_p < 1:
+                view = torch.from_numpy(values)
+                values = filter_logits(view, temperature=1.0, top_k=0, top_p=top_p).numpy()
+            return Perturbed(ids, values + noise.at(position, ids))
+    view = filter_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p).cpu()
+    return Perturbed(None, (view + noise.row(position) if temperature else view).numpy())
 
 
 def coupled_agreement(p: Tensor, q: Tensor) -> Tensor:

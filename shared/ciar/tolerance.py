@@ -10,9 +10,7 @@ import math
 
 from ciar.errors import InvalidInput
 
-DEFAULT_MAX_GAP = (
-    16.0  # of optimistic edges: more than half of what is far off, for 4 % of the time
-)
+DEFAULT_MAX_GAP = 5.0  # of optimistic edges: nine tenths of what falls short by more than 4
 
 
 def check_tolerances(epsilon: float, max_gap: float) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from ciar.checkpoint import CONFIG_FILE, fingerprint
+from ciar.output_file import replace_file
 from ciar.picture import Painter, save_picture
 from ciar_bench.methods import make_method
 from ciar_bench.methods.bench_model import BenchModel
@@ -117,9 +118,7 @@ def draw_picture(
         "origins": image.origins,
         "scores": [None if math.isnan(s) else s for s in image.scores],
     }
-    part = folder / f"{index:05d}.part"
-    part.write_text(json.dumps(values))
-    part.replace(folder / f"{index:05d}.json")
+    replace_file(folder / f"{index:05d}.json", json.dumps(values).encode())
 
 
 def finish(folder: Path, captions: Sequence[Caption]) -> None:

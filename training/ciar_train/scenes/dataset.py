@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ciar.errors import InvalidInput
+from ciar.output_file import replace_file
 from ciar_train.progress import Progress, say_nothing
 from ciar_train.scenes.atlas import Atlas
 from ciar_train.scenes.backgrounds import BackgroundBank
@@ -129,7 +130,7 @@ def _claim(out_dir: Path, task: dict[str, Any]) -> None:
     out_dir.mkdir(parents=True, exist_ok=True)
     note = out_dir / "draw.json"
     if not note.exists():
-        _write(note, json.dumps(task, indent=1).encode())
+        replace_file(note, json.dumps(task, indent=1).encode())
         return
     other = json.loads(note.read_text(encoding="utf-8"))
     for key, value in task.items():
@@ -178,7 +179,7 @@ def _draw_shard(settings: str, out_dir: Path, shard: _Shard) -> _Shard:
         scene = generator.sample(shard.start + row, num_captions=num_captions)
         images[row] = scene.image
         lines.append(json.dumps(_describe(scene), ensure_ascii=False))
-    _write(shard.captions_path(out_dir), ("\n".join(lines) + "\n").encode())
+    replace_file(shard.captions_path(out_dir), ("\n".join(lines) + "\n").encode())
     partial = shard.images_path(out_dir).with_suffix(".partial")
     with open(partial, "wb") as file:
         np.save(file, images)
@@ -194,9 +195,3 @@ def _describe(scene: Scene) -> dict[str, Any]:
         "time": scene.time,
         "style": scene.style,
     }
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)

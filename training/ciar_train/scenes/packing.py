@@ -7,7 +7,6 @@ Unpacking decodes the sprites, so packing what was unpacked loses a little at ev
 
 import io
 import json
-import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ciar.errors import InvalidInput
+from ciar.output_file import replace_file
 from ciar_train.scenes.atlas import Atlas
 
 _MAGIC = b"CIARATL1"
@@ -58,7 +58,7 @@ class PackWriter:
             {"size": self._size, "styles": self._styles}, ensure_ascii=False, separators=(",", ":")
         ).encode()
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, b"".join([_MAGIC, _LENGTH.pack(len(header)), header, *self._blobs]))
+        replace_file(path, b"".join([_MAGIC, _LENGTH.pack(len(header)), header, *self._blobs]))
 
 
 def pack_atlas(
@@ -110,7 +110,7 @@ def unpack_atlas(pack_path: Path | str, folder: Path | str) -> None:
                 file.write(pixels.tobytes())
                 end += pixels.size
     # The index comes last and at once: it makes the atlas complete.
-    _write(out / "index.json", json.dumps({"size": header["size"], "styles": index}).encode())
+    replace_file(out / "index.json", json.dumps({"size": header["size"], "styles": index}).encode())
 
 
 def _shrink(image: Image.Image, scale: float, *, max_side: int) -> Image.Image:
@@ -118,9 +118,3 @@ def _shrink(image: Image.Image, scale: float, *, max_side: int) -> Image.Image:
         return image
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image.resize(size, Image.Resampling.LANCZOS)
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)

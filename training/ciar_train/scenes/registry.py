@@ -18,6 +18,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from ciar.errors import CiarError
+from ciar.output_file import replace_file
 
 DEFAULT_REGISTRY = "https://registry.npmjs.org"
 TIMEOUT_SECONDS = 60
@@ -80,9 +81,7 @@ def fetch_package(package: Package, folder: Path, *, registry: str) -> Path:
             f"one ({_integrity(content)}): use another registry"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    replace_file(path, content)
     return path
 
 
