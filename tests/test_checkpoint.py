@@ -218,6 +218,11 @@ def test_the_embedded_model_is_found_by_name(
     assert (found / "text" / CONFIG_FILE).is_file()
 
 
+def test_the_embedded_model_is_below_40_mib() -> None:
+    files = [path for path in find_model(DEFAULT_MODEL).rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 40 * 2**20
+
+
 def test_a_folder_here_hides_the_embedded_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,7 @@ from ciar.checkpoint import fingerprint
 from ciar.errors import InvalidInput
 from ciar.risk_tracker import STEP_SIZE
 from ciar.router import DEFAULT_BUDGET, ROUTERS
+from ciar.tolerance import DEFAULT_MAX_GAP
 from ciar_edge.cli import ACCESS, app, default_name, settle
 from tests.small_disk import small_disk
 from tests.tiny import PROMPT, write_bundle
@@ -179,14 +180,15 @@ def test_rows_side_by_side_are_the_clouds_own_picture(
 
 
 def test_an_optimistic_edge_looks_at_kept_tokens(bundle: Path, cloud: str, tmp_path: Path) -> None:
-    """By default and at 0, but not at infinity: then they are those of `blocking`."""
+    """By default by so much, at 0, but not at infinity: then they are those of `blocking`."""
     options: list[str | Path] = [PROMPT, "--seed", "4", "--model", bundle, "--cloud", cloud]
     options += ["--router", "never", "--features", "none"]
     found = {}
-    for gap in ("", "16", "0", "inf"):
+    usual = f"{DEFAULT_MAX_GAP:g}"
+    for gap in ("", usual, "0", "inf"):
         given = ["--max-gap", gap] if gap else []
         found[gap] = report(*options, "--optimistic", *given, folder=tmp_path)["tokens"]
-    assert found[""] == found["16"]
+    assert found[""] == found[usual]
     assert found["inf"] == report(*options, folder=tmp_path)["tokens"] != found["0"]
 
 
@@ -382,6 +384,8 @@ def test_a_full_disk(bundle: Path, tmp_path: Path) -> None:
         (["--wavefront", "17", "--offline"], 2, "wavefront: 17: give 1 to 15 tokens"),
         (["--wavefront", "4", "--features", "recompute"], 2, "features: 'recompute': give send"),
         (["--wavefront", "4", "--max-risk", "0.05"], 2, "wavefront: 4: give 0: certificates"),
+        (["--features", "none", "--max-risk", "0.05"], 2, "features: 'none': give send or recom"),
+        (["--epsilon", "0.5", "--max-risk", "0.05"], 2, "epsilon: 0.5: give 0: certificates are"),
     ],
 )
 def test_usage_errors(arguments: list[str], code: int, pattern: str) -> None:

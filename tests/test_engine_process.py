@@ -1,6 +1,7 @@
 """Engine processes: what they draw, that their deaths cost no image, and how they begin and end."""
 
 import asyncio
+import math
 import os
 import shutil
 import signal
@@ -386,7 +387,8 @@ def test_errors_are_the_same_behind_the_socket(error: CiarError) -> None:
 
 def test_outcomes_and_observations_are_the_same_behind_the_socket() -> None:
     timings = Timings(queue_seconds=0.25, num_forwards=2)
-    verdict = Verdict(epoch=1, position=3, num_agreed=2, token=None, timings=timings)
+    gaps = (0.25, math.inf)
+    verdict = Verdict(epoch=1, position=3, num_agreed=2, token=None, timings=timings, gaps=gaps)
     for outcome in (verdict, timings, None):
         assert outcome_from_json(outcome_to_json(outcome)) == outcome
     recorder, told = Recorder(), Recorder()

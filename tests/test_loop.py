@@ -135,8 +135,8 @@ class WatchedSession:
         return verdict
 
 
-def sampling(seed: int = SEED) -> SamplingParams:
-    return SamplingParams(seed=seed, cfg_scale=2.0)
+def sampling(seed: int = SEED, *, top_k: int = 0) -> SamplingParams:
+    return SamplingParams(seed=seed, cfg_scale=2.0, top_k=top_k)
 
 
 def router_for(pair: Pair, name: str = "interval", **options: Any) -> Router:
@@ -148,6 +148,7 @@ async def decode(
     verifier: Verifier | None = None,
     *,
     seed: int = SEED,
+    top_k: int = 0,
     router: Router | None = None,
     observer: Any = None,
     **config: Any,
@@ -158,7 +159,7 @@ async def decode(
         router=router or router_for(pair),
         verifier=verifier or pair.cloud,
         config=DecodeConfig(**config),
-        sampling=sampling(seed),
+        sampling=sampling(seed, top_k=top_k),
         observer=observer,
     )
     check_sums(result, draws_on=config.get("mode") in ("optimistic", "exact"))

@@ -1,7 +1,6 @@
-"""Distances equal their definitions; intervals hold what they promise."""
+"""Intervals hold what they promise; weights are the pinned ones, pictures of one size."""
 
 import hashlib
-import math
 import zipfile
 from pathlib import Path
 
@@ -12,104 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from ciar.errors import InvalidInput
-from ciar_bench.quality.bootstrap import bootstrap, mean_estimate, paired_difference
-from ciar_bench.quality.distances import Moments, cmmd, frechet_distance, precision_recall
+from ciar_bench.quality.bootstrap import bootstrap, mean_estimate, mean_of
 from ciar_bench.quality.features import InceptionFeatures, read_pictures
 from ciar_bench.quality.fetch import FeatureError, WheelFile, fetch, find
-
-
-def gaussian(count: int, *, seed: int = 0, shift: float = 0.0, width: int = 6) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    mix = torch.randn(width, width, generator=torch.Generator().manual_seed(99))
-    return torch.randn(count, width, generator=generator) @ mix + shift
-
-
-def moments(features: Tensor, *, batch: int = 1000) -> Moments:
-    found = Moments(features.shape[1])
-    for rows in torch.split(features, batch):
-        found.add(rows)
-    return found
-
-
-def test_moments_of_batches_are_those_of_the_whole() -> None:
-    features = gaussian(103, shift=1000.0)
-    found = moments(features, batch=10)
-    torch.testing.assert_close(found.mean, features.double().mean(0))
-    torch.testing.assert_close(found.covariance, features.double().T.cov())
-    with pytest.raises(ValueError, match="pictures: 1"):
-        _ = moments(features[:1]).covariance
-
-
-def test_the_frechet_distance_of_gaussians_is_the_closed_form() -> None:
-    """Diagonal covariances: |mu|^2 + sum (sigma_a - sigma_b)^2."""
-    count = 2000
-    a = torch.randn(count, 3, generator=torch.Generator().manual_seed(0)).double()
-    a = (a - a.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(a.T.cov()).T)  # exactly N(0, 1)
-    b = a * torch.tensor([1.0, 3.0, 0.5]) + torch.tensor([2.0, 0.0, 0.0])
-    expected = 4 + (1 - 3) ** 2 + (1 - 0.5) ** 2
-    assert frechet_distance(moments(a), moments(b)) == pytest.approx(expected, rel=1e-6)
-    assert frechet_distance(moments(a), moments(a)) == pytest.approx(0, abs=1e-9)
-
-
-def test_the_frechet_distance_with_covariances_that_do_not_commute() -> None:
-    a, b = gaussian(500), gaussian(400, seed=1) @ torch.randn(6, 6).double().float()
-    cov = [x.double().T.cov() for x in (a, b)]
-    values = torch.linalg.eigvals(cov[0] @ cov[1]).real.clamp(min=0)
-    shift = (a.double().mean(0) - b.double().mean(0)).square().sum()
-    expected = float(shift + cov[0].trace() + cov[1].trace() - 2 * values.sqrt().sum())
-    assert frechet_distance(moments(a), moments(b)) == pytest.approx(expected, rel=1e-6)
-
-
-def test_precision_is_of_the_others_and_recall_of_the_reference() -> None:
-    """One of two clusters only: all of it is right, half of the reference is missed."""
-    a = torch.cat([gaussian(100), gaussian(100, seed=1, shift=1000.0)])
-    found = precision_recall(a, a[:100] + 1e-9)
-    assert found.precision == 1.0
-    assert found.recall == 0.5
-    assert found.f1 == pytest.approx(2 / 3)
-    far = precision_recall(a, gaussian(50, shift=-1e6))
-    assert (far.precision, far.recall, far.f1) == (0.0, 0.0, 0.0)
-
-
-def test_precision_and_recall_equal_their_definition() -> None:
-    a, b = gaussian(40), gaussian(30, seed=1, shift=0.5)
-
-    def share(points: Tensor, centres: Tensor) -> float:
-        within = 0
-        for point in points:
-            for centre in centres:
-                radius = sorted(float((centre - other).norm()) for other in centres)[3]
-                if float((point - centre).norm()) <= radius:
-                    within += 1
-                    break
-        return within / len(points)
-
-    found = precision_recall(a, b)
-    assert found.precision == pytest.approx(share(b, a))
-    assert found.recall == pytest.approx(share(a, b))
-    with pytest.raises(ValueError, match="pictures: 3"):
-        precision_recall(a, b[:3])
-
-
-def test_cmmd_equals_its_definition_and_is_zero_for_equal_sets() -> None:
-    a, b = gaussian(30, width=4).double(), gaussian(20, seed=1, shift=1.0, width=4).double()
-
-    def kernel(x: Tensor, y: Tensor) -> float:
-        pairs = [math.exp(-float((p - q).square().sum()) / 8) for p in x for q in y]
-        return sum(pairs) / len(pairs)
-
-    expected = 1000 * (kernel(a, a) + kernel(b, b) - 2 * kernel(a, b))
-    assert cmmd(a, b, sigma=2.0) == pytest.approx(expected)
-    assert cmmd(a, a) == pytest.approx(0, abs=1e-9)
-    assert cmmd(a, b) > 0
-
-
-def test_distances_do_not_depend_on_how_pairs_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
-    a, b = gaussian(50), gaussian(41, seed=1)
-    whole = (cmmd(a, b), precision_recall(a, b))
-    monkeypatch.setattr("ciar_bench.quality.distances.CHUNK", 7)
-    assert cmmd(a, b) == pytest.approx(whole[0])
-    assert precision_recall(a, b) == whole[1]
 
 
 def test_nineteen_of_twenty_intervals_hold_the_truth() -> None:
@@ -125,11 +29,9 @@ def test_a_paired_difference_sees_what_two_means_cannot() -> None:
     rng = np.random.default_rng(0)
     base = rng.normal(0, 10, size=300)
     better = base + 0.1 + rng.normal(0, 0.1, size=300)
-    found = paired_difference(better, base)
+    found = mean_of(better).minus(mean_of(base)).estimate()
     assert 0 < found.low < found.value < found.high
     assert mean_estimate(base).high > mean_estimate(better).low
-    with pytest.raises(ValueError, match="others"):
-        paired_difference(base, base[1:])
 
 
 def test_a_bootstrap_repeats_itself() -> None:

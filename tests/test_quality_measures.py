@@ -1,6 +1,7 @@
-"""What is resampled equals the plain distances, and pairs see what means cannot."""
+"""Distances equal their definitions; intervals hold, and pairs see what means cannot."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from ciar.errors import InvalidInput, OutputError
 from ciar_bench.quality.bootstrap import Measurement, half_samples, mean_of
 from ciar_bench.quality.coco import coco_captions, write_captions
-from ciar_bench.quality.distances import Moments, cmmd, frechet_distance, precision_recall
+from ciar_bench.quality.distances import neighbour_radii
 from ciar_bench.quality.feature_cache import cached_array, picture_features
 from ciar_bench.quality.features import resized
 from ciar_bench.quality.folder import Caption, PictureFolder, write_index
@@ -34,23 +35,100 @@ def gaussian(count: int, *, seed: int, width: int = 6, shift: float = 0.0) -> Te
     return torch.randn(count, width, generator=generator) * torch.arange(1, width + 1) + shift
 
 
-def moments(features: Tensor) -> Moments:
-    found = Moments(features.shape[1])
-    found.add(features)
-    return found
+def distances(a: Tensor, b: Tensor, *, label: str = "x") -> dict[str, float]:
+    """Values of all measures, the reference first."""
+    found = measure_distances(Reference(a, label), b)
+    return {name: measurement.value for name, measurement in found.items()}
 
 
-@pytest.mark.parametrize("count", [12, 60])
+# By their definitions, slowly
+
+
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    """By the eigenvalues of A^(1/2) B A^(1/2), which are those of A B."""
+    a, b = a.double(), b.double()
+    own, other = a.T.cov(), b.T.cov()
+    values, vectors = torch.linalg.eigh(own)
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ other @ root).clamp(min=0).sqrt().sum()
+    shift = (a.mean(0) - b.mean(0)).square().sum()
+    return float(shift + own.trace() + other.trace() - 2 * cross)
+
+
+def share_within(points: Tensor, centres: Tensor) -> float:
+    """Of points that are as near to some centre as the third nearest other centre is to it."""
+    circles = [(c, sorted(float((c - other).norm()) for other in centres)[3]) for c in centres]
+    within = [any(float((point - c).norm()) <= radius for c, radius in circles) for point in points]
+    return sum(within) / len(points)
+
+
+def cmmd(a: Tensor, b: Tensor) -> float:
+    """With the kernel of width 10."""
+
+    def kernel(x: Tensor, y: Tensor) -> float:
+        pairs = [math.exp(-float((p - q).square().sum()) / 200) for p in x for q in y]
+        return sum(pairs) / len(pairs)
+
+    a, b = F.normalize(a.double()), F.normalize(b.double())
+    return 1000 * (kernel(a, a) + kernel(b, b) - 2 * kernel(a, b))
+
+
+@pytest.mark.parametrize("count", [12, 30])
 def test_values_are_the_plain_distances(count: int) -> None:
     """With fewer and with more pictures than the features are wide."""
-    a, b = gaussian(80, seed=0, width=20), gaussian(count, seed=1, width=20, shift=0.5)
-    found = measure_distances(Reference(a, "CLIP-tiny"), b)
-    plain = precision_recall(a, b)
-    assert found["FD-CLIP-tiny"].value == pytest.approx(frechet_distance(moments(a), moments(b)))
-    assert found["CMMD-tiny"].value == pytest.approx(cmmd(F.normalize(a), F.normalize(b)), rel=1e-4)
-    assert found["precision-CLIP-tiny"].value == pytest.approx(plain.precision)
-    assert found["recall-CLIP-tiny"].value == pytest.approx(plain.recall)
-    assert found["F1-CLIP-tiny"].value == pytest.approx(plain.f1)
+    a, b = gaussian(40, seed=0, width=20), gaussian(count, seed=1, width=20, shift=0.5)
+    found = distances(a, b, label="CLIP-tiny")
+    precision, recall = share_within(b, a), share_within(a, b)
+    assert 0 < precision < 1 and 0 < recall < 1
+    assert found["FD-CLIP-tiny"] == pytest.approx(frechet_distance(a, b))
+    assert found["CMMD-tiny"] == pytest.approx(cmmd(a, b), rel=1e-6)
+    assert found["precision-CLIP-tiny"] == pytest.approx(precision)
+    assert found["recall-CLIP-tiny"] == pytest.approx(recall)
+    assert found["F1-CLIP-tiny"] == pytest.approx(2 * precision * recall / (precision + recall))
+
+
+def test_the_frechet_distance_of_gaussians_is_the_closed_form() -> None:
+    """Diagonal covariances: |mu|^2 + sum (sigma_a - sigma_b)^2."""
+    a = torch.randn(200, 3, generator=torch.Generator().manual_seed(0)).double()
+    a = (a - a.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(a.T.cov()).T)  # exactly N(0, 1)
+    b = a * torch.tensor([1.0, 3.0, 0.5]) + torch.tensor([2.0, 0.0, 0.0])
+    expected = 4 + (1 - 3) ** 2 + (1 - 0.5) ** 2
+    assert distances(a, b)["FD-x"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_frechet_distance_with_covariances_that_do_not_commute() -> None:
+    mix = torch.randn(6, 6, generator=torch.Generator().manual_seed(2))
+    a, b = gaussian(100, seed=0), gaussian(80, seed=1) @ mix
+    cov = [x.double().T.cov() for x in (a, b)]
+    values = torch.linalg.eigvals(cov[0] @ cov[1]).real.clamp(min=0)
+    shift = (a.double().mean(0) - b.double().mean(0)).square().sum()
+    expected = float(shift + cov[0].trace() + cov[1].trace() - 2 * values.sqrt().sum())
+    assert distances(a, b)["FD-x"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_equal_sets_have_no_distance() -> None:
+    a = gaussian(50, seed=0)
+    found = distances(a, a, label="CLIP-x")
+    assert found["FD-CLIP-x"] == pytest.approx(0, abs=1e-9)
+    assert found["CMMD-x"] == pytest.approx(0, abs=1e-9)
+    assert (found["precision-CLIP-x"], found["recall-CLIP-x"]) == (1.0, 1.0)
+
+
+def test_precision_is_of_the_others_and_recall_of_the_reference() -> None:
+    """One of two clusters only: all of it is right, half of the reference is missed."""
+    a = torch.cat([gaussian(100, seed=0), gaussian(100, seed=1, shift=1000.0)])
+    found = distances(a, a[:100])
+    assert (found["precision-x"], found["recall-x"]) == (1.0, 0.5)
+    assert found["F1-x"] == pytest.approx(2 / 3)
+    far = distances(a, gaussian(50, seed=2, shift=-1e6))
+    assert (far["precision-x"], far["recall-x"], far["F1-x"]) == (0.0, 0.0, 0.0)
+
+
+def test_radii_do_not_depend_on_how_pairs_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = gaussian(50, seed=0).double()
+    whole = neighbour_radii(features, 3)
+    monkeypatch.setattr("ciar_bench.quality.distances.CHUNK", 7)
+    torch.testing.assert_close(neighbour_radii(features, 3), whole)
 
 
 class Channels(torch.nn.Module):
@@ -71,7 +149,7 @@ def test_the_frechet_distance_is_that_of_torchmetrics() -> None:
     metric = FrechetInceptionDistance(features, input_img_size=(3, 8, 8)).set_dtype(torch.float64)
     metric.update(a, real=True)
     metric.update(b, real=False)
-    found = frechet_distance(moments(features(a)), moments(features(b)))
+    found = distances(features(a), features(b))["FD-x"]
     assert found == pytest.approx(float(metric.compute()), rel=1e-6)
 
 
@@ -100,9 +178,7 @@ def test_only_inception_has_a_fid_and_only_clip_a_cmmd() -> None:
 def test_intervals_of_the_frechet_distance_hold_where_the_bootstrap_of_all_is_biased() -> None:
     """Against what other samples of as many pictures give, not against the limit of many."""
     reference = gaussian(400, seed=0)
-    draws = [
-        frechet_distance(moments(reference), moments(gaussian(100, seed=s))) for s in range(1, 60)
-    ]
+    draws = [frechet_distance(reference, gaussian(100, seed=s)) for s in range(1, 60)]
     usual, spread = float(np.mean(draws)), float(np.std(draws))
     widths, held = [], 0
     for seed in range(100, 110):

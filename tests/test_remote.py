@@ -1,6 +1,7 @@
 """The remote verifier equals the local one token for token, whatever becomes of the cloud."""
 
 import asyncio
+import math
 import os
 import random
 import signal
@@ -226,17 +227,25 @@ def test_eight_edges_at_once_draw_as_if_alone(run: Run, model: CloudModel) -> No
 # ------------------------------------------------------------------------------ the edge's loop
 
 
-def router(edge: EdgeModel, *, budget: float = 0.3, seed: int = 5) -> Router:
-    return make_router(edge.router, budget=budget, calibration=edge.calibration, seed=seed)
+def router(
+    edge: EdgeModel, *, budget: float | None = 0.3, threshold: float | None = None, seed: int = 5
+) -> Router:
+    rule: Any = {"budget": budget, "threshold": threshold, "calibration": edge.calibration}
+    return make_router(edge.router, **rule, seed=seed)
 
 
 async def edge_image(
-    verifier: Verifier, edge: EdgeModel, *, budget: float = 0.3, **more: Any
+    verifier: Verifier,
+    edge: EdgeModel,
+    *,
+    budget: float | None = 0.3,
+    threshold: float | None = None,
+    **more: Any,
 ) -> ImageResult:
     return await generate(
         PROMPT,
         model=edge,
-        router=router(edge, budget=budget),
+        router=router(edge, budget=budget, threshold=threshold),
         verifier=verifier,
         sampling=SamplingParams(seed=5, cfg_scale=2.0),
         **more,
@@ -378,8 +387,12 @@ def test_a_killed_cloud_changes_nothing_of_an_image_that_goes_ahead(
     tmp_path: Path,
     settings: dict[str, Any],
 ) -> None:
-    """SIGKILL with batches in flight: what was on its way is sent again, to another cloud."""
+    """SIGKILL with batches in flight: what was on its way is sent again, to another cloud.
+
+    Without late verification the tokens are those of `blocking`, by a cloud that lives.
+    """
     config = DecodeConfig(**{"mode": "optimistic", "prefix_rate": 0.2, **settings})
+    rule: Any = {"budget": None, "threshold": edge.calibration["interval"][40]}
 
     async def compare() -> None:
         clouds = [CloudProcess(bundle, tmp_path)]
@@ -394,16 +407,18 @@ def test_a_killed_cloud_changes_nothing_of_an_image_that_goes_ahead(
         try:
             patient = replace(PATIENT, feature_dtype="fp32")
             async with RemoteVerifier(address, config=patient) as verifier:
-                found = await edge_image(
-                    verifier, edge, budget=0.6, config=config, observer=Killer()
-                )
+                found = await edge_image(verifier, edge, **rule, config=config, observer=Killer())
         finally:
             for cloud in clouds:
                 cloud.kill()
         model = load_cloud_model(str(bundle), recompute_features=True)
-        expected = await edge_image(local(model), edge, budget=0.6, config=config)
+        expected = await edge_image(local(model), edge, **rule, config=config)
         assert len(clouds) == 2 and found.resumes == 1 and found.fallbacks == 0
         assert (found.tokens, found.origins) == (expected.tokens, expected.origins)
+        if config.mode == "optimistic" and config.max_gap == math.inf:
+            waiting = replace(config, mode="blocking")
+            oracle = await edge_image(local(model), edge, **rule, config=waiting)
+            assert found.tokens == oracle.tokens
 
     run(compare())
 

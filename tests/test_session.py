@@ -3,6 +3,7 @@
 Rollback, resume and repetition change nothing.
 """
 
+import math
 import random
 from dataclasses import replace
 from typing import Any
@@ -39,9 +40,9 @@ def target() -> Target:
     return Target(model, num_slots=2)
 
 
-def new_session(seed: int = 3, **options: Any) -> SessionState:
+def new_session(seed: int = 3, *, top_k: int = 0, **options: Any) -> SessionState:
     """options: of `ImageRequest`."""
-    sampling = SamplingParams(seed=seed, cfg_scale=2.0)
+    sampling = SamplingParams(seed=seed, cfg_scale=2.0, top_k=top_k)
     request = ImageRequest(prompt="x", sampling=sampling, **options)
     condition = torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
     return SessionState(request, condition, num_tokens=T, vocab_size=24, feature_dim=4)
@@ -386,10 +387,23 @@ def test_a_tolerance_of_nothing_for_kept_tokens_is_the_clouds_own_image(target: 
     assert verdict.num_agreed == T and verdict.gaps == (0.0,) * T
 
 
-def test_what_the_edge_has_decided_stands(target: Target) -> None:
-    batch = mixed_batch(0, T, 3)
-    found = verify(target, new_session(max_gap=0.0), batch)
+@pytest.mark.parametrize("top_k", [0, 2])
+def test_what_the_edge_has_decided_stands(target: Target, top_k: int) -> None:
+    """Its gap is told, and infinite where top-k rules the token out."""
+    batch, options = mixed_batch(0, T, 3), {"max_gap": 0.0, "top_k": top_k}
+    found = verify(target, new_session(**options), batch)
     assert found.num_agreed < T
     decided = found.num_agreed + 1
-    verdict = verify(target, new_session(max_gap=0.0), replace(batch, num_decided=decided))
-    assert verdict.num_agreed >= decided and verdict.gaps[decided - 1] > 0
+    verdict = verify(target, new_session(**options), replace(batch, num_decided=T))
+    assert verdict.num_agreed == T and verdict.gaps[decided - 1] > 0
+    assert (math.inf in verdict.gaps) == bool(top_k)
+
+
+def test_a_tolerance_is_not_for_the_prefix(target: Target) -> None:
+    batch = replace(mixed_batch(0, T, 3), uncertain=(True,) * T, features=no_features(4))
+    free = verify(target, new_session(epsilon=1e9), batch)
+    assert free.num_agreed == T
+    exact = verify(target, new_session(), batch).num_agreed
+    for num_exact in (exact, exact + 1):
+        found = verify(target, new_session(epsilon=1e9, num_exact=num_exact), batch)
+        assert found.num_agreed == (T if num_exact == exact else exact)

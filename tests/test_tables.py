@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,23 +19,26 @@ from ciar_bench.cli import app
 from ciar_bench.methods.costs import Costs
 from ciar_bench.quality.bootstrap import Estimate
 from ciar_bench.quality.coco import read_captions
+from ciar_bench.quality.folder import Caption, PictureFolder
 from ciar_bench.quality.instruments import make_instruments
+from ciar_bench.quality.measures import Scores
 from ciar_bench.quality.report import Instruments
 from ciar_bench.quality.scenes import DrawnScenes
 from ciar_bench.routing import CEILING, DIFFERS, IMAGE, RANDOM
-from ciar_bench.tables import building
+from ciar_bench.tables import building, cells
 from ciar_bench.tables import cli as tables_cli
 from ciar_bench.tables.building import TablePlan, build, build_risk, title_of
 from ciar_bench.tables.cells import Cell, begin, missing, read_record
 from ciar_bench.tables.contents import FLOOR, QUALITY, TABLES, Contents, Row
 from ciar_bench.tables.drawing import draw_cells
+from ciar_bench.tables.measuring import measure_cell
 from ciar_bench.tables.risk import SHARES, risk_curves, risks_at
 from ciar_bench.tables.timing import Timings
 from ciar_bench.tables.writing import markdown_table, quality_columns, write_csv
 from ciar_edge.models import EdgeModel, load_draft_model
 from tests.tiny import write_bundle
 
-COUNT = 16
+COUNT, TIMED = 16, 4
 SIDE = 8  # pixels
 SMALL = Contents(
     title="Small",
@@ -54,6 +57,16 @@ class ToyFeatures:
     def __call__(self, pictures: Tensor) -> Tensor:
         means: Tensor = pictures.float().reshape(len(pictures), 6, -1).mean(-1)
         return means
+
+
+class NounCount:
+    """A stand-in for a scorer: how many nouns a prompt has."""
+
+    extractor, fingerprint = ToyFeatures(), "n"
+
+    def score(self, features: Tensor, captions: Sequence[Caption]) -> dict[str, Scores]:
+        counts = np.array([float(len(caption.nouns)) for caption in captions])
+        return {"nouns": Scores(np.arange(len(captions)), counts)}
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +91,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> TablePlan:
         reference=drawn,
         instruments=Instruments(extractors=[ToyFeatures()]),
         num_workers=1,
+        num_timed=TIMED,
     )
 
 
@@ -121,7 +135,7 @@ def test_a_table_is_built_and_kept(plan: TablePlan) -> None:
     quality, costs = text.split("## Costs")
     assert "| CoDe |" in quality and "| CoDe |" in costs
     assert f"| {FLOOR} |" in quality and f"| {FLOOR} |" not in costs
-    assert f"{COUNT} captions of toy scenes" in text
+    assert f"{COUNT} captions of toy scenes, seeds 0 to 15, times of the first {TIMED};" in text
     assert is_picture(plan.out / "small-wall.jpg")
     assert is_picture(plan.out / "small-map-ciar-u.jpg")
     assert is_picture(plan.out / "small-fd-toy-base.png")
@@ -192,6 +206,38 @@ def test_a_picture_of_another_caption_is_missing(plan: TablePlan, tmp_path: Path
     (folder / "inputs.json").write_text("{}")
     assert begin(cell, tmp_path) == folder
     assert missing(folder, captions) == [0, 1]
+
+
+def test_a_cell_of_another_version_is_missing(
+    plan: TablePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell, captions = Cell("code:share=0", plan.model), plan.captions[:2]
+    draw_cells([cell], tmp_path, captions, num_workers=1)
+    assert missing(begin(cell, tmp_path), captions) == []
+    monkeypatch.setattr(cells, "VERSION", cells.VERSION + 1)
+    assert missing(begin(cell, tmp_path), captions) == [0, 1]
+
+
+def test_the_index_has_the_prompts_of_as_many_other_captions(
+    plan: TablePlan, tmp_path: Path
+) -> None:
+    cell, captions = Cell("code:share=0", plan.model), plan.captions[:2]
+    draw_cells([cell], tmp_path, captions, num_workers=1)
+    others = [replace(caption, prompt="a beach") for caption in captions]
+    (folder,) = draw_cells([cell], tmp_path, others, num_workers=1).values()
+    assert PictureFolder(folder).captions == tuple(others)
+
+
+def test_other_captions_of_the_same_pictures_are_measured_again(
+    plan: TablePlan, tmp_path: Path
+) -> None:
+    cell, captions = Cell("code:share=0", plan.model), plan.captions[:2]
+    instruments = Instruments(scorers=[NounCount()])
+    for nouns in ((), ("cat",), ("cat", "dog")):
+        asked = [replace(caption, nouns=nouns) for caption in captions]
+        (folder,) = draw_cells([cell], tmp_path, asked, num_workers=1).values()
+        found = measure_cell(folder, folder, plan.reference, instruments)
+        assert found["nouns"].value == len(nouns)
 
 
 def test_a_further_set_has_seeds_of_its_own(plan: TablePlan) -> None:
@@ -277,7 +323,9 @@ def test_the_score_that_knows_leaves_the_least() -> None:
 def test_the_risk_table_is_written(plan: TablePlan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(building, "risk_curves", lambda values, **_: risk_curves(values)[:3])
     build_risk(plan)
-    assert "AUROC" in (plan.out / "risk.md").read_text()
+    text = (plan.out / "risk.md").read_text()
+    assert "AUROC" in text
+    assert f"{COUNT} captions of toy scenes, seeds 0 to 15;" in text  # it has no times
     assert is_picture(plan.out / "risk.png")
 
 

@@ -186,7 +186,7 @@ def test_request_round_trip(sampling: SamplingParams) -> None:
         prompt="a dög on a beach", sampling=sampling, num_prefix=3, fingerprint="f"
     )
     others = [replace(request, features=mode) for mode in FEATURE_MODES]
-    others.append(replace(request, wavefront=3))
+    others.append(replace(request, wavefront=3, num_exact=5))
     for one in (request, replace(request, epsilon=0.25, max_gap=0.0), *others):
         message = reserialise(wire.prefix_request_to_proto(one, condition_dtype="fp16"))
         assert wire.prefix_request_from_proto(message, info=INFO) == (one, "fp16")
@@ -345,7 +345,7 @@ def test_a_wire_image_is_small() -> None:
         Verdict(epoch=2**31, position=10, num_agreed=3, token=299),
         Verdict(epoch=1, position=60, num_agreed=4, token=None),
         Verdict(epoch=1, position=10, num_agreed=4, token=None),
-        Verdict(epoch=1, position=10, num_agreed=3, token=1, gaps=(0.0, 2.5, 0.125)),
+        Verdict(epoch=1, position=10, num_agreed=3, token=1, gaps=(0.0, 2.5, math.inf)),
     ],
 )
 def test_verdict_round_trip(verdict: Verdict) -> None:
@@ -529,6 +529,7 @@ NOT_A_NUMBER = pb.Tensor(
         ("max_gap", read_request, {"max_gap": math.nan}),
         ("max_gap", read_request, {"max_gap": -1.0}),
         ("wavefront", read_request, {"wavefront": 9}),
+        ("num_exact", read_request, {"num_exact": 65}),
         ("features", read_request, {"wavefront": 3, "features": pb.FEATURE_MODE_RECOMPUTE}),
         ("temperature", read_sampling, {"temperature": math.nan}),
         ("top_p", read_sampling, {"top_p": 0.0}),

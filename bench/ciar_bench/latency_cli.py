@@ -13,7 +13,9 @@ from rich.console import Console
 
 from ciar.checkpoint import DEFAULT_MODEL, find_model
 from ciar.errors import EngineError, InvalidInput
+from ciar.output_file import replace_file
 from ciar.picture import check_picture_path
+from ciar.threshold import StaticThreshold
 from ciar_bench.cloud_process import cloud_process, cores
 from ciar_bench.emulation import EmulationName, emulation
 from ciar_bench.gantt import draw_gantt
@@ -115,7 +117,7 @@ def latency(
 
     def keep(cells: Sequence[CellReport]) -> None:
         if out:
-            out.write_text(markdown(cells, title, plan))
+            replace_file(out, markdown(cells, title, plan).encode())
 
     found = measure(model, size, plan, emulate, gantt, keep)
     if as_json:
@@ -123,8 +125,11 @@ def latency(
         print(json.dumps(head | {"cells": [asdict(cell) for cell in found]}))
     else:
         show(found, title)
-    if threshold is not None and any(cell.equal_images not in (1, None) for cell in found):
-        raise EngineError("optimistic drew other tokens than blocking at a static threshold")
+    if any(cell.equal_images not in (1, None) for cell in found):
+        raise EngineError(
+            "exact drew other tokens than the base, or optimistic than blocking at a static "
+            "threshold"
+        )
 
 
 def milliseconds(text: str) -> list[float]:
@@ -167,13 +172,17 @@ def measure(
             if edge_core is not None:
                 os.sched_setaffinity(0, {edge_core})
             edge = load_draft_model(folder / "edge")
-            doubt = edge.doubt(plan.router(edge, seed=0).name)
+            router = plan.router(edge, seed=0)
+            doubt, is_static = (
+                edge.doubt(router.name),
+                isinstance(router.threshold, StaticThreshold),
+            )
 
             def doubt_of(score: float) -> float:
                 return doubt.of(doubt.rank(score))
 
             def finished(cell: Cell) -> None:
-                reports.append(report_cell(cell, doubt_of))
+                reports.append(report_cell(cell, doubt_of, is_static=is_static))
                 keep(reports)
 
             say = console.print

@@ -11,8 +11,9 @@ from ciar_bench.latency import WAVE, Cell, Method
 from ciar_bench.loop_model import LOOPS, Costs, Timeline, Token, base
 from ciar_edge.result import ImageResult, Origin
 
-# Where round trips are measured: `optimistic` looks for answers only between two drafts.
-WAITING: tuple[Method, ...] = ("blocking", "exact", "optimistic")
+AHEAD: tuple[Method, ...] = ("optimistic", "exact")  # they draft on, the prefix too
+# Where round trips are measured, best first: those that draft on see answers between two drafts.
+WAITING: tuple[Method, ...] = ("blocking", *AHEAD)
 
 DoubtOf = Callable[[float], float]
 """How likely the cloud is to differ, by the router's score."""
@@ -55,7 +56,7 @@ def costs_of(cell: Cell, method: Method) -> Costs:
     trip = statistics.median(trips) if trips else 0.0
     drafted = [one.images[method] for one in rounds if one.images[method].drafts]
     edge = [(i.draft_seconds + i.ahead_seconds) / i.drafts for i in drafted]
-    opened = [one.images["optimistic"] for one in rounds if "optimistic" in one.images]
+    opened = [one.images[name] for one in rounds for name in AHEAD if name in one.images]
     opening = statistics.median(i.prefix_seconds for i in opened) - trip if opened else 0.0
     return Costs(
         draft=statistics.median(edge) if edge else 0.0,

@@ -19,6 +19,7 @@ from ciar_edge.result import ImageResult, Origin
 
 K = TypeVar("K")
 EQUALS: tuple[tuple[Method, Method], ...] = (
+    ("base", "exact"),
     ("blocking", "optimistic"),
     ("wavefront-blocking", "wavefront-optimistic"),
 )
@@ -37,7 +38,10 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class LateReport:
-    """Kept tokens an image: taken back; left, though they fall short by more than `FAR`."""
+    """Kept tokens an image: taken back; left, though they fall short by more than `FAR`.
+
+    With a `max_gap` of at least `FAR` there were as many far ones as both together.
+    """
 
     taken_back: float
     far: float
@@ -47,7 +51,8 @@ class LateReport:
 class CellReport:
     """cloud_step: C(k), seconds.  step_ratios: C(k) / C(1), by k.
     methods: the measures of each, by the names in `measures`.
-    equal_images: the share of images in which optimistic and blocking have the same tokens.
+    equal_images: the share of images in which exact has the tokens of the base, and optimistic
+        those of blocking; None where they need not.
     """
 
     link: SlowLink
@@ -61,7 +66,8 @@ class CellReport:
     late: LateReport | None
 
 
-def report_cell(cell: Cell, doubt_of: DoubtOf) -> CellReport:
+def report_cell(cell: Cell, doubt_of: DoubtOf, *, is_static: bool) -> CellReport:
+    """is_static: whether a token is uncertain whatever became of those before it."""
     rounds = cell.rounds
     methods = [name for name in METHODS if name in rounds[0].images]
     steps = [one.cloud_step for one in rounds]
@@ -76,7 +82,7 @@ def report_cell(cell: Cell, doubt_of: DoubtOf) -> CellReport:
         cloud_step=spreads(steps),
         step_ratios=spreads(over_one),
         methods={name: spreads(measures_of(cell, name, doubt_of)) for name in methods},
-        equal_images=statistics.mean(equal) if equal else None,
+        equal_images=statistics.mean(equal) if equal and is_static else None,
         late=report_late([one.images["late"] for one in rounds]) if "late" in methods else None,
     )
 
@@ -138,7 +144,7 @@ def measures(one: Round, method: Method) -> dict[str, float]:
     behind = routed or [origin for origin in image.origins if origin is not Origin.PREFIX]
     num_agreed, num_corrected = (behind.count(o) for o in (Origin.AGREED, Origin.CORRECTED))
     found["uncertain"] = 1 - behind.count(Origin.KEPT) / len(behind)
-    if image.late:
+    if method == "late":
         found["late"] = image.late / num_tokens
     if num_agreed + num_corrected:
         found["agreed"] = num_agreed / (num_agreed + num_corrected)

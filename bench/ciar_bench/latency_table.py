@@ -69,7 +69,10 @@ def about(cell: CellReport) -> str:
         parts.append(f"C({k}) {1e3 * seconds.median:.2f} ms{more}")
     text = ", ".join(parts) + "."
     if cell.equal_images is not None:
-        text += f" Optimistic and blocking: the same tokens in {cell.equal_images:.0%} of images."
+        text += (
+            " Exact has the tokens of the base, and optimistic those of blocking, in "
+            f"{cell.equal_images:.0%} of the pairs."
+        )
     if cell.late is not None:
         text += (
             f" Late: {cell.late.taken_back:.2f} kept tokens an image are taken back; "

@@ -105,7 +105,10 @@ def network_namespace() -> Iterator[NetworkNamespace]:
 def remove_left() -> None:
     """What processes that are gone have left."""
     for path in NAMESPACES.glob(f"{PREFIX}*"):
-        pid = int(path.name.removeprefix(PREFIX))
+        number = path.name.removeprefix(PREFIX)
+        if not number.isdigit():  # somebody else's
+            continue
+        pid = int(number)
         if pid == os.getpid() or not Path(f"/proc/{pid}").exists():
             NetworkNamespace(pid).remove()
 

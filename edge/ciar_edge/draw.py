@@ -130,6 +130,8 @@ def _certificate(options: DrawOptions, folder: Path, model: EdgeModel) -> Certif
         router=options.router or model.router,
         prefix_rate=options.decode.prefix_rate,
         wavefront=options.decode.wavefront,
+        features=options.decode.features,
+        epsilon=options.decode.epsilon,
     )
     return certificate
 

@@ -110,6 +110,7 @@ async def _decode(
         max_gap=config.max_gap,
         features=config.image_features,
         wavefront=config.wavefront,
+        num_exact=num_prefix,
     )
     noise_ahead = asyncio.create_task(_prepare(noise, order.cells[num_drawn:]))
     try:

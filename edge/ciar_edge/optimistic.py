@@ -35,6 +35,7 @@ from ciar_edge.link import LOST, Link
 from ciar_edge.pace import Pace
 from ciar_edge.result import Observer, Origin
 
+TURNS = 4  # of the event loop between two drafts: a batch leaves, and an answer is seen, in as many
 NOTHING: tuple[int, tuple[int, ...]] = (0, ())
 
 
@@ -112,7 +113,8 @@ class OptimisticDecoder(Decoder):
                     self._draft_next()
                 else:
                     await self._wait(self._flights[0])
-                await asyncio.sleep(0)
+                for _ in range(TURNS if self._flights else 1):
+                    await asyncio.sleep(0)
         finally:
             self._drop_flights()
 

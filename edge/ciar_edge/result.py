@@ -67,8 +67,9 @@ class ImageResult:
     round_trips: answered batches.  resumes: sessions rebuilt on another stream.
     uplink_bytes, downlink_bytes: of the session, 0 when there is no wire.
     seconds: prompt in to last token known.  prefix_seconds: of these, until the prefix was there.
-    draft_seconds: in the edge model, router and features.  wait_seconds: from batches to verdicts;
-        ahead_seconds of them the edge drafted on.
+    draft_seconds: in the edge model, router and features, while nothing was waited for.
+    wait_seconds: from batches to verdicts, of `blocking`; else with nothing to do but wait.
+    ahead_seconds: drafting while an answer was on its way, of `blocking` within `wait_seconds`.
     cloud_queue_seconds, cloud_compute_seconds: as the cloud saw them, prefix included.
     """
 

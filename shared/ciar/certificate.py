@@ -17,6 +17,7 @@ from typing import Any
 
 from ciar.checkpoint import from_dict
 from ciar.errors import CheckpointError, InvalidInput
+from ciar.feature_mode import FeatureMode
 from ciar.types import SamplingParams
 
 CERTIFICATE_FILE = "certificate.json"
@@ -80,10 +81,23 @@ class Certificate:
     levels: tuple[Level, ...]
 
     def check_edge(
-        self, *, draft: str, router: str, prefix_rate: float, wavefront: int = 0
+        self,
+        *,
+        draft: str,
+        router: str,
+        prefix_rate: float,
+        wavefront: int = 0,
+        features: FeatureMode = "send",
+        epsilon: float = 0.0,
     ) -> None:
         """Raise `InvalidInput` unless it was made for these. draft: the fingerprint."""
         self._check_model("draft", draft)
+        if features == "none":
+            remedy = "give send or recompute: certificates are for clouds that have the features"
+            raise InvalidInput("features", features, remedy)
+        if epsilon:
+            remedy = "give 0: certificates are for uncertain tokens that are the cloud's"
+            raise InvalidInput("epsilon", epsilon, remedy)
         if wavefront:
             remedy = "give 0: certificates are for images drawn in raster order"
             raise InvalidInput("wavefront", wavefront, remedy)

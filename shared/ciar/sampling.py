@@ -13,7 +13,7 @@ out are -inf.
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ciar.types import SamplingParams
 
-MAX_NOISE_VALUES = 2**22  # kept in memory ahead of use, an image: 32 MiB
+MAX_NOISE_VALUES = 2**23  # kept in memory ahead of use, an image: 64 MiB
 
 
 def scale_at(positions: Tensor, cfg_scale: float, cfg_interval: int) -> float | Tensor:
@@ -133,21 +133,20 @@ class Noise:
 class Perturbed(NamedTuple):
     """The scores that a coupled draw takes the largest of: sampling view plus noise.
 
-    ids: of the tokens that they are of, in any order; None: of all V.
+    ids, scores: of the tokens that can be drawn, in any order.
     """
 
-    ids: np.ndarray | None
+    ids: np.ndarray
     scores: np.ndarray
 
     @property
     def best(self) -> int:
         """The token that is drawn."""
-        at = int(self.scores.argmax())
-        return at if self.ids is None else int(self.ids[at])
+        return int(self.ids[self.scores.argmax()])
 
     def gap(self, token: int) -> float:
         """How far it falls short of the best one, in nats; infinite where it cannot be drawn."""
-        at = np.array([token]) if self.ids is None else np.flatnonzero(self.ids == token)
+        at = np.flatnonzero(self.ids == token)
         return float(self.scores.max() - self.scores[at[0]]) if len(at) else math.inf
 
 
@@ -177,19 +176,32 @@ def coupled_gap(
 
 
 def perturb(logits: Tensor, position: int, params: SamplingParams, noise: Noise) -> Perturbed:
-    """From model-view logits [V]; with top-k, of the k tokens that pass it alone."""
+    """From model-view logits [V]; the noise is that of the tokens alone which pass the filters."""
+    ids, view = sampling_view(logits, params)
+    return Perturbed(ids, view + noise.at(position, ids) if params.temperature else view)
+
+
+def sampling_view(logits: Tensor, params: SamplingParams) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens that can be drawn of logits [V], and what `filter_logits` makes of theirs."""
     temperature, top_k, top_p = params.temperature, params.top_k, params.top_p
-    if temperature and 0 < top_k < logits.shape[-1]:
-        values, ids = (found.cpu().numpy() for found in logits.float().topk(top_k + 1))
-        values /= np.float32(temperature)
-        if values[-2] > values[-1]:  # nothing ties with the k-th
-            values, ids = values[:-1], ids[:-1]
+    if temperature and 0 < top_k < logits.shape[-1]:  # without looking at all V again
+        view, ids = (found.cpu().numpy() for found in logits.float().topk(top_k + 1))
+        view /= np.float32(temperature)
+        if view[-2] > view[-1]:  # nothing ties with the k-th
+            view, ids = view[:-1], ids[:-1]
             if top_p < 1:
-                view = torch.from_numpy(values)
-                values = filter_logits(view, temperature=1.0, top_k=0, top_p=top_p).numpy()
-            return Perturbed(ids, values + noise.at(position, ids))
-    view = filter_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p).cpu()
-    return Perturbed(None, (view + noise.row(position) if temperature else view).numpy())
+                view = filtered(torch.from_numpy(view), temperature=1.0, top_k=0, top_p=top_p)
+                ids, view = ids[np.isfinite(view)], view[np.isfinite(view)]
+            return ids, view
+    view = filtered(logits, temperature=temperature, top_k=top_k, top_p=top_p)
+    ids = np.flatnonzero(np.isfinite(view))
+    return ids, view[ids]
+
+
+def filtered(logits: Tensor, **filters: Any) -> np.ndarray:
+    """`filter_logits` of [V]."""
+    view: np.ndarray = filter_logits(logits, **filters).cpu().numpy()
+    return view
 
 
 def coupled_agreement(p: Tensor, q: Tensor) -> Tensor:

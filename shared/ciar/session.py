@@ -442,7 +442,9 @@ class VerifyWork:
         request = self.session.request
         if index < self.batch.num_decided:
             return math.inf
-        return request.epsilon if self.batch.uncertain[index] else request.max_gap
+        if not self.batch.uncertain[index]:
+            return request.max_gap
+        return 0.0 if self.batch.position + index < request.num_exact else request.epsilon
 
     def _compare(self, logits: Tensor, index: int) -> tuple[int, float]:
         """The cloud's own token in place of a drafted one, and the gap of that one."""

@@ -68,6 +68,7 @@ class ImageRequest:
     max_gap: the same for kept tokens; infinity: they stand, and nobody looks.
     features: what kept tokens enter the cloud with.
     wavefront: tokens that a row is behind the row above, see `ciar.order`; 0: raster order.
+    num_exact: leading tokens that epsilon is not for: a prefix that the edge drafts.
     """
 
     prompt: str
@@ -78,6 +79,7 @@ class ImageRequest:
     max_gap: float = math.inf
     features: FeatureMode = "send"
     wavefront: int = 0
+    num_exact: int = 0
 
     def __post_init__(self) -> None:
         check_feature_mode(self.features, wavefront=self.wavefront)

@@ -160,6 +160,7 @@ def image_request_to_proto(request: ImageRequest) -> pb.ImageRequest:
         max_gap=request.max_gap if request.looks_at_kept else None,
         features=_MODE_TO_PROTO[request.features],
         wavefront=request.wavefront,
+        num_exact=request.num_exact,
     )
 
 
@@ -173,6 +174,7 @@ def image_request_from_proto(message: pb.ImageRequest, *, info: ModelInfo) -> Im
             f"give at most {info.max_prompt_chars}",
         )
     _check_count("num_prefix", message.num_prefix, info.num_tokens)
+    _check_count("num_exact", message.num_exact, info.num_tokens)
     check_wavefront(message.wavefront, grid_size=info.grid_size)
     return ImageRequest(
         prompt=message.prompt,
@@ -183,6 +185,7 @@ def image_request_from_proto(message: pb.ImageRequest, *, info: ModelInfo) -> Im
         max_gap=message.max_gap if message.HasField("max_gap") else math.inf,
         features=_mode_from_proto(message.features),
         wavefront=message.wavefront,
+        num_exact=message.num_exact,
     )
 
 

@@ -128,8 +128,9 @@ def is_same_head(found: Tensor, expected: Tensor) -> bool:
 def sampling_view(logits: Tensor, sampling: SamplingParams) -> Tensor:
     """Guided logits [..., V] to the distribution that tokens are drawn from, float32 [..., V].
 
-    At temperature 0 its largest is taken.
+    It is on the CPU, where the drafter of EAGLE is. At temperature 0 its largest is taken.
     """
-    return filter_logits(
+    view = filter_logits(
         logits, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p
-    ).softmax(-1)
+    )
+    return view.softmax(-1).cpu()

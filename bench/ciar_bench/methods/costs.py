@@ -30,10 +30,9 @@ class Costs:
     cloud_seconds: float = 0.0
     edge_seconds: float = 0.0
 
-    def latency(self, *, rtt: float, bytes_per_second: float = math.inf) -> float:
-        """Seconds over a link with that round-trip time and bandwidth."""
-        traffic = (self.uplink_bytes + self.downlink_bytes) / bytes_per_second
-        return self.cloud_seconds + self.edge_seconds + self.round_trips * rtt + traffic
+    def latency(self, *, rtt: float) -> float:
+        """Seconds over a link with that round-trip time."""
+        return self.cloud_seconds + self.edge_seconds + self.round_trips * rtt
 
 
 COST_NAMES = tuple(field.name for field in fields(Costs))

@@ -50,7 +50,7 @@ class Eagle1:
             q = drafter.proposals(expected)  # [1, V]
             is_greedy = drafter.sampling.temperature == 0
             token = q.argmax(-1, keepdim=True) if is_greedy else draw(q, generator)  # [1, 1]
-            tokens, proposals = torch.cat([tokens, token[0].cpu()]), [*proposals, q]
+            tokens, proposals = torch.cat([tokens, token[0]]), [*proposals, q]
         return chain(tokens, torch.cat(proposals))
 
 
@@ -60,5 +60,5 @@ def accept_by_ratio(
     """One child, drawn from `proposals` [1, V]."""
     assert proposals is not None
     q, token = proposals[0], tokens[0]
-    stands = uniform(1, generator, p)[0] * q[token] < p[token]
+    stands = uniform(1, generator)[0] * q[token] < p[token]
     return Ruling(int(stands) - 1, normalized((p - q).relu(), p))

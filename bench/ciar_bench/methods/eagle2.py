@@ -96,5 +96,5 @@ def accept_in_order(
     """Children that were picked, not drawn: each stands with its share of what is left of p."""
     own = p[tokens]  # [c]
     left = 1 - (own.cumsum(0) - own)
-    stands = uniform(len(tokens), generator, p) * left < own
+    stands = uniform(len(tokens), generator) * left < own
     return Ruling(first_true(stands), normalized(p.index_fill(0, tokens, 0), p))

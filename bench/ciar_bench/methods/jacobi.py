@@ -56,7 +56,8 @@ class Jacobi:
                 num_outputs=len(guesses) + 1,
             )
             (logits,) = bench.target.extend([feed])
-            drawn = [coupled_draw(row, first + i, sampling, noise) for i, row in enumerate(logits)]
+            rows = logits.cpu()  # at once: a device is waited for once a pass
+            drawn = [coupled_draw(row, first + i, sampling, noise) for i, row in enumerate(rows)]
             stands = 0
             while stands < len(guesses) and guesses[stands] == drawn[stands]:
                 stands += 1

@@ -86,7 +86,7 @@ def relaxed_rule(table: Tensor, delta: float, *, is_greedy: bool) -> Accept:
                 continue
             chances.append(relaxed)
             p = normalized(rest, p)
-        stands = uniform(len(tokens), generator, p) < torch.stack(chances)
+        stands = uniform(len(tokens), generator) < torch.stack(chances)
         return Ruling(first_true(stands), p)
 
     return accept

@@ -30,7 +30,10 @@ from ciar_bench.methods.tree import ROOT, DraftTree
 
 @dataclass(frozen=True, kw_only=True)
 class LanternStatic:
-    """neighbours: k.  lam: greatest p~ / p.  levels: nodes at each depth."""
+    """neighbours: k.  lam: greatest p~ / p.  levels: nodes at each depth.
+
+    At temperature 0 neither k nor lam matters: the likeliest token stands, and no other.
+    """
 
     neighbours: int = 10
     lam: float = 5.0
@@ -62,8 +65,8 @@ class LanternStatic:
             ranks = shape(len(level), width)  # [width, 2] (parent, draw)
             count = min(int(ranks[:, 1].max()) + 1, q.shape[-1])
             ranks = ranks[ranks[:, 1] < count]
-            tokens = draw(q, generator, count=count).cpu()[ranks[:, 0], ranks[:, 1]]
-            is_possible = q.cpu()[ranks[:, 0], tokens] > 0
+            tokens = draw(q, generator, count=count)[ranks[:, 0], ranks[:, 1]]
+            is_possible = q[ranks[:, 0], tokens] > 0
             ranks, tokens = ranks[is_possible], tokens[is_possible]
             first, origin = len(tree), q[ranks[:, 0]]
             tree = DraftTree(
@@ -103,7 +106,7 @@ def scaled_rule(table: Tensor, lam: float) -> Accept:
             counted = q.scatter(0, near, q[near].masked_fill(is_within, 0))
             p = normalized((p - counted).relu(), p)
             q = normalized(q.index_fill(0, token[None], 0), q)
-        stands = uniform(len(tokens), generator, p) < torch.stack(chances)
+        stands = uniform(len(tokens), generator) < torch.stack(chances)
         return Ruling(first_true(stands), p)
 
     return accept

@@ -96,7 +96,8 @@ class Rounds:
 
     def condition_rows(self) -> Tensor:
         """[2, L, D], conditional and unconditional."""
-        return self.bench.target.model.transformer.prompt_rows(self.condition)
+        target = self.bench.target
+        return target.model.transformer.prompt_rows(self.condition.to(target.cache.data))
 
     def prefill(self) -> tuple[list[int], Tensor]:
         """Token 0, and the hidden state [2, 1, D] that predicted it."""
@@ -175,16 +176,16 @@ def draw(p: Tensor, generator: torch.Generator, *, count: int = 1) -> Tensor:
 
     With fewer possible values than draws the last ones are impossible.
     """
-    noise = -torch.empty_like(p, device="cpu").exponential_(generator=generator).log()
-    keys = p.log() + noise.to(p.device)  # Gumbel-top-k
+    noise = -torch.empty_like(p).exponential_(generator=generator).log()
+    keys = p.log() + noise  # Gumbel-top-k
     return keys.topk(count, dim=-1).indices
 
 
-def uniform(count: int, generator: torch.Generator, like: Tensor) -> Tensor:
-    return torch.rand(count, generator=generator).to(like.device)
+def uniform(count: int, generator: torch.Generator) -> Tensor:
+    return torch.rand(count, generator=generator)
 
 
 def first_true(flags: Tensor) -> int:
-    """Index of the first true one, -1 without any; waits for the device once."""
+    """Index of the first true one, -1 without any."""
     found: list[int] = flags.nonzero()[:1, 0].tolist()
     return found[0] if found else -1

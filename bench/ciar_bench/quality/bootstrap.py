@@ -98,10 +98,3 @@ def mean_of(values: np.ndarray, *, seed: int = 0) -> Measurement:
 def mean_estimate(values: np.ndarray, *, seed: int = 0) -> Estimate:
     """Of the mean of one number a picture, [n]."""
     return mean_of(values, seed=seed).estimate()
-
-
-def paired_difference(values: np.ndarray, others: np.ndarray, *, seed: int = 0) -> Estimate:
-    """Of the mean of values - others, [n] each, at the same seeds and captions."""
-    if values.shape != others.shape:
-        raise ValueError(f"others: {others.shape}: give as many as values, {values.shape}")
-    return mean_of(values, seed=seed).minus(mean_of(others, seed=seed)).estimate()

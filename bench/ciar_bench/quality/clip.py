@@ -21,7 +21,7 @@ from ciar.errors import InvalidInput, MissingExtra
 from ciar_bench.quality.folder import Caption
 from ciar_bench.quality.measures import Scores
 
-CLIP_MODEL, CLIP_WEIGHTS = "ViT-L-14-336", "openai"  # those of CMMD
+CLIP_MODEL, CLIP_WEIGHTS = "ViT-L-14-336-quickgelu", "openai"  # those of CMMD
 HPS_MODEL = "ViT-H-14"
 TEXT_BATCH = 64
 

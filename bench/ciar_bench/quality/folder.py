@@ -94,8 +94,13 @@ def read_index(folder: Path) -> list[tuple[Path, Caption]]:
 
 def write_index(folder: Path, entries: Iterable[tuple[str, Caption]]) -> None:
     """Write `pictures.jsonl` of file names and captions."""
+    (folder / INDEX).write_text(index_text(entries))
+
+
+def index_text(entries: Iterable[tuple[str, Caption]]) -> str:
+    """What `pictures.jsonl` says of file names and captions."""
     lines = []
     for file, caption in entries:
         values = {k: v for k, v in asdict(caption).items() if v not in (None, ())}
         lines.append(json.dumps({"file": file} | values, ensure_ascii=False))
-    (folder / INDEX).write_text("\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"

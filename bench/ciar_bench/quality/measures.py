@@ -18,14 +18,9 @@ from torch import Tensor
 
 from ciar.errors import InvalidInput
 from ciar_bench.quality.bootstrap import Measurement, Statistic, half_samples, mean_of
-from ciar_bench.quality.distances import (
-    CMMD_SCALE,
-    CMMD_SIGMA,
-    Moments,
-    PrecisionRecall,
-    neighbour_radii,
-)
+from ciar_bench.quality.distances import PrecisionRecall, neighbour_radii
 
+CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0
 NUM_NEIGHBOURS = 3
 MOST_FOR_MEDIAN = 2048  # pictures of the reference
 LEAST_PICTURES = 2 * (NUM_NEIGHBOURS + 1)  # a half must have as many neighbours
@@ -63,15 +58,19 @@ class Reference:
         self.features, self.label = features.double(), label
 
     @cached_property
-    def moments(self) -> Moments:
-        found = Moments(self.features.shape[1])
-        found.add(self.features)
-        return found
+    def mean(self) -> Tensor:
+        """[D]"""
+        return self.features.mean(0)
+
+    @cached_property
+    def covariance(self) -> Tensor:
+        """Unbiased, [D, D]."""
+        return self.features.T.cov()
 
     @cached_property
     def root(self) -> Tensor:
         """The matrix root [D, D] of the covariance."""
-        values, vectors = torch.linalg.eigh(self.moments.covariance)
+        values, vectors = torch.linalg.eigh(self.covariance)
         root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
         return root
 
@@ -133,15 +132,15 @@ def is_clip(label: str) -> bool:
 
 
 def _frechet(reference: Reference, features: Tensor) -> Statistic:
-    """`distances.frechet_distance` without D x D matrices where fewer pictures than D are drawn.
+    """|mu_a - mu_b|^2 + tr(A + B - 2 (A B)^(1/2)) (Heusel et al. 2017).
 
     With the centred draw X [k, D] and the reference's covariance A = R R, tr (A B)^(1/2) is the sum
     of the singular values of X R over sqrt(k - 1): the square roots of the eigenvalues of the
-    smaller of its two Gram matrices.
+    smaller of its two Gram matrices. So there is no D x D matrix where fewer pictures than D are
+    drawn. It is biased upwards for few pictures: compare at equal counts only.
     """
-    moments = reference.moments
-    trace = moments.covariance.trace()
-    projected = (features - moments.mean) @ reference.root  # [n, D]
+    trace = reference.covariance.trace()
+    projected = (features - reference.mean) @ reference.root  # [n, D]
 
     def distance(picked: np.ndarray) -> float:
         rows, drawn = projected[picked], features[picked]
@@ -149,14 +148,16 @@ def _frechet(reference: Reference, features: Tensor) -> Statistic:
         gram = rows @ rows.T if len(rows) < rows.shape[1] else rows.T @ rows
         freedom = len(picked) - 1
         cross = (torch.linalg.eigvalsh(gram).clamp(min=0) / freedom).sqrt().sum()
-        shift = (drawn.mean(0) - moments.mean).square().sum()
+        shift = (drawn.mean(0) - reference.mean).square().sum()
         return float(shift + trace + drawn.var(0).sum() - 2 * cross)
 
     return distance
 
 
 def _cmmd(reference: Reference, features: Tensor) -> Statistic:
-    """`distances.cmmd` of features scaled to length 1."""
+    """1000 MMD^2 with a Gaussian kernel (Jayasumana et al. 2024, its V-statistic), all features
+    scaled to length 1.
+    """
     unit, gamma = F.normalize(features), reference.gamma
     inner = torch.exp(-gamma * torch.cdist(unit, unit).square())  # [n, n]
     across = torch.exp(-gamma * torch.cdist(reference.unit, unit).square()).mean(0)  # [n]
@@ -169,7 +170,12 @@ def _cmmd(reference: Reference, features: Tensor) -> Statistic:
 
 
 class _Neighbours:
-    """`distances.precision_recall` of the drawn pictures, which are resampled together."""
+    """Improved precision and recall (Kynkaanniemi et al. 2019) of the drawn pictures, which are
+    resampled together.
+
+    Precision: share of them within a reference's distance to its k-th neighbour; recall: the same
+    with the sets exchanged.
+    """
 
     def __init__(self, reference: Reference, features: Tensor) -> None:
         self._own = torch.cdist(features, features)  # [n, n]

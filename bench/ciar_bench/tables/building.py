@@ -228,20 +228,23 @@ def write(table: BuiltTable, plan: TablePlan, timings: Timings | None) -> None:
     }
     columns = [column for section in sections.values() for column in section]
     write_csv(plan.out / f"{table.name}.csv", rows, columns)
-    machine = timings.machine if timings else ""
     floor = f"`{FLOOR}`: the base with other seeds, the noise floor."
-    parts = [f"# {contents.title}", f"{heading(plan, machine)} {floor}"]
+    parts = [f"# {contents.title}", f"{heading(plan, timings)} {floor}"]
     for section, wanted in sections.items():
         if columns_of(rows, wanted):
             parts += [f"## {section}", markdown_table(rows, wanted).rstrip()]
     (plan.out / f"{table.name}.md").write_text("\n\n".join(parts) + "\n")
 
 
-def heading(plan: TablePlan, machine: str = "") -> str:
+def heading(plan: TablePlan, timings: Timings | None = None) -> str:
+    """What was drawn, where and when. timings: of a table that has times."""
     count = len(plan.captions)
+    timed = f", times of the first {timings.num_prompts}" if timings else ""
+    machine = timings.machine if timings else describe_machine()
     return (
-        f"{title_of(plan.model)}; {count} captions of {plan.source}, seeds 0 to {count - 1}; "
-        f"{machine or describe_machine()}; {datetime.now(UTC):%Y-%m-%d}. Brackets: 95 % intervals."
+        f"{title_of(plan.model)}; "
+        f"{count} captions of {plan.source}, seeds 0 to {count - 1}{timed}; "
+        f"{machine}; {datetime.now(UTC):%Y-%m-%d}. Brackets: 95 % intervals."
     )
 
 

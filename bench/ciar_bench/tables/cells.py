@@ -27,10 +27,14 @@ from ciar.picture import Painter, save_picture
 from ciar_bench.methods import make_method
 from ciar_bench.methods.bench_model import BenchModel
 from ciar_bench.methods.costs import Costs, DrawnImage
-from ciar_bench.quality.folder import INDEX, Caption, write_index
+from ciar_bench.quality.folder import INDEX, Caption, index_text, write_index
 
 INPUTS = "inputs.json"
 USED_PARTS = ("cloud", "edge", "vq", "text", "eagle")
+
+# Of the code that draws. Raise it when a method of the same settings and weights draws other tokens
+# or counts other costs: by another rule, or by a default that is none of its settings.
+VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Cell:
         if not self.method.startswith(("eagle", "lantern")):
             parts = [part for part in parts if part != "eagle"]
         return {
+            "version": VERSION,
             "method": repr(make_method(self.method)),
             "again": self.again,
             "model": {part: fingerprint(self.model / part) for part in parts},
@@ -122,10 +127,11 @@ def draw_picture(
 
 
 def finish(folder: Path, captions: Sequence[Caption]) -> None:
-    """Write the index, unless it is there and right."""
-    known = (folder / INDEX).read_text() if (folder / INDEX).exists() else ""
-    if known.count("\n") != len(captions):
-        write_index(folder, [(f"{i:05d}.png", caption) for i, caption in enumerate(captions)])
+    """Write the index, unless it is there and says the same."""
+    entries = [(f"{i:05d}.png", caption) for i, caption in enumerate(captions)]
+    path = folder / INDEX
+    if not path.exists() or path.read_text() != index_text(entries):
+        write_index(folder, entries)
 
 
 def read_record(folder: Path, index: int) -> Record:

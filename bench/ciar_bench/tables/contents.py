@@ -109,15 +109,22 @@ def main_table(_: EdgeModel) -> Contents:
 
 
 def card_table(edge: EdgeModel) -> Contents:
-    """What a model's card shows: the base, the default way to draw, and two others."""
+    """What a model's card shows: the base, the default way to draw, two others, and what to compare
+    them with.
+    """
+    usual = at_usual_threshold(edge.router, edge)
+    silent = f'{usual}{"," if ":" in usual else ":"}features="none"'
     rows = (
         Row("Base AR", "base"),
-        Row(DEFAULT_LABEL, at_usual_threshold(edge.router, edge)),
+        Row(DEFAULT_LABEL, usual),
+        Row(f"{DEFAULT_LABEL}, no features", silent),
         Row(f"CIAR, budget {DEFAULT_BUDGET:.0%}", edge.router),
         Row("CIAR, exact (ours)", "exact"),
+        Row("Random", "random"),
+        Row("CoDe, N = 0.3", "code"),
     )
     return Contents(
-        title="The base, and CIAR by default, at a budget and exact",
+        title="The base and CIAR, by default, at a budget and exact",
         rows=rows,
         costs=COSTS,
         sheets=("Base AR", DEFAULT_LABEL),

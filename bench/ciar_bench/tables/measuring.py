@@ -50,7 +50,7 @@ def measure_cell(
             found |= estimates(differences(own, measurements(bases, reference, instruments)))
         return found | cost_numbers(folder, len(pictures)) | agreement(folder, base, len(pictures))
 
-    return kept(folder / KEPT, measure, [pictures, bases, reference], instruments)
+    return kept(folder / KEPT, measure, [pictures, bases], reference, instruments)
 
 
 def measure_floor(
@@ -71,7 +71,7 @@ def measure_floor(
         floor = noise_floor(bases, pictures, reference, instruments)
         return own | floor | agreement(again, base, len(pictures))
 
-    return kept(again / KEPT_FLOOR, measure, [pictures, bases, reference], instruments)
+    return kept(again / KEPT_FLOOR, measure, [pictures, bases], reference, instruments)
 
 
 def cost_numbers(folder: Path, count: int) -> Numbers:
@@ -93,11 +93,16 @@ def agreement(folder: Path, base: Path, count: int) -> Numbers:
 
 
 def kept(
-    path: Path, measure: Callable[[], Numbers], sets: Sequence[PictureSet], instruments: Instruments
+    path: Path,
+    measure: Callable[[], Numbers],
+    folders: Sequence[PictureFolder],
+    reference: PictureSet,
+    instruments: Instruments,
 ) -> Numbers:
-    """What `measure` gives, from the file if that was made of the same."""
+    """What `measure` gives, from the file if that was made of the same pictures and captions."""
     inputs = {
-        "sets": [{"tag": one.tag, **one.source()} for one in sets],
+        "sets": [{"tag": one.tag, **one.source()} for one in (*folders, reference)],
+        "captions": [[asdict(caption) for caption in one.captions] for one in folders],
         "extractors": [one.fingerprint for one in instruments.extractors],
         "scorers": [one.fingerprint for one in instruments.scorers],
     }

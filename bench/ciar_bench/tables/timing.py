@@ -33,6 +33,10 @@ class Timings:
     machine: str
     costs: dict[str, list[Costs]]
 
+    @property
+    def num_prompts(self) -> int:
+        return len(self.costs[BASE])
+
     def speedup(self, method: str, *, rtt: float = 0.0) -> Estimate:
         """Latency of the base over that of the method."""
         pairs = zip(self.costs[BASE], self.costs[method], strict=True)

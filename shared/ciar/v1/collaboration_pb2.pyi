@@ -269,6 +269,7 @@ class ImageRequest(_message.Message):
     MAX_GAP_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
     WAVEFRONT_FIELD_NUMBER: _builtins.int
+    NUM_EXACT_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """Version of this protocol that the edge speaks (count, starts at 1); another one is refused."""
     prompt: _builtins.str
@@ -293,6 +294,10 @@ class ImageRequest(_message.Message):
     """Tokens that a row is behind the row above (count, 0..grid_size): rows are drawn side by side, and
     positions count in that order. 0: raster order.
     """
+    num_exact: _builtins.int
+    """Leading tokens that have to be the cloud's own, whatever epsilon is: a prefix that the edge
+    drafts (count, 0..T).
+    """
     @_builtins.property
     def sampling(self) -> Global___SamplingParams:
         """How tokens are drawn."""
@@ -309,10 +314,11 @@ class ImageRequest(_message.Message):
         max_gap: _builtins.float | None = ...,
         features: Global___FeatureMode.ValueType = ...,
         wavefront: _builtins.int = ...,
+        num_exact: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_gap", b"_max_gap", "max_gap", b"max_gap", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_gap", b"_max_gap", "epsilon", b"epsilon", "features", b"features", "fingerprint", b"fingerprint", "max_gap", b"max_gap", "num_prefix", b"num_prefix", "prompt", b"prompt", "protocol_version", b"protocol_version", "sampling", b"sampling", "wavefront", b"wavefront"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_gap", b"_max_gap", "epsilon", b"epsilon", "features", b"features", "fingerprint", b"fingerprint", "max_gap", b"max_gap", "num_exact", b"num_exact", "num_prefix", b"num_prefix", "prompt", b"prompt", "protocol_version", b"protocol_version", "sampling", b"sampling", "wavefront", b"wavefront"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_gap: _TypeAlias = _typing.Literal["max_gap"]  # noqa: Y015
     _WhichOneofArgType__max_gap: _TypeAlias = _typing.Literal["_max_gap", b"_max_gap"]  # noqa: Y015
