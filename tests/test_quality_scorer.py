@@ -1,6 +1,7 @@
 """Caption scorers on tiny scenes, and the extractors that need weights."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -152,6 +153,26 @@ def test_reconstructions_are_kept_apart_from_pictures(scorer: Path, bundle: Path
     assert not torch.equal(whole, again)
     assert rebuilt.tag != scenes.tag
     assert rebuilt.source() != scenes.source()
+
+
+def test_reconstruction_is_the_mean_of_the_pictures_psnr(scorer: Path, bundle: Path) -> None:
+    scenes = DrawnScenes(scorer.parent / "held_out", count=30)
+    rebuilt = Reconstructed(scenes, load_vq(bundle / "vq"), fingerprint="v")
+    errors = [
+        float(F.mse_loss(a.float(), b.float()))
+        for before, after in zip(scenes.batches(), rebuilt.batches(), strict=True)
+        for a, b in zip(before, after, strict=True)
+    ]
+    expected = [10 * math.log10(255**2 / error) for error in errors]
+    options = ["--model", str(bundle), "--count", "30", "--json"]
+    done = CliRunner().invoke(app, ["reconstruction", str(scenes.folder), *options])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["pictures"] == 30
+    assert found["psnr"]["value"] == pytest.approx(sum(expected) / 30, rel=1e-5)
+    pooled = 10 * math.log10(255**2 * 30 / sum(errors))
+    assert found["pooled_psnr"] == pytest.approx(pooled, rel=1e-5)
+    assert found["psnr"]["low"] < found["psnr"]["value"] < found["psnr"]["high"]
 
 
 @pytest.mark.parametrize(

@@ -8,17 +8,19 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ciar.checkpoint import DEFAULT_MODEL, find_model
+from ciar.checkpoint import DEFAULT_MODEL, find_model, fingerprint
 from ciar.errors import InvalidInput
-from ciar_bench.quality.bootstrap import Estimate
+from ciar.picture import load_vq
+from ciar_bench.quality.bootstrap import Estimate, mean_estimate
 from ciar_bench.quality.clip import CLIP_MODEL, CLIP_WEIGHTS
 from ciar_bench.quality.coco import NUM_CAPTIONS, coco_captions, write_captions
 from ciar_bench.quality.features import EfficientNetFeatures
 from ciar_bench.quality.fetch import EFFICIENTNET_LITE0, INCEPTION, fetch
 from ciar_bench.quality.folder import PictureFolder
 from ciar_bench.quality.instruments import EXTRACTORS, make_instruments
+from ciar_bench.quality.reconstruction import of_all_pixels, peak_ratios
 from ciar_bench.quality.report import CaptionedSet, compare, markdown, measure_folder, noise_floor
-from ciar_bench.quality.scenes import DrawnScenes
+from ciar_bench.quality.scenes import DrawnScenes, Reconstructed
 from ciar_bench.quality.scorer import SUFFIX, save_scorer
 from ciar_bench.quality.train_scorer import TrainPlan, train_scorer
 
@@ -30,6 +32,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command(name="coco-captions")(write_coco_captions)
     app.command(name="train-scorer")(train)
     app.command()(quality)
+    app.command()(reconstruction)
 
 
 def fetch_features() -> None:
@@ -74,6 +77,25 @@ def train(
     )
     save_scorer(out, heads, metadata)
     print(json.dumps(metadata["held_out"], indent=1))
+
+
+def reconstruction(
+    scenes: Annotated[Path, typer.Argument(help="Pictures: a folder of drawn scenes.")],
+    model: Annotated[str, typer.Option(help="The model whose tokenizer it is.")] = DEFAULT_MODEL,
+    count: Annotated[int, typer.Option(min=2, help="Pictures, the first ones.")] = 256,
+    device: Annotated[str, typer.Option(help="Where they are coded: cpu or cuda.")] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """How much of real pictures a tokenizer keeps: PSNR, of each and of all pixels together."""
+    folder, pictures = find_model(model) / "vq", DrawnScenes(scenes, count=count)
+    vq = load_vq(folder, device=device)
+    rebuilt = Reconstructed(pictures, vq, fingerprint=fingerprint(folder))
+    ratios = peak_ratios(pictures, rebuilt)
+    found, pooled = mean_estimate(ratios), of_all_pixels(ratios)
+    if as_json:
+        print(json.dumps({"pictures": count, "psnr": asdict(found), "pooled_psnr": pooled}))
+    else:
+        print(f"PSNR {found} dB, of all pixels together {pooled:.4g} dB; {count} pictures")
 
 
 def quality(
