@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
 
-from ciar.checkpoint import read_config
+from ciar.checkpoint import CONFIG_FILE, read_config
 from ciar.errors import InvalidInput
 from ciar_bench.cli import app
 from ciar_bench.methods.costs import Costs
@@ -216,6 +216,21 @@ def test_a_cell_of_another_version_is_missing(
     assert missing(begin(cell, tmp_path), captions) == []
     monkeypatch.setattr(cells, "VERSION", cells.VERSION + 1)
     assert missing(begin(cell, tmp_path), captions) == [0, 1]
+
+
+def test_a_cell_of_another_calibration_is_missing(plan: TablePlan, tmp_path: Path) -> None:
+    cell, captions = Cell("interval", plan.model), plan.captions[:2]
+    config_path = plan.model / "edge" / CONFIG_FILE
+    text = config_path.read_text()
+    config = json.loads(text)
+    draw_cells([cell], tmp_path, captions, num_workers=1)
+    assert missing(begin(cell, tmp_path), captions) == []
+    config["calibration"]["interval"] = [0.5 * q for q in config["calibration"]["interval"]]
+    config_path.write_text(json.dumps(config))
+    try:
+        assert missing(begin(cell, tmp_path), captions) == [0, 1]
+    finally:
+        config_path.write_text(text)
 
 
 def test_the_index_has_the_prompts_of_as_many_other_captions(

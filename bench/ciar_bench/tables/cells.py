@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ciar.checkpoint import CONFIG_FILE, fingerprint
+from ciar.checkpoint import CONFIG_FILE, fingerprint, read_config
 from ciar.output_file import replace_file
 from ciar.picture import Painter, save_picture
 from ciar_bench.methods import make_method
@@ -53,11 +53,15 @@ class Cell:
         parts = [part for part in USED_PARTS if (self.model / part / CONFIG_FILE).exists()]
         if not self.method.startswith(("eagle", "lantern")):
             parts = [part for part in parts if part != "eagle"]
+        calibration = (
+            read_config(self.model / "edge").get("calibration", {}) if "edge" in parts else {}
+        )
         return {
             "version": VERSION,
             "method": repr(make_method(self.method)),
             "again": self.again,
             "model": {part: fingerprint(self.model / part) for part in parts},
+            "calibration": digest_of(calibration),  # which no fingerprint has, and budgets rank by
         }
 
     def folder(self, root: Path) -> Path:
