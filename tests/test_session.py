@@ -390,7 +390,8 @@ def test_a_tolerance_of_nothing_for_kept_tokens_is_the_clouds_own_image(target: 
 @pytest.mark.parametrize("top_k", [0, 2])
 def test_what_the_edge_has_decided_stands(target: Target, top_k: int) -> None:
     """Its gap is told, and infinite where top-k rules the token out."""
-    batch, options = mixed_batch(0, T, 3), {"max_gap": 0.0, "top_k": top_k}
+    batch = mixed_batch(0, T, 3)
+    options: Any = {"max_gap": 0.0, "top_k": top_k}
     found = verify(target, new_session(**options), batch)
     assert found.num_agreed < T
     decided = found.num_agreed + 1
