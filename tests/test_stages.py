@@ -60,21 +60,25 @@ sys.stdin.read()
 
 @asynccontextmanager
 async def edge(client: Client, stage: str, *, seconds: float = 0.0) -> AsyncIterator[Any]:
-    """Such a process, which begins once it is sent a line."""
-    process: Any = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", EDGE, f"127.0.0.1:{client.port}", stage, str(seconds)),
+    """Such a process, which begins once it is sent a line.
+
+    By `subprocess`, which does not run the fork handlers of gRPC in the child: uvloop does, and
+    where gRPC is at work the child may die of them.
+    """
+    process: Any = subprocess.Popen(
+        [sys.executable, "-c", EDGE, f"127.0.0.1:{client.port}", stage, str(seconds)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         cwd=Path(__file__).parents[1],
+        bufsize=0,
     )
-    try:
-        async with asyncio.timeout(60):  # imports torch
-            assert await process.stdout.readline() == b"ready\n"
-        yield process
-    finally:
-        if process.returncode is None:
+    with process:
+        try:
+            async with asyncio.timeout(60):  # imports torch
+                assert await asyncio.to_thread(process.stdout.readline) == b"ready\n"
+            yield process
+        finally:
             process.kill()
-        await process.wait()
 
 
 async def until(is_true: Callable[[], bool]) -> None:
