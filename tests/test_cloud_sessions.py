@@ -16,6 +16,7 @@ from tests.cloud_client import (
     Link,
     cloud,
     request,
+    thread_engine,
     uncertain,
 )
 from tests.tiny import write_bundle
@@ -54,6 +55,9 @@ def test_a_finished_session_is_free_before_the_edge_hears_of_it(
     async def scenario() -> None:
         async with cloud(model) as client:
             link = await client.session(request(1, num_prefix=3))
+            async with asyncio.timeout(30):  # the prefix is told before its step has quite ended
+                while thread_engine(client)._current:
+                    await asyncio.sleep(0.01)
             await link.finish()
             assert client.server.engine.num_slots_in_use == 0
 
