@@ -173,10 +173,8 @@ def measure(
                 os.sched_setaffinity(0, {edge_core})
             edge = load_draft_model(folder / "edge")
             router = plan.router(edge, seed=0)
-            doubt, is_static = (
-                edge.doubt(router.name),
-                isinstance(router.threshold, StaticThreshold),
-            )
+            doubt = edge.doubt(router.name)
+            is_static = isinstance(router.threshold, StaticThreshold)
 
             def doubt_of(score: float) -> float:
                 return doubt.of(doubt.rank(score))

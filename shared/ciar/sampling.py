@@ -109,22 +109,15 @@ class Noise:
         if position not in self._rows and len(self._rows) < self.max_rows:
             self._rows[position] = self._draw(position)
 
-    def row(self, position: int) -> Tensor:
-        """Of all tokens, [V]."""
-        return torch.from_numpy(gumbel(self._bits(position)))
-
     def at(self, position: int, ids: np.ndarray) -> np.ndarray:
         """Of tokens [n], float32 [n]: the logarithms of these alone."""
-        return gumbel(self._bits(position)[ids])
+        bits = self._rows.get(position)
+        return gumbel((self._draw(position) if bits is None else bits)[ids])
 
     def forget(self, positions: Iterable[int]) -> None:
         """Free what was drawn for positions that are not needed again."""
         for position in positions:
             self._rows.pop(position, None)
-
-    def _bits(self, position: int) -> np.ndarray:
-        bits = self._rows.get(position)
-        return self._draw(position) if bits is None else bits
 
     def _draw(self, position: int) -> np.ndarray:
         return random_bits(self._seed, position, self._vocab_size)
