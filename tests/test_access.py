@@ -2,6 +2,8 @@
 
 import asyncio
 import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -48,6 +50,35 @@ def test_a_key_is_found_by_itself_alone(tmp_path: Path) -> None:
         assert ring.find(wrong) is None
     assert alice not in path.read_text()
     assert path.stat().st_mode & 0o077 == 0
+
+
+def test_keys_made_at_the_same_time_are_all_there(tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    names = [f"edge-{number}" for number in range(24)]
+    with ThreadPoolExecutor(8) as pool:
+        keys = list(pool.map(lambda name: add_key(path, name, Limits()), names))
+    ring = KeyRing(path)
+    assert [ring.find(key) for key in keys] == [Caller(name=name) for name in names]
+    assert os.listdir(tmp_path) == ["keys.toml"]
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o440])
+def test_who_could_read_the_file_still_can(tmp_path: Path, mode: int) -> None:
+    """A service of another user, or by a link."""
+    path, link = tmp_path / "keys.toml", tmp_path / "link.toml"
+    first = add_key(path, "first", Limits())
+    link.symlink_to(path)
+    path.chmod(mode)
+    owner = (os.getuid(), os.getgid())
+    if owner[0] == 0:
+        owner = (12345, 23456)
+        os.chown(path, *owner)
+    second = add_key(link, "second", Limits())
+    found = path.stat()
+    assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (*owner, mode)
+    assert link.is_symlink()
+    ring = KeyRing(path)
+    assert ring.find(first) and ring.find(second)
 
 
 def test_the_file_is_read_again_when_it_changes(

@@ -17,12 +17,16 @@ import hmac
 import os
 import re
 import secrets
+import stat
 import tomllib
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from ciar.errors import InvalidInput
+from ciar.file_lock import locked
+from ciar.output_file import replacing
 from ciar_cloud.followed import Followed
 
 PREFIX = "ciar_"  # by which scanners for leaked secrets can know one
@@ -128,23 +132,33 @@ def digest_of(key: str) -> str:
 def add_key(path: Path, name: str, limits: Limits) -> str:
     """Add a key to a file, which is made if missing; returns the key. Raises `InvalidInput`."""
     check_name(name)
-    known = read_keys(path) if path.exists() else {}
-    if name in {caller.name for caller in known.values()}:
-        raise InvalidInput("name", name, f"has a key in {path}; remove it there first")
     key = PREFIX + secrets.token_urlsafe(NUM_BYTES)
     default = asdict(Limits())
     lines = [f"[keys.{name}]", f'sha256 = "{digest_of(key)}"']
     lines += [
         f"{field} = {value}" for field, value in asdict(limits).items() if value != default[field]
     ]
-    before = path.read_text().rstrip() + "\n\n" if path.exists() else ""
-    part = path.with_name(path.name + ".part")
     try:
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            file.write(before + "\n".join(lines) + "\n")
-        if path.exists():
-            part.chmod(path.stat().st_mode)
-        part.replace(path)
+        with locked(path):
+            known = read_keys(path) if path.exists() else {}
+            if name in {caller.name for caller in known.values()}:
+                raise InvalidInput("name", name, f"has a key in {path}; remove it there first")
+            before = path.read_text().rstrip() + "\n\n" if path.exists() else ""
+            rewrite(path, before + "\n".join(lines) + "\n")
     except OSError as error:
         raise InvalidInput("keys", str(path), f"cannot be written: {error.strerror}") from None
     return key
+
+
+def rewrite(path: Path, text: str) -> None:
+    """For its owner alone if it is new, else for those who could read it before."""
+    before = path.stat() if path.exists() else None
+    with replacing(path, mode=0o600) as part:
+        part.write_text(text)
+        if before:
+            for owner, group in ((-1, before.st_gid), (before.st_uid, -1)):
+                with suppress(PermissionError):
+                    os.chown(part, owner, group)
+            part.chmod(stat.S_IMODE(before.st_mode) | stat.S_IWUSR)  # it is opened once more
+    if before:
+        path.chmod(stat.S_IMODE(before.st_mode))

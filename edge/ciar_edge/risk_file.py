@@ -5,16 +5,15 @@ drawn; `ciar.risk_tracker` moves the threshold by it. Edges that share a file sh
 picture is drawn at the one of its start, and what it lost moves whatever the others have left.
 """
 
-import fcntl
 import json
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ciar.checkpoint import from_dict
 from ciar.errors import CheckpointError, InvalidInput, OutputError
+from ciar.file_lock import locked
 from ciar.output_file import output_error, replace_file
 from ciar.risk_tracker import STEP_SIZE, RiskTracker
 from ciar.router import DEFAULT_BUDGET
@@ -38,7 +37,7 @@ class RiskState:
     version: int = VERSION
 
     def __post_init__(self) -> None:
-        if not -STEP_SIZE <= self.rank <= 1:
+        if not -STEP_SIZE * self.num_images <= self.rank <= 1:
             raise ValueError(f"rank {self.rank} is none")
         if not 0 <= self.lost <= self.num_images:
             raise ValueError(f"{self.num_images} pictures do not lose {self.lost}")
@@ -65,7 +64,10 @@ class RiskFile:
         self.tau = self._tracker(state).tau
 
     def learn(self, loss: float) -> RiskState:
-        """A picture was drawn at `tau`, and so much of what it kept differed."""
+        """A picture was drawn at `tau`, and so much of what it kept differed.
+
+        Raises as the constructor: the file may be another one by now.
+        """
         with self._locked():
             state = self._read()
             tracker = self._tracker(state)
@@ -106,12 +108,9 @@ class RiskFile:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """One edge at a time, in the folder of the file."""
-        try:
-            folder = os.open(self.path.parent, os.O_RDONLY)
-        except OSError as error:
-            raise OutputError(f"risk_file: {self.path}: {error.strerror}") from error
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self.path))
+            except OSError as error:
+                raise OutputError(f"risk_file: {self.path}: {error.strerror}") from error
             yield
-        finally:
-            os.close(folder)

@@ -36,6 +36,10 @@ class InvalidInput(CiarError, ValueError):
         self.remedy = remedy
         super().__init__(f"{field}: {self.value}: {remedy}")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As it is, for other processes: `__init__` takes no message, and would shorten again."""
+        return type(self).__new__, (type(self), *self.args), self.__dict__
+
 
 class MissingExtra(CiarError):
     """A library of an optional extra is not installed; the message names the extra."""

@@ -13,13 +13,14 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    generate_latest,
     start_http_server,
-    write_to_textfile,
 )
 from prometheus_client.parser import text_string_to_metric_families
 
 from ciar import __version__
-from ciar.errors import CloudUnavailable, InvalidInput, OutputError
+from ciar.errors import CloudUnavailable, InvalidInput
+from ciar.output_file import output_error, replace_file
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 MAX_PAGE_BYTES = 16 * 2**20
@@ -54,11 +55,14 @@ class Metrics:
         Gauge(f"{self.prefix}_{name}", text, registry=self.registry).set_function(read)
 
     def write(self, path: Path) -> None:
-        """The page as a file, whole or not at all, for node_exporter's textfile collector."""
+        """The page as a file, whole or not at all, for node_exporter's textfile collector.
+
+        Raises `OutputError`.
+        """
         try:
-            write_to_textfile(str(path), self.registry)
+            replace_file(path, generate_latest(self.registry))
         except OSError as error:
-            raise OutputError(f"metrics_file: {path}: {error.strerror}") from error
+            raise output_error(path, error, field="metrics_file") from error
 
 
 def serve_metrics(metrics: Metrics, *, host: str, port: int) -> tuple[int, Callable[[], None]]:

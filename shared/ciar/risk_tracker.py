@@ -5,10 +5,10 @@ image's that it would not is the image's loss; the threshold, on ranks of the sc
 
     tau <- min(1, tau + step_size (risk - loss))
 
-Below rank 0 everything is asked for and nothing can be lost, so tau stays above -step_size, and for
-*any* n images the mean loss is at most  risk + (1 + step_size) / (step_size n)  (adaptive conformal
-inference, Gibbs and Candès, 2021). An image's threshold is fixed while it is drawn: its tokens do
-not depend on when verdicts arrive.
+Below rank 0 everything is asked for and nothing can be lost, so where k images are drawn at a time
+tau stays above -k step_size, and for *any* n images the mean loss is at most
+risk + (1 + k step_size) / (step_size n)  (adaptive conformal inference, Gibbs and Candès, 2021). An
+image's threshold is fixed while it is drawn: its tokens do not depend on when verdicts arrive.
 """
 
 import math
@@ -41,7 +41,7 @@ class RiskTracker:
     ) -> None:
         if not 0 < risk < 1:
             raise InvalidInput("risk", risk, "give a share above 0 and below 1")
-        if not -step_size <= start <= 1:
+        if not -math.inf < start <= 1:
             raise InvalidInput("start", start, "give a rank from 0 to 1, or where it was left")
         self.risk = risk
         self.rank = start
