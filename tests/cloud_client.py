@@ -135,6 +135,7 @@ class Link:
             num_fallback=0,
             num_round_trips=4,
             num_resumes=0,
+            num_forwards=6,
             image_seconds=0.5,
         )
         await self.send(pb.VerifyBatchRequest(finish=wire.finish_to_proto(counts)))

@@ -166,7 +166,7 @@ def test_draining_waits_no_longer_than_its_grace(model: CloudModel, run: Any) ->
 
 NAMES = """requests_total errors_total uplink_bytes_total downlink_bytes_total forwards_total
 positions_total verified_tokens_total evictions_total images_total image_tokens_total
-image_round_trips_total image_resumes_total step_seconds_bucket batch_size_bucket
+image_calls_total image_round_trips_total image_resumes_total step_seconds_bucket batch_size_bucket
 image_seconds_bucket queue_seconds_bucket work_seconds_bucket queued_works slots slots_in_use
 sessions build_info"""
 

@@ -13,6 +13,7 @@ from ciar import wire
 from ciar.errors import InvalidInput, Overloaded, SessionLost
 from ciar.v1 import collaboration_pb2 as pb
 from ciar_cloud.bundle import CloudModel, load_cloud_model
+from ciar_cloud.servicer import MAX_IN_FLIGHT, Stream
 from tests.cloud_client import (
     F,
     Sketch,
@@ -225,5 +226,47 @@ def test_get_model_tells_what_is_served(model: CloudModel, run: Any) -> None:
             assert wire.model_info_from_proto(answer) == model.info
             code, _ = await status_of(client.stub.GetModel(pb.GetModelRequest(protocol_version=7)))
             assert code is StatusCode.INVALID_ARGUMENT
+
+    run(scenario())
+
+
+class Deaf:
+    """The context of an edge that attaches, sends one batch again and again, and reads nothing."""
+
+    def __init__(self, session_id: str) -> None:
+        self.session_id = session_id
+        self.num_read = self.num_written = 0
+
+    async def read(self) -> pb.VerifyBatchRequest:
+        await asyncio.sleep(0)
+        self.num_read += 1
+        if self.num_read == 1:
+            return pb.VerifyBatchRequest(attach=pb.Attach(session_id=self.session_id))
+        return batch_message(position=0, uncertain=b"\x00", features=features([0.0] * F))
+
+    async def write(self, message: Any) -> None:
+        if self.num_written:
+            await asyncio.Event().wait()
+        self.num_written += 1
+
+    def invocation_metadata(self) -> tuple[()]:
+        return ()
+
+    def time_remaining(self) -> None:
+        return None
+
+
+def test_verdicts_that_nobody_reads_do_not_pile_up(model: CloudModel, run: Any) -> None:
+    async def scenario() -> None:
+        async with cloud(model) as client:
+            context: Any = Deaf((await client.inject(request(1))).session_id)
+            stream = Stream(client.server._servicer, context)
+            serving = asyncio.create_task(stream.run())
+            for _ in range(60):
+                await asyncio.sleep(0.01)
+            assert context.num_read == 1 + MAX_IN_FLIGHT + 1  # attach, batches, one that waits
+            assert stream._inbox.qsize() < MAX_IN_FLIGHT
+            serving.cancel()
+            assert await client.is_free()
 
     run(scenario())

@@ -811,11 +811,23 @@ def test_the_cloud_hears_how_the_tokens_came_about(run: Run, model: CloudModel) 
     run(ask())
 
 
-@pytest.mark.parametrize("budget", [0.0, 0.4])
+@pytest.mark.parametrize(
+    ("budget", "config"),
+    [
+        (0.0, DecodeConfig()),
+        (0.4, DecodeConfig()),
+        (0.4, DecodeConfig(wavefront=3)),
+        (0.4, DecodeConfig(mode="optimistic")),
+        (0.0, DecodeConfig(mode="exact")),
+    ],
+    ids=str,
+)
 def test_the_cloud_counts_what_the_image_says(
-    run: Run, model: CloudModel, edge: EdgeModel, budget: float
+    run: Run, model: CloudModel, edge: EdgeModel, budget: float, config: DecodeConfig
 ) -> None:
-    """Also where the edge kept its own over the cloud's bonus, and behind the last verdict."""
+    """Also where the edge kept its own over the cloud's bonus, and behind the last verdict; and
+    with forward passes that are neither a token of the prefix nor a round trip.
+    """
 
     async def ask() -> None:
         server = CloudServer(
@@ -829,14 +841,43 @@ def test_the_cloud_counts_what_the_image_says(
                     model=edge,
                     router=router(edge, budget=budget),
                     verifier=verifier,
+                    config=config,
                     sampling=SamplingParams(seed=5),
                 )
             counted = tokens_by_origin(server)
+            calls = server.metrics.registry.get_sample_value("ciar_cloud_image_calls_total")
+            assert calls == result.cloud_forwards
             assert counted["prefix"] == result.prefix_tokens
             assert counted["kept"] == result.counts[Origin.KEPT]
             assert sum(counted.values()) == T
         finally:
             await server.stop()
+
+    run(ask())
+
+
+def test_an_image_cancelled_as_it_opens_leaves_nothing_behind(
+    run: Run, model: CloudModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once the session is there, before anybody has it."""
+
+    class Hasty(RemoteSession):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            task = asyncio.current_task()
+            assert task is not None
+            asyncio.get_running_loop().call_soon(task.cancel)
+
+    monkeypatch.setattr("ciar_edge.remote.RemoteSession", Hasty)
+
+    async def ask() -> None:
+        async with reaching(model, lease_seconds=60.0) as verifier:
+            await verifier.info()
+            before = asyncio.all_tasks()
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.create_task(whole(verifier, Script()))
+            left = asyncio.all_tasks() - before
+            assert {task for task in left if "ciar_edge" in repr(task)} == set()
 
     run(ask())
 

@@ -363,6 +363,7 @@ def counts(**changes: Any) -> wire.ImageCounts:
         "num_fallback": 2,
         "num_round_trips": 15,
         "num_resumes": 1,
+        "num_forwards": 21,
         "image_seconds": 1.25,
     }
     return wire.ImageCounts(**values | changes)

@@ -31,6 +31,7 @@ class CloudMetrics(Metrics):
         self._slow_steps = self.counter("slow_steps", "Steps of at least --slow-step-seconds")
         self._images = self.counter("images", "Images that edges reported as finished")
         self._tokens = self.counter("image_tokens", "Tokens of finished images", "source")
+        self._calls = self.counter("image_calls", "Forward passes of the target for these")
         self._trips = self.counter("image_round_trips", "Round trips of finished images")
         self._resumes = self.counter("image_resumes", "Sessions rebuilt for finished images")
         self._step_seconds = self.histogram("step_seconds", "Seconds of one step", SECONDS)
@@ -101,11 +102,18 @@ class CloudMetrics(Metrics):
         self._down.inc(num_down)
 
     def image_finished(
-        self, *, tokens: Mapping[str, int], num_round_trips: int, num_resumes: int, seconds: float
+        self,
+        *,
+        tokens: Mapping[str, int],
+        num_forwards: int,
+        num_round_trips: int,
+        num_resumes: int,
+        seconds: float,
     ) -> None:
         self._images.inc()
         for source, count in tokens.items():
             self._tokens.labels(source).inc(count)
+        self._calls.inc(num_forwards)
         self._trips.inc(num_round_trips)
         self._resumes.inc(num_resumes)
         self._image_seconds.observe(seconds)

@@ -43,7 +43,13 @@ class Observer(Protocol):
         ...
 
     def image_finished(
-        self, *, tokens: Mapping[str, int], num_round_trips: int, num_resumes: int, seconds: float
+        self,
+        *,
+        tokens: Mapping[str, int],
+        num_forwards: int,
+        num_round_trips: int,
+        num_resumes: int,
+        seconds: float,
     ) -> None:
         """What an edge reports with its last message. tokens: counts by who decided them."""
         ...

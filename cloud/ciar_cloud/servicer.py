@@ -34,7 +34,7 @@ from ciar_cloud.text import EncodedPrompt, PromptEncoder
 
 log = logging.getLogger(__name__)
 
-MAX_IN_FLIGHT = 64  # batches of one stream; a faster edge waits in its own send buffer
+MAX_IN_FLIGHT = 64  # batches of one stream without a written answer; a faster edge waits
 REQUEST_HEADER = "x-request-id"  # of a proxy, or of an edge's owner; else the cloud makes one up
 
 T = TypeVar("T")
@@ -282,17 +282,23 @@ class Stream:
     def _take(self, span: tracing.Span, outcome: Outcome) -> None:
         """In the event loop: the engine is done with a batch."""
         end_work(span, outcome)
-        self._num_in_flight -= 1
-        self._has_room.set()
-        if outcome is not None:
+        if outcome is None:
+            self._land()
+        else:
             assert not isinstance(outcome, Timings), "the outcome of a batch is a verdict"
             self._inbox.put_nowait(outcome)
+
+    def _land(self) -> None:
+        """A batch has been answered, or is void: there is room for another one."""
+        self._num_in_flight -= 1
+        self._has_room.set()
 
     async def _answer(self, session: OpenSession) -> None:
         while True:
             event = await self._inbox.get()
             if isinstance(event, Verdict):
                 await self._write(pb.VerifyBatchResponse(verdict=wire.verdict_to_proto(event)))
+                self._land()
             elif isinstance(event, CiarError):
                 raise event
             elif isinstance(event, wire.ImageCounts):
@@ -313,10 +319,17 @@ class Stream:
         }
         seconds = counts.image_seconds
         trips, resumes = counts.num_round_trips, counts.num_resumes
-        extra = fields(seconds=seconds, **tokens, round_trips=trips, resumes=resumes)
+        forwards = counts.num_forwards
+        extra = fields(
+            seconds=seconds, **tokens, forwards=forwards, round_trips=trips, resumes=resumes
+        )
         log.info("image finished", extra=extra)
         self._observer.image_finished(
-            tokens=tokens, num_round_trips=trips, num_resumes=resumes, seconds=seconds
+            tokens=tokens,
+            num_forwards=forwards,
+            num_round_trips=trips,
+            num_resumes=resumes,
+            seconds=seconds,
         )
 
     async def _next(self) -> pb.VerifyBatchRequest | None:

@@ -48,10 +48,7 @@ class Window:
     @property
     def call_rate(self) -> float | None:
         """Cloud calls a token, of the images that finished."""
-        calls = self.count("image_tokens_total", source="prefix") + self.count(
-            "image_round_trips_total"
-        )
-        return share(calls, self.count("image_tokens_total"))
+        return share(self.count("image_calls_total"), self.count("image_tokens_total"))
 
     @property
     def agreement(self) -> float | None:

@@ -85,7 +85,7 @@ class Link:
         self.num_acknowledged = len(prefix.tokens)
         self.epoch = 0
         self.lost = ""  # why the session is gone for good
-        self.num_forwards = prefix.timings.num_forwards or len(prefix.tokens)
+        self.num_forwards = prefix.num_calls
         self.num_positions = prefix.timings.num_positions
         self.num_round_trips = 0
         self.feature_seconds = self.wait_seconds = 0.0
@@ -218,7 +218,7 @@ class Link:
     def _account(self, verdict: Verdict) -> None:
         timings = verdict.timings
         self.num_round_trips += 1
-        self.num_forwards += max(1, timings.num_forwards)
+        self.num_forwards += verdict.num_calls
         self.num_positions += timings.num_positions
         self.queue_seconds += timings.queue_seconds
         self.compute_seconds += timings.compute_seconds

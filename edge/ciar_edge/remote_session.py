@@ -87,6 +87,7 @@ class RemoteSession:
             prefix.tokens, num_tokens=info.num_tokens, feature_dim=info.feature_dim
         )
         self._origins: Origins | None = None
+        self._num_forwards = prefix.num_calls
         self._epoch = 0  # of the newest batch, or behind a difference the next one's
         self._flights: dict[tuple[int, int], _Flight] = {}  # by epoch and position, oldest first
         self._is_wanted = asyncio.Event()  # there are flights, or the session ends
@@ -141,6 +142,7 @@ class RemoteSession:
             **asdict(self._origins or self._history.origins()),
             num_round_trips=self.traffic.num_round_trips,
             num_resumes=self.traffic.num_resumes,
+            num_forwards=self._num_forwards,
             image_seconds=image_seconds,
         )
         await self._say_last(pb.VerifyBatchRequest(finish=finish_to_proto(counts)))
@@ -260,6 +262,7 @@ class RemoteSession:
         self._patience.reset()
         self._trouble = None
         self.traffic.num_round_trips += 1
+        self._num_forwards += verdict.num_calls
         flight.verdict.set_result(verdict)
 
     # -------------------------------------------------------------------------------- messages

@@ -141,6 +141,11 @@ class Prefix:
     unknown_words: tuple[str, ...] = ()  # words of the prompt that the text encoder has never seen
     timings: Timings = field(default_factory=Timings)
 
+    @property
+    def num_calls(self) -> int:
+        """Cloud calls it is accounted for: its forward passes, a token each if it does not say."""
+        return self.timings.num_forwards or len(self.tokens)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TokenSpan:
@@ -220,6 +225,11 @@ class Verdict:
     timings: Timings = field(default_factory=Timings)
     gaps: tuple[float, ...] = ()
     run_on: tuple[int, ...] = ()
+
+    @property
+    def num_calls(self) -> int:
+        """Cloud calls it is accounted for: its forward passes, one at least."""
+        return max(1, self.timings.num_forwards)
 
     @property
     def drawn(self) -> tuple[int, ...]:

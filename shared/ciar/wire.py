@@ -76,6 +76,7 @@ class ImageCounts:
     num_fallback: int  # uncertain, decided by the edge for want of an answer
     num_round_trips: int
     num_resumes: int
+    num_forwards: int  # sequential cloud forward passes, of the prefix and the answered batches
     image_seconds: float  # prompt in to last token known at the edge
 
 

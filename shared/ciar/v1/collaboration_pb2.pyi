@@ -751,6 +751,7 @@ class Finish(_message.Message):
     NUM_ROUND_TRIPS_FIELD_NUMBER: _builtins.int
     NUM_RESUMES_FIELD_NUMBER: _builtins.int
     IMAGE_SECONDS_FIELD_NUMBER: _builtins.int
+    NUM_FORWARDS_FIELD_NUMBER: _builtins.int
     num_prefix: _builtins.int
     """Tokens drawn by PrefixInject (count)."""
     num_kept: _builtins.int
@@ -771,6 +772,8 @@ class Finish(_message.Message):
     """Times the session was rebuilt (count)."""
     image_seconds: _builtins.float
     """Prompt in to last token known at the edge (seconds)."""
+    num_forwards: _builtins.int
+    """Sequential cloud forward passes of the prefix and of the verdicts waited for (count)."""
     def __init__(
         self,
         *,
@@ -783,10 +786,11 @@ class Finish(_message.Message):
         num_round_trips: _builtins.int = ...,
         num_resumes: _builtins.int = ...,
         image_seconds: _builtins.float = ...,
+        num_forwards: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["image_seconds", b"image_seconds", "num_agreed", b"num_agreed", "num_corrected", b"num_corrected", "num_drawn", b"num_drawn", "num_fallback", b"num_fallback", "num_kept", b"num_kept", "num_prefix", b"num_prefix", "num_resumes", b"num_resumes", "num_round_trips", b"num_round_trips"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image_seconds", b"image_seconds", "num_agreed", b"num_agreed", "num_corrected", b"num_corrected", "num_drawn", b"num_drawn", "num_fallback", b"num_fallback", "num_forwards", b"num_forwards", "num_kept", b"num_kept", "num_prefix", b"num_prefix", "num_resumes", b"num_resumes", "num_round_trips", b"num_round_trips"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
