@@ -162,6 +162,7 @@ def test_health_asks_without_loading_torch(bundle: Path) -> None:
         (["generate", "x", "--seed", "-1"], 2, "seed"),
         (["generate", "x", "--dtype", "int4"], 2, "dtype"),
         (["generate", "x", "--device", "toaster"], 2, "device"),
+        (["generate", "x", "--threads", "-1"], 2, "threads: -1: give 0"),
         (["generate", "x", "-o", "x.jpg"], 2, "output"),
         (["generate", "x", "-o", "/no/such/folder/x.png"], 6, "output"),
         (["serve", "--host", "0.0.0.0"], 2, "--insecure"),
@@ -180,6 +181,19 @@ def test_mistakes_are_one_line(
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert words in error
+
+
+def test_where_features_cannot_go_is_told_before_any_are_made(
+    tmp_path: Path, command: Command
+) -> None:
+    """Before the encoder is even loaded: there is none."""
+    prompts, folder = tmp_path / "prompts.txt", tmp_path / "model"
+    prompts.write_text("a cat\n")
+    (folder / "edge").mkdir(parents=True)
+    out = prompts / "text"
+    status, error = command("text-features", str(prompts), "-o", str(out), "--model", str(folder))
+    assert (status, error.count("\n")) == (6, 1), error
+    assert error.startswith("error: output: '") and "Not a directory" in error
 
 
 def test_a_model_that_is_not_there_is_told(command: Command) -> None:

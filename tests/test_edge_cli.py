@@ -1,5 +1,6 @@
 """`ciar-edge generate` as a user meets it: its files, its words and its exit codes."""
 
+import dataclasses
 import json
 import os
 import re
@@ -19,11 +20,14 @@ from typer.testing import CliRunner
 
 from ciar import __version__
 from ciar.checkpoint import fingerprint
-from ciar.errors import InvalidInput
+from ciar.errors import InvalidInput, OutputError
 from ciar.risk_tracker import STEP_SIZE
 from ciar.router import DEFAULT_BUDGET, ROUTERS
 from ciar.tolerance import DEFAULT_MAX_GAP
+from ciar_edge import draw as drawing
 from ciar_edge.cli import ACCESS, app, default_name, settle
+from ciar_edge.metrics import EdgeMetrics
+from ciar_edge.risk_file import RiskFile
 from tests.small_disk import small_disk
 from tests.tiny import PROMPT, write_bundle
 
@@ -328,6 +332,65 @@ def test_a_full_disk(bundle: Path, tmp_path: Path) -> None:
         assert os.listdir(disk) == ["filling"]
 
 
+def draw_here(bundle: Path, *options: str | Path) -> tuple[int, str]:
+    """`ciar-edge generate --offline` in this process: its exit code and what it says."""
+    arguments = ["generate", PROMPT, "--offline", "--model", *map(str, (bundle, *options))]
+    done = CliRunner().invoke(app, arguments, env={"NO_COLOR": "1"})
+    return done.exit_code, done.output
+
+
+def test_metrics_that_cannot_be_written_leave_the_picture(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture, sheet = tmp_path / "dog.png", tmp_path / "map.png"
+    monkeypatch.setattr(drawing, "num_cores", lambda: 1)  # the threads that it leaves to torch
+    write, pages = EdgeMetrics.write, list[Path]()
+
+    def write_once(metrics: EdgeMetrics, path: Path) -> None:
+        pages.append(path)
+        if len(pages) > 1:
+            raise OutputError("metrics_file: the disk is full")
+        write(metrics, path)
+
+    monkeypatch.setattr(EdgeMetrics, "write", write_once)
+    options = ("-o", picture, "--map", sheet, "--metrics-file", tmp_path / "edge.prom")
+    code, said = draw_here(bundle, *options)
+    assert (code, len(pages)) == (OutputError.exit_code, 2), said
+    assert "the disk is full" in said and str(picture) in said
+    assert picture.exists() and sheet.exists()
+
+
+def test_a_risk_file_that_takes_nothing_leaves_the_picture(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was made another's meanwhile."""
+    picture, state = tmp_path / "dog.png", tmp_path / "risk.json"
+    risk_file = RiskFile(state, 0.1, draft="a", router="random", quantiles=range(101))
+    draw = drawing.draw
+
+    async def drawn(*arguments: Any, **options: Any) -> drawing.Drawn:
+        found = await draw(*arguments, **options)
+        state.write_text(state.read_text().replace("0.1", "0.2"))
+        result = dataclasses.replace(found.result, gaps=(0.0,) * T)
+        return dataclasses.replace(found, risk_file=risk_file, result=result)
+
+    monkeypatch.setattr(drawing, "num_cores", lambda: 1)
+    monkeypatch.setattr(drawing, "draw", drawn)
+    code, said = draw_here(bundle, "-o", picture)
+    assert code == InvalidInput.exit_code, said
+    assert "it keeps the threshold for risk 0.2, not 0.1" in said and str(picture) in said
+    assert picture.exists()
+
+
+def test_a_page_of_metrics_may_be_a_link(tmp_path: Path) -> None:
+    page, link = tmp_path / "page.prom", tmp_path / "link.prom"
+    link.symlink_to(page)
+    EdgeMetrics().write(link)
+    assert link.is_symlink() and "ciar_edge_images_total 0.0" in page.read_text()
+    with pytest.raises(OutputError, match="metrics_file: .*: cannot be written"):
+        EdgeMetrics().write(page / "x.prom")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "pattern"),
     [
@@ -353,7 +416,7 @@ def test_a_full_disk(bundle: Path, tmp_path: Path) -> None:
         (["-o", "dog.png", "--map", "dog.png"], 2, "map: 'dog.png': give another file"),
         (["--log-level", "loud"], 2, "log_level: 'loud': give one of"),
         (["--traces", "127.0.0.1:4317"], 2, "traces: '127.0.0.1:4317': give a URL"),
-        (["--metrics-file", "nowhere/x.prom"], 6, "metrics_file: nowhere/x.prom: No such file"),
+        (["--metrics-file", "nowhere/x.prom"], 6, "metrics_file: 'nowhere/x.prom': cannot be"),
         (["--map", "dog.bmp"], 2, r"map: 'dog.bmp': give .*\.png"),
         (["-o", "nowhere/dog.png"], 6, "output: .*no such folder"),
         (["--threshold", "1", "--budget", "0.1"], 2, "--budget or --threshold, not both"),

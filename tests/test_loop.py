@@ -667,11 +667,42 @@ def test_the_observer_is_told_everything(pair: Pair, run: Run) -> None:
     diary = Diary()
     result = run(decode(pair, observer=diary))
     assert diary.result == result
-    assert diary.num_drafts >= T - result.prefix_tokens
+    assert diary.num_drafts == result.drafts >= T - result.prefix_tokens
     assert tuple(diary.tokens) == result.tokens
     assert tuple(diary.origins) == result.origins
     assert diary.events == [f"start {T} 2", *["call"] * result.round_trips, "finish"]
     assert [math.isnan(s) for s in result.scores] == [o is Origin.PREFIX for o in result.origins]
+
+
+class Drafts(Silent):
+    """Of which cells they were told, and how long they took."""
+
+    def __init__(self) -> None:
+        self.cells: list[int] = []
+        self.seconds = 0.0
+
+    def on_draft(self, *, position: int, seconds: float) -> None:
+        self.cells.append(position)
+        self.seconds += seconds
+
+
+@pytest.mark.parametrize("wavefront", [0, 2])
+@pytest.mark.parametrize("seconds", [0.0, 0.005])
+def test_the_observer_is_told_of_every_draft_once(
+    pair: Pair, run: Run, wavefront: int, seconds: float
+) -> None:
+    """Also of those that were made while the cloud answered."""
+    ahead = 0.0
+    for seed in range(3):
+        watched, drafts = Watched(pair.cloud, seconds=seconds), Drafts()
+        router = router_for(pair, budget=0.5)
+        options: Any = {"seed": seed, "router": router, "wavefront": wavefront}
+        result = run(decode(pair, watched, observer=drafts, **options))
+        assert len(drafts.cells) == result.drafts
+        assert set(drafts.cells) == set(order_of(GRID, wavefront).cells[result.prefix_tokens :])
+        assert 0 < drafts.seconds <= result.draft_seconds + result.ahead_seconds
+        ahead += result.ahead_seconds
+    assert seconds == 0 or ahead > 0
 
 
 def test_times_add_up(pair: Pair, run: Run) -> None:

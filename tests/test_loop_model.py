@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ciar_bench.loop_model import LOOPS, Costs, Timeline, Token, base, blocking,
 from ciar_bench.loop_model import tokens_like as random_tokens
 from ciar_bench.slow_link import SlowLink
 from ciar_edge.result import ImageResult, Origin
-from tests.test_loop import Pair, Run, decode, pair, router_for
+from tests.test_loop import Pair, Run, T, Watched, decode, pair, router_for
 
 __all__ = ["pair"]  # the fixture
 
@@ -140,6 +141,22 @@ def test_the_bases_steps_are_its_own(pair: Pair, run: Run) -> None:
     cell = Cell(link=SlowLink(), carrier="straight", rounds=[one])
     assert costs_of(cell, "base").step == pytest.approx(0.009)
     assert 0.009 < costs_of(cell, "blocking").step < 0.018
+
+
+@pytest.mark.parametrize("wavefront", [0, 2])
+@pytest.mark.parametrize("mode", ["blocking", "optimistic"])
+def test_an_edge_drafts_one_token_after_another(
+    pair: Pair, run: Run, mode: str, wavefront: int
+) -> None:
+    watch = Watch()
+    cloud = Watched(pair.cloud, seconds=0.005)
+    router = router_for(pair, budget=0.5)
+    result = run(decode(pair, cloud, router=router, observer=watch, mode=mode, wavefront=wavefront))
+    spans = [span for span in watch.spans(result) if span.lane.startswith("edge")]
+    assert len(spans) == result.drafts
+    assert sum(span.lane == "edge" for span in spans) == T - result.prefix_tokens
+    assert all(one.end <= other.start for one, other in pairwise(spans))
+    assert all(span.start <= span.end for span in spans) and spans[0].start > 0
 
 
 def test_an_image_is_watched_and_drawn(pair: Pair, run: Run, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from ciar.verifier import Session, Verifier
 from ciar_edge.doubt import Doubt
 from ciar_edge.pace import MAX_RUN_ON, MAX_WINDOW, MIN_WINDOW, Pace
 from ciar_edge.result import ImageResult, Origin
-from tests.test_loop import Diary, Pair, Run, T, base, decode, pair, router_for
+from tests.test_loop import Diary, Drafts, Pair, Run, T, base, decode, pair, router_for
 
 __all__ = ["pair"]  # the fixture
 
@@ -272,6 +272,20 @@ def test_the_observer_is_told_every_token_once_and_in_order(pair: Pair, run: Run
     diary = Diary()
     found = run(decode(pair, Distant(pair.cloud), observer=diary, mode="optimistic"))
     assert diary.tokens == list(found.tokens) and len(diary.tokens) == T
+
+
+@pytest.mark.parametrize("wavefront", [0, 2])
+def test_the_observer_is_told_of_every_draft_once(pair: Pair, run: Run, wavefront: int) -> None:
+    """Also of those of a wave that nobody came to: what stood before them was taken back."""
+    num_late = 0
+    for seed in range(8):
+        drafts, cloud = Drafts(), Distant(pair.cloud, seed=seed)
+        options: Any = {"mode": "optimistic", "max_gap": 1.0, "wavefront": wavefront}
+        found = run(decode(pair, cloud, seed=seed, observer=drafts, **options))
+        assert len(drafts.cells) == found.drafts
+        assert set(drafts.cells) == set(range(T))
+        num_late += found.late
+    assert num_late > 0
 
 
 def test_a_budget_is_kept_by_what_is_decided(pair: Pair, run: Run) -> None:

@@ -1,5 +1,6 @@
 """Where the time of an image goes: who was busy when, watched or modelled, as a picture."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,12 +29,12 @@ class Watch(Silent):
     def __init__(self) -> None:
         self.overheads: list[float] = []
         self._started = time.perf_counter()
-        self._drafts: list[tuple[int, float, float]] = []  # position, start, end
+        self._drafts: list[tuple[int, float, float]] = []  # position, seconds, end or later
         self._steps: list[Span] = []
 
     def on_draft(self, *, position: int, seconds: float) -> None:
         now = time.perf_counter() - self._started
-        self._drafts.append((position, now - seconds, now))
+        self._drafts.append((position, seconds, now))
 
     def on_call(self, *, batch: VerifyBatch, verdict: Verdict, seconds: float) -> None:
         now = time.perf_counter() - self._started
@@ -44,14 +45,20 @@ class Watch(Silent):
         self.overheads.append(overhead)
 
     def spans(self, result: ImageResult) -> list[Span]:
-        """Of the image; drafts of a position that was drafted again were in vain."""
-        last = {position: number for number, (position, _, _) in enumerate(self._drafts)}
-        drafts = [
-            Span("edge" if last[position] == number else "edge, in vain", start, end)
-            for number, (position, start, end) in enumerate(self._drafts)
-        ]
+        """Of the image; drafts of a position that was drafted again were in vain.
+
+        Those of a wave, which are told at once, stand one behind the other.
+        """
+        drafts: list[Span] = []  # from the last
+        seen: set[int] = set()
+        start = math.inf
+        for position, seconds, told in reversed(self._drafts):
+            end = min(told, start)
+            start = end - seconds
+            drafts.append(Span("edge, in vain" if position in seen else "edge", start, end))
+            seen.add(position)
         opening = [Span("cloud", 0.0, result.prefix_seconds)] if result.prefix_seconds else []
-        return [*opening, *drafts, *self._steps]
+        return [*opening, *reversed(drafts), *self._steps]
 
 
 def draw_gantt(path: Path, images: Sequence[tuple[str, Sequence[Span]]]) -> None:

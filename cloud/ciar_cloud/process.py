@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ciar.errors import OutputError, shorten
+from ciar.errors import InvalidInput, OutputError, shorten
 from ciar.output_file import replace_file
 from ciar_cloud import container
 
@@ -59,7 +59,12 @@ def _wait(descriptors: list[int]) -> None:
 
 
 def set_threads(threads: int) -> int:
-    """Threads of one operation of the model: as asked, else what this process may use."""
+    """Threads of one operation of the model: as asked, or for 0 what this process may use.
+
+    Raises `InvalidInput`.
+    """
+    if threads < 0:
+        raise InvalidInput("threads", threads, "give 0 (automatic) or a count")
     if not threads:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else MAX_THREADS
         threads = min(torch.get_num_threads(), cores, MAX_THREADS)

@@ -5,9 +5,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
+from ciar.checkpoint import make_folder
 from ciar.errors import InvalidInput
 from ciar.models.cached_features import CachedFeatures
+from ciar.output_file import output_error
 from ciar.text import load_text
 
 BATCH = 16
@@ -42,11 +45,20 @@ def read_prompts(path: Path) -> list[str]:
 def write_features(
     text: Path, prompts: Sequence[str], out: Path, *, on_prompts: Callable[[int, int], None]
 ) -> None:
-    """text: the encoder's folder.  out: a folder that can take its place, with float16 rows."""
+    """text: the encoder's folder.  out: a folder that can take its place, with float16 rows.
+
+    Raises `OutputError` if nothing can be written there, as far as can be told before any work.
+    """
+    make_folder(out, field="output")
     encoder, unique = load_text(text), list(dict.fromkeys(prompts))
     rows = []
     for first in range(0, len(unique), BATCH):
         batch = unique[first : first + BATCH]
         rows += [one.to(torch.float16) for one in encoder.encode(batch)]
         on_prompts(len(rows), len(unique))
-    CachedFeatures.save(out, unique, rows, max_tokens=encoder.max_tokens)
+    try:
+        CachedFeatures.save(out, unique, rows, max_tokens=encoder.max_tokens)
+    except OSError as error:
+        raise output_error(out, error, field="output") from error
+    except SafetensorError as error:  # its own word for an OSError
+        raise output_error(out, OSError(str(error)), field="output") from error

@@ -333,35 +333,41 @@ def settle(params: Mapping[str, Any], flags: Set[str]) -> dict[str, Any]:
 
 
 def _generate(params: Mapping[str, Any], console: Console, ending: Ending) -> None:
-    """Draw, write, report. Everything the parameters can be wrong in is looked at first."""
+    """Draw, write, report. Everything the parameters can be wrong in is looked at first.
+
+    Side files come last: one that fails takes no picture along.
+    """
     seed = secrets.randbits(32) if params["seed"] is None else params["seed"]
     output = params["output"] or Path(default_name(params["prompt"], seed))
     set_up_logs(level=params["log_level"], kind=params["log_format"])
     if params["traces"]:
         set_up_tracing(params["traces"], service="ciar-edge")
-    with ExitStack() as stack:
-        embedded = None
-        if not (params["offline"] or params["cloud"]):
-            recomputes = params["features"] == "recompute"
-            embedded = stack.enter_context(
-                EmbeddedCloud(params["model"], recomputes_features=recomputes)
-            )
-        # With torch behind them: the embedded cloud loads it at the same time.
-        from ciar_edge.draw import draw
-        from ciar_edge.progress import make_display
-        from ciar_edge.result import Observer, Observers
+    with ExitStack() as side_files:
+        with ExitStack() as stack:
+            embedded = None
+            if not (params["offline"] or params["cloud"]):
+                recomputes = params["features"] == "recompute"
+                embedded = stack.enter_context(
+                    EmbeddedCloud(params["model"], recomputes_features=recomputes)
+                )
+            # With torch behind them: the embedded cloud loads it at the same time.
+            from ciar_edge.draw import draw
+            from ciar_edge.progress import make_display
+            from ciar_edge.result import Observer, Observers
 
-        options = _draw_options(params, seed=seed)
-        _check_paths(output, params["map_file"])
-        observer: Observer = stack.enter_context(make_display(console, is_quiet=params["is_quiet"]))
-        if params["metrics_file"]:
-            metrics = stack.enter_context(_metrics(params["metrics_file"]))
-            observer = Observers(observer, metrics)
-        drawing = ending.run(draw(options, embedded=embedded, observer=observer))
-    drawing.save(output)
-    if params["map_file"]:
-        drawing.save_map(params["map_file"])
-    _tell(drawing, options, output, params, console)
+            options = _draw_options(params, seed=seed)
+            _check_paths(output, params["map_file"])
+            display = make_display(console, is_quiet=params["is_quiet"])
+            observer: Observer = stack.enter_context(display)
+            if params["metrics_file"]:
+                metrics = side_files.enter_context(_metrics(params["metrics_file"]))
+                observer = Observers(observer, metrics)
+            drawing = ending.run(draw(options, embedded=embedded, observer=observer))
+        drawing.save(output)
+        if params["map_file"]:
+            drawing.save_map(params["map_file"])
+        _tell(drawing, options, output, params, console)
+        drawing.learn()
 
 
 @contextmanager

@@ -50,7 +50,7 @@ class Decoder:
         self._observer = observer
         self._agreement = Agreement()
         self._order, self._num_tokens = drafter.order, drafter.model.config.num_tokens
-        self._next_tick = 0
+        self._next_tick = self._num_told = 0
         self._tokens: list[int] = []
         self._origins: list[Origin] = []
         self._scores: list[float] = []
@@ -88,7 +88,7 @@ class Decoder:
         started = time.perf_counter()
         for draft in self._drafter.draft_wave():
             one = Routed(draft, *self._router.decide(draft.cell, draft.head))
-            self._draft_seconds += self._drafted(draft, started)
+            self._draft_seconds += self._drafted(started)
             token = self._bonus(one)
             if token is None:
                 wave.append(one)
@@ -151,13 +151,16 @@ class Decoder:
         started = time.perf_counter()
         for draft in self._drafter.draft_ahead():
             self._router.prepare(draft.cell, draft.head)
-            self._ahead_seconds += self._drafted(draft, started)
+            self._ahead_seconds += self._drafted(started)
             started = time.perf_counter()
 
-    def _drafted(self, draft: Draft, started: float) -> float:
-        """Tell of a draft; the seconds that it took."""
+    def _drafted(self, started: float) -> float:
+        """Tell of the drafts made since; the seconds since, which those of a wave share."""
         seconds = time.perf_counter() - started
-        self._observer.on_draft(position=draft.cell, seconds=seconds)
+        new = self._drafter.drafted[self._num_told :]
+        self._num_told += len(new)
+        for cell in new:
+            self._observer.on_draft(position=cell, seconds=seconds / len(new))
         return seconds
 
     def _commit(self, one: Routed, token: int, origin: Origin) -> None:

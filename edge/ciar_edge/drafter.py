@@ -189,7 +189,7 @@ class Drafter:
 
     condition: [L, D] projected condition rows, as they come with the prefix.
     order: of the tokens; None: raster.
-    num_drafts: made so far, those among them that were in vain.
+    drafted: cells of the drafts made so far, in turn, those among them that were in vain.
     """
 
     @torch.inference_mode()
@@ -213,7 +213,12 @@ class Drafter:
         self._num_cached = NOT_PREFILLED
         self._drafts: dict[int, Draft] = {}  # by position, where nothing before has changed
         self._num_kept = 1 if self.order.is_raster else _KEPT_DRAFTS
-        self.num_drafts = 0
+        self.drafted: list[int] = []
+
+    @property
+    def num_drafts(self) -> int:
+        """Made so far."""
+        return len(self.drafted)
 
     @property
     def position(self) -> int:
@@ -285,7 +290,7 @@ class Drafter:
 
     @torch.inference_mode()
     def _draft(self, wave: range) -> None:
-        self.num_drafts += len(wave)
+        self.drafted += [self.order.cells[position] for position in wave]
         hidden = self._extend(wave)  # [m, D]
         heads, sampling, noise = self.model.heads, self._sampling, self._noise
         centres, codes = heads(hidden)

@@ -87,9 +87,21 @@ class DrawOptions:
         return dataclasses.replace(defaults, seed=self.seed, **self.sampling)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Drawn(Drawing):
+    """risk_file: where `learn` remembers what the picture lost, once that is saved."""
+
+    risk_file: RiskFile | None = None
+
+    def learn(self) -> None:
+        """Raises `InvalidInput`, `CheckpointError`, `OutputError`: see `RiskFile`."""
+        if self.risk_file and not math.isnan(loss := lost(self.result)):
+            self.risk_file.learn(loss)
+
+
 async def draw(
     options: DrawOptions, *, embedded: EmbeddedCloud | None, observer: Observer
-) -> Drawing:
+) -> Drawn:
     """Draw one image; `embedded` serves when no address of a cloud is given."""
     folder = find_model(options.model)
     torch.set_num_threads(1)  # one row through one layer is faster on one
@@ -105,10 +117,8 @@ async def draw(
         assert options.cloud or embedded, "somebody must serve"
         address = options.cloud or await embedded.address()  # type: ignore[union-attr]
         result = await _draw_with_cloud(options, address, model, router, certificate, observer)
-    if risk_file and not math.isnan(loss := lost(result)):
-        risk_file.learn(loss)
     torch.set_num_threads(num_cores())
-    return Drawing(
+    return Drawn(
         prompt=options.prompt,
         seed=options.seed,
         mode=options.decode.mode,
@@ -117,6 +127,7 @@ async def draw(
         result=result,
         pixels=painter.paint(result.tokens),
         warnings=warnings_of(result),
+        risk_file=risk_file,
     )
 
 

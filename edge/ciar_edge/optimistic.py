@@ -143,7 +143,7 @@ class OptimisticDecoder(Decoder):
         draft = self._drafter.draft()
         step = self._step(draft)
         self._drafter.commit(draft.token)
-        seconds = self._drafted(draft, started)
+        seconds = self._drafted(started)
         if num_made := self._drafter.num_drafts - num_drafts:  # of a wave at once
             self._pace.drafted(seconds / num_made)
         if self._flights:

@@ -117,8 +117,8 @@ class RemoteVerifier:
                 traffic=traffic,
                 metadata=(*self._metadata, (IMAGE_HEADER, image)),
             )
-        await asyncio.sleep(0)  # the stream begins, so that the session is not left to its lease
         try:
+            await asyncio.sleep(0)  # the stream begins: the session is not left to its lease
             yield session
         except BaseException as error:
             await session.give_up(type(error).__name__)
