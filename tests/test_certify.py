@@ -18,7 +18,7 @@ from ciar.certificate import CERTIFICATE_FILE, Certificate, Level, Mean, Measure
 from ciar.errors import CheckpointError, InvalidInput
 from ciar.types import SamplingParams
 from ciar_bench import cli
-from ciar_bench.certify.losses import losses, num_calls
+from ciar_bench.certify.losses import losses, num_calls, read_tally
 from ciar_bench.certify.risk_control import (
     binomial_cdf,
     conformal_risk_control,
@@ -317,6 +317,17 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, prompts: Path) -> Path:
     assert bench("certify", *options) == first
     assert stamps == {path: path.stat().st_mtime_ns for path in (folder / "work").iterdir()}
     return folder
+
+
+@pytest.mark.parametrize("keep", [0, 1, 60, -1])
+def test_half_a_measurement_is_none(bundle: Path, tmp_path: Path, keep: int) -> None:
+    text = next((bundle / "work").iterdir()).read_text()
+    path = tmp_path / "measured.json"
+    assert read_tally(path) is None
+    path.write_text(text)
+    assert read_tally(path) is not None
+    path.write_text(text[:keep])
+    assert read_tally(path) is None
 
 
 @pytest.fixture(scope="module")

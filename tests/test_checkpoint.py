@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ciar import checkpoint
 from ciar.checkpoint import (
     CONFIG_FILE,
     DEFAULT_MODEL,
+    INDEX_FILE,
     PARTS,
+    PHI_FILE,
     WEIGHTS_FILE,
     find_model,
     fingerprint,
@@ -115,6 +119,37 @@ def test_whoever_reads_the_configuration_reads_the_weights(tmp_path: Path) -> No
     save_folder(tmp_path, {}, {"x": torch.zeros(1)})
     modes = {path.name: oct(path.stat().st_mode) for path in tmp_path.iterdir()}
     assert modes["model.safetensors"] == modes["config.json"]
+
+
+def test_nothing_stale_is_read_in_place_of_new_weights(tmp_path: Path) -> None:
+    """Neither another half of phi, nor an index of shards that are there from before."""
+    save_file({"weight": torch.ones(2, 3)}, tmp_path / PHI_FILE)
+    save_file({"bias": torch.ones(2)}, tmp_path / "model-00001-of-00001.safetensors")
+    index = {"weight_map": {"bias": "model-00001-of-00001.safetensors"}}
+    (tmp_path / INDEX_FILE).write_text(json.dumps(index))
+    found = read_weights(write(tmp_path))
+    assert found.keys() == weights().keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in weights().items())
+
+
+@pytest.mark.parametrize("step", ["write_tensors", "replace_file"])
+def test_a_folder_with_a_configuration_is_whole(
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written anew is there as before until all weights are; then without, until done."""
+    before = fingerprint(write(tmp_path))
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, step, stop)
+    with pytest.raises(KeyboardInterrupt):
+        save_folder(tmp_path, {"kind": "other"}, {"weight": torch.zeros(1)})
+    if step == "write_tensors":
+        assert fingerprint(tmp_path) == before
+    else:
+        assert not (tmp_path / CONFIG_FILE).exists()
+    assert not list(tmp_path.glob(".ciar-*"))
 
 
 def test_views_are_written_whole(tmp_path: Path) -> None:

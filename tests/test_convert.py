@@ -23,7 +23,7 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 from typer.testing import CliRunner
 
 from ciar.checkpoint import fingerprint, read_config, read_weights, weights_files
-from ciar.errors import CheckpointError, InvalidInput
+from ciar.errors import CheckpointError, InvalidInput, OutputError
 from ciar.models.transformer import TransformerConfig
 from ciar.models.vq import VQConfig, VQModel
 from ciar.picture import load_vq
@@ -357,6 +357,60 @@ def test_shards_hold_the_same(weights: dict[str, Tensor], tmp_path: Path) -> Non
         read_weights(shards / "cloud")
     convert([path], shards, Settings(grid_size=4, num_heads=4, max_bytes=100_000))
     assert fingerprint(shards / "cloud") == before
+
+
+def test_what_was_there_before_is_not_read_in_place_of_it(
+    weights: dict[str, Tensor], tmp_path: Path
+) -> None:
+    """The index of an earlier conversion in shards, and the half of phi of a draft."""
+    other, path = ({"model": {n: t + k for n, t in weights.items()}} for k in (1, 0)), tmp_path
+    sources = [saved(path / f"{k}.pt", state) for k, state in enumerate(other)]
+    convert(sources[:1], path / "out", Settings(grid_size=4, num_heads=4, max_bytes=100_000))
+    phi = {"injection.weight": torch.ones(64, 64)}
+    save_file(phi, path / "out" / "cloud" / "phi.safetensors")
+    convert(sources[1:], path / "out", TINY)
+    convert(sources[1:], path / "fresh", TINY)
+    assert fingerprint(path / "out" / "cloud") == fingerprint(path / "fresh" / "cloud")
+    assert not read_weights(path / "out" / "cloud")["injection.weight"].any()
+
+
+@pytest.mark.parametrize("kind", ["T5", "LlamaGen"])
+def test_an_interrupted_conversion_leaves_no_configuration(
+    kind: str, weights: dict[str, Tensor], tmp_path: Path
+) -> None:
+    source = saved(tmp_path / "file.pt", {"model": weights})
+    if kind == "T5":
+        source = write_t5(tmp_path / "flan", dim=48)
+    part = tmp_path / "out" / ("text" if kind == "T5" else "cloud")
+    convert([source], tmp_path / "out", TINY)
+    assert (part / "config.json").exists()
+
+    def stop(_: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert([source], tmp_path / "out", TINY, on_tensor=stop)
+    assert not (part / "config.json").exists()
+    assert not list((tmp_path / "out").rglob("*.part"))
+
+
+def test_where_nothing_can_be_written_nothing_is_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    options = ["-o", str(tmp_path / "file" / "out")]
+    done = CliRunner().invoke(app, ["convert", str(tmp_path / "missing.pt"), *options])
+    assert isinstance(done.exception, OutputError)
+    assert str(done.exception).startswith("out: ")
+
+
+@pytest.mark.parametrize("name", ["README.md", "cloud/config.json", "text/config.json"])
+def test_what_cannot_be_written_is_named(
+    name: str, weights: dict[str, Tensor], tmp_path: Path
+) -> None:
+    """A folder is in the way of the file."""
+    sources = [saved(tmp_path / "file.pt", {"model": weights}), write_t5(tmp_path / "flan", dim=48)]
+    (tmp_path / "out" / name / "full").mkdir(parents=True)
+    with pytest.raises(OutputError, match=r"out: .*(irectory|permission)"):
+        convert(sources, tmp_path / "out", TINY)
 
 
 @pytest.mark.parametrize("name", ["float16", "bfloat16", "float32"])

@@ -16,7 +16,7 @@ from ciar.errors import InvalidInput
 from ciar.picture import load_vq
 from ciar.text import load_text
 from ciar_train import extract as extract_module
-from ciar_train.captioned import Item, list_items, squared
+from ciar_train.captioned import Item, items_print, list_items, squared
 from ciar_train.cli import app
 from ciar_train.codes import CodeFolder
 from ciar_train.extract import Extractor, extract
@@ -174,9 +174,43 @@ def test_codes_of_another_model_are_not_mixed(
     extract(items, extractor, tmp_path / "codes")
     with pytest.raises(InvalidInput, match="another model or other pictures"):
         extract(items[1:], extractor, tmp_path / "codes")
+    changed = [*items[:3], replace(items[3], caption="a cat"), *items[4:]]
+    with pytest.raises(InvalidInput, match="another model or other pictures"):
+        extract(changed, extractor, tmp_path / "codes")
     other = replace(extractor, source=extractor.source | {"vq": "another"})
     with pytest.raises(InvalidInput, match="another model or other pictures"):
         extract(items, other, tmp_path / "codes")
+
+
+def test_a_file_that_changes_is_another_picture(folder: Path) -> None:
+    before = items_print(list_items([folder]))
+    assert items_print(list_items([folder])) == before
+    path = folder / "2.png"
+    path.write_bytes(path.read_bytes() + b"0")
+    assert items_print(list_items([folder])) != before
+
+
+def test_pictures_of_too_many_pixels_are_left_out(
+    folder: Path, extractor: Extractor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture(0, width=400, height=400).save(folder / "0.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400 * 100)  # from twice as many on
+    assert extract(list_items([folder]), extractor, tmp_path / "codes") == 2
+
+
+def test_captions_in_another_encoding_are_named(folder: Path, tar: Path) -> None:
+    (folder / "2.txt").write_bytes("café".encode("latin-1"))
+    with pytest.raises(InvalidInput, match=r"2\.txt: .*: give captions in UTF-8"):
+        list_items([folder])
+    (folder / "captions.jsonl").write_bytes("café".encode("latin-1"))
+    with pytest.raises(InvalidInput, match=r"captions\.jsonl: .*: give captions in UTF-8"):
+        list_items([folder])
+    with tarfile.open(tar, "a") as file:
+        file.addfile(info := tarfile.TarInfo("8.txt"), None)
+        info.size = 1
+        file.addfile(info, io.BytesIO(b"\xe9"))
+    with pytest.raises(InvalidInput, match=r"shard\.tar, 8\.txt: .*: give captions in UTF-8"):
+        list_items([tar])
 
 
 def test_bad_sources_are_named(tmp_path: Path, extractor: Extractor) -> None:

@@ -579,6 +579,16 @@ def test_bank_of_another_recipe_is_refused(atlas: Atlas, tmp_path: Path) -> None
         BackgroundBank.open(tmp_path / "nothing")
 
 
+def test_a_bank_that_is_interrupted_is_none(atlas: Atlas, tmp_path: Path) -> None:
+    def stop(done: int, total: int, what: str) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        BackgroundBank.build(SceneGenerator(atlas, SMALL), tmp_path / "bank", progress=stop)
+    assert not any(tmp_path.iterdir())
+
+
 # ---- shards
 
 
@@ -646,6 +656,17 @@ def test_draw_goes_on_where_it_stopped(atlas_path: Path, tmp_path: Path) -> None
     assert {name: drawn(tmp_path)[name] for name in before} == before
 
 
+def test_a_shard_with_too_few_captions_is_drawn_again(atlas_path: Path, tmp_path: Path) -> None:
+    run = partial(draw, SMALL, atlas_path, tmp_path, num_captions=1, shard_size=3)
+    run(count=6)
+    before = drawn(tmp_path)
+    captions = tmp_path / "captions-00000.jsonl"
+    captions.write_text(captions.read_text().splitlines()[0])
+    (tmp_path / "captions-00001.jsonl").unlink()
+    run(count=6)
+    assert drawn(tmp_path) == before
+
+
 def test_draw_refuses_a_folder_of_other_scenes(atlas_path: Path, tmp_path: Path) -> None:
     draw(SMALL, atlas_path, tmp_path, count=2)
     with pytest.raises(InvalidInput, match="another recipe"):
@@ -688,6 +709,22 @@ def test_what_is_no_atlas_is_refused(tmp_path: Path) -> None:
         Atlas(tmp_path)
     (tmp_path / "x.pak").write_bytes(b"PK\x03\x04")
     with pytest.raises(InvalidInput, match="no packed atlas"):
+        unpack_atlas(tmp_path / "x.pak", tmp_path / "x")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.0001, 0.01, 0.5, 0.999])
+def test_a_pack_that_is_cut_off_is_refused(pack: Path, tmp_path: Path, share: float) -> None:
+    whole, path = pack.read_bytes(), tmp_path / "short.pak"
+    path.write_bytes(whole[: 9 + int(share * (len(whole) - 9))])
+    with pytest.raises(InvalidInput, match="short.pak.*is cut off or damaged"):
+        unpack_atlas(path, tmp_path / "x")
+    assert not (tmp_path / "x" / "index.json").exists()
+
+
+def test_a_pack_whose_sprites_are_damaged_is_refused(pack: Path, tmp_path: Path) -> None:
+    whole = pack.read_bytes()
+    (tmp_path / "x.pak").write_bytes(whole[:-5000] + bytes(5000))
+    with pytest.raises(InvalidInput, match="is cut off or damaged"):
         unpack_atlas(tmp_path / "x.pak", tmp_path / "x")
 
 

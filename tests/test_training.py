@@ -140,6 +140,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return folder
 
 
+def share_pictures(run: RunFolder, again: RunFolder, *parts: str) -> None:
+    """The same pictures and captions for another run, without the codes made of them."""
+    for part in parts:
+        ignored = shutil.ignore_patterns("codes")
+        shutil.copytree(run.scenes(part), again.scenes(part), ignore=ignored)
+
+
 def losses(path: Path) -> list[float]:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     return [row["loss"] for row in rows if row["kind"] == "train"]
@@ -308,9 +315,7 @@ def test_other_sampling_makes_another_draft(run: RunFolder, tmp_path: Path) -> N
 
 def test_an_adopted_bundle_keeps_its_tokens_and_trains_on(run: RunFolder, tmp_path: Path) -> None:
     again = replace(run, root=tmp_path)
-    again.scenes("train").parent.mkdir(parents=True)
-    for part in ("train", "held_out", "counted"):
-        again.scenes(part).symlink_to(run.scenes(part))
+    share_pictures(run, again, "train", "held_out", "counted")
     steps.adopt(again, run.bundle)
     steps.run_tokenizer(again)
     old, new = (load_vq(r.bundle / "vq") for r in (run, again))
@@ -355,9 +360,7 @@ def test_an_unknown_variant_names_those_there_are(run: RunFolder) -> None:
 def test_a_frozen_bundle_gets_drafts_and_keeps_its_own(run: RunFolder, tmp_path: Path) -> None:
     """What the target alone learned from is not drawn again, and tables are those of its draft."""
     again = replace(run, root=tmp_path)
-    again.scenes("train").parent.mkdir()
-    for part in ("train", "held_out"):
-        again.scenes(part).symlink_to(run.scenes(part))
+    share_pictures(run, again, "train", "held_out")
     steps.adopt(again, run.bundle, is_frozen=True)
     assert (run.num_pictures, run.num_counted) == (24, 16)
     assert (again.num_pictures, again.num_counted) == (12 + 8, 0)

@@ -18,6 +18,7 @@ from typing import Any
 from ciar.checkpoint import from_dict
 from ciar.errors import CheckpointError, InvalidInput
 from ciar.feature_mode import FeatureMode
+from ciar.output_file import replace_file
 from ciar.types import SamplingParams
 
 CERTIFICATE_FILE = "certificate.json"
@@ -154,7 +155,7 @@ class Certificate:
 
     def write(self, folder: Path) -> None:
         text = json.dumps({"version": VERSION, **asdict(self)}, indent=1)
-        (folder / CERTIFICATE_FILE).write_text(text + "\n")
+        replace_file(folder / CERTIFICATE_FILE, f"{text}\n".encode())
 
 
 def check_risk(max_risk: float) -> None:

@@ -15,8 +15,10 @@ changes when any weight does.
 """
 
 import dataclasses
+import errno
 import hashlib
 import json
+import os
 import types
 import typing
 from collections.abc import Mapping
@@ -31,6 +33,7 @@ from torch import Tensor, nn
 from ciar.errors import CheckpointError
 from ciar.int8 import unpack_state_dict
 from ciar.mapped import mapped_tensors
+from ciar.output_file import output_error, replace_file, replacing
 from ciar.types import SamplingParams
 
 T = TypeVar("T")
@@ -157,12 +160,40 @@ def check_names(expected: Shapes, found: Shapes, *, where: str) -> None:
 
 
 def save_folder(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write a model folder. Tensors are stored as given (see `int8.pack_state_dict`)."""
+    """Write a model folder. Tensors are stored as given (see `int8.pack_state_dict`).
+
+    `config.json` comes last: where it is, the folder is whole.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    weights, text = folder / WEIGHTS_FILE, folder / CONFIG_FILE
-    save_file({n: t.contiguous() for n, t in tensors.items()}, weights)
-    text.write_text(json.dumps(config, indent=2) + "\n")  # last: where it is, the folder is whole
-    weights.chmod(text.stat().st_mode)  # save_file lets nobody else read them
+    with replacing(folder / WEIGHTS_FILE) as part:
+        write_tensors(part, tensors)
+        forget_weights(folder)
+    replace_file(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
+
+
+def forget_weights(folder: Path) -> None:
+    """Remove a model folder's configuration, and what would be read in place of weights to come."""
+    for name in (CONFIG_FILE, PHI_FILE, INDEX_FILE):
+        (folder / name).unlink(missing_ok=True)
+
+
+def write_tensors(
+    part: Path, tensors: Mapping[str, Tensor], *, metadata: dict[str, str] | None = None
+) -> None:
+    """Fill a file that is there (see `replacing`) in the format safetensors."""
+    mode = part.stat().st_mode
+    save_file({n: t.contiguous() for n, t in tensors.items()}, part, metadata=metadata)
+    part.chmod(mode)  # save_file lets nobody else read it
+
+
+def make_folder(folder: Path, *, field: str) -> None:
+    """Make it before long work whose result goes there; `OutputError` where nothing could."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "")
+    except OSError as error:
+        raise output_error(folder, error, field=field) from error
 
 
 def fingerprint(folder: Path) -> str:

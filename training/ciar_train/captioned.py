@@ -5,6 +5,7 @@ the same name beside each picture. An archive (`.tar`) has both as members of on
 the first dot of the name; captions may be `.txt`, or `.json` with a field `caption` or `prompt`.
 """
 
+import hashlib
 import io
 import json
 import tarfile
@@ -56,6 +57,24 @@ def squared(image: Image.Image, size: int) -> np.ndarray:
     return np.array(image.crop((left, top, left + size, top + size)))
 
 
+def items_print(items: Sequence[Item]) -> str:
+    """16 hex digits that change with any caption, and with any file's name, size or time."""
+    digest, states = hashlib.sha256(), {path: state(path) for path in {i.path for i in items}}
+    for item in items:
+        known = [item.caption, str(item.path.absolute()), item.member, *states[item.path]]
+        digest.update(json.dumps(known).encode())
+    return digest.hexdigest()[:16]
+
+
+def state(path: Path) -> tuple[int, int]:
+    """Bytes, and nanoseconds of the last change; zeros for what cannot be read."""
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
+
+
 def list_items(sources: Sequence[Path]) -> list[Item]:
     """Every picture that has a caption, in a fixed order. Raises `InvalidInput`."""
     found: list[Item] = []
@@ -80,7 +99,8 @@ def list_items(sources: Sequence[Path]) -> list[Item]:
 def folder_items(folder: Path) -> Iterator[Item]:
     index = folder / "captions.jsonl"
     if index.exists():
-        for number, line in enumerate(index.read_text().splitlines(), start=1):
+        text = decoded(index.read_bytes(), index)
+        for number, line in enumerate(text.splitlines(), start=1):
             try:
                 values = json.loads(line)
                 caption, path = str(values["prompt"]), folder / values["file"]
@@ -94,7 +114,7 @@ def folder_items(folder: Path) -> Iterator[Item]:
     for path in sorted(folder.rglob("*")):
         beside = path.with_suffix(".txt")
         if path.suffix.lower() in SUFFIXES and beside.exists():
-            caption = first_line(beside.read_text())
+            caption = first_line(decoded(beside.read_bytes(), beside))
             if caption:
                 yield Item(caption, path)
 
@@ -111,8 +131,10 @@ def archive_items(path: Path) -> Iterator[Item]:
             if suffix in SUFFIXES:
                 pictures[key] = member.name
             elif suffix in (".txt", ".json") and (data := archive(path).extractfile(member)):
-                captions[key] = caption_in(data.read().decode(), suffix)
-    except (tarfile.TarError, OSError, UnicodeDecodeError, ValueError) as error:
+                captions[key] = caption_in(decoded(data.read(), f"{path}, {member.name}"), suffix)
+    except InvalidInput:
+        raise
+    except (tarfile.TarError, OSError, ValueError) as error:
         raise InvalidInput("source", str(path), f"is no readable archive: {error}") from error
     for key, member_name in pictures.items():
         if captions.get(key):
@@ -126,6 +148,14 @@ def caption_in(text: str, suffix: str) -> str:
     values = json.loads(text)
     found = (values.get(field) for field in CAPTION_FIELDS) if isinstance(values, dict) else ()
     return first_line(str(next((one for one in found if one), "")))
+
+
+def decoded(data: bytes, where: str | Path) -> str:
+    """Text in UTF-8. Raises `InvalidInput` that says where it is."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidInput(str(where), str(error), "give captions in UTF-8") from None
 
 
 def first_line(text: str) -> str:

@@ -47,19 +47,22 @@ SizeOption = Annotated[
     typer.Option("--size", help=f"One of {', '.join(size_names())}, or the path of a TOML file."),
 ]
 RunOption = Annotated[
-    Path, typer.Option("--run", help="Run folder; an interrupted run in it goes on.")
+    Path | None,
+    typer.Option("--run", help="Run folder, default: runs/SIZE; an interrupted run in it goes on."),
 ]
 DeviceOption = Annotated[str, typer.Option(help="cpu or cuda; default: cuda when present.")]
-ThreadsOption = Annotated[int, typer.Option(help="CPU threads of the model; 0: all cores.")]
+ThreadsOption = Annotated[int, typer.Option(min=0, help="CPU threads of the model; 0: all cores.")]
 ArtworkOption = Annotated[
     Path | None, typer.Option(help="An artwork pack to use instead of fetching the artwork.")
 ]
-WorkersOption = Annotated[int, typer.Option(help="Processes that draw scenes; 0: all cores.")]
+WorkersOption = Annotated[
+    int, typer.Option(min=0, help="Processes that draw scenes; 0: all cores.")
+]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder of the model bundle.")]
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
 DEFAULT_SIZE = "mini-cpu"
-DEFAULT_RUN = Path("runs/mini-cpu")
+RUNS = Path("runs")
 
 
 class ProgressBars:
@@ -93,18 +96,21 @@ class ProgressBars:
             self.bars.stop()
 
 
-def open_run(size: str, run: Path, device: str, threads: int) -> RunFolder:
+def open_run(size: str, run: Path | None, device: str, threads: int) -> RunFolder:
     if threads:
         torch.set_num_threads(threads)
     return RunFolder(
-        root=run, size=load_size(size), world=World.start(device), progress=ProgressBars()
+        root=run or RUNS / Path(size).stem,
+        size=load_size(size),
+        world=World.start(device),
+        progress=ProgressBars(),
     )
 
 
 @app.command()
 def scenes(
     size: SizeOption = DEFAULT_SIZE,
-    run: RunOption = DEFAULT_RUN,
+    run: RunOption = None,
     artwork: ArtworkOption = None,
     workers: WorkersOption = 0,
 ) -> None:
@@ -140,7 +146,7 @@ def extract(
 def adopt(
     model: Annotated[str, typer.Argument(help="A model folder or an embedded model.")],
     size: SizeOption = DEFAULT_SIZE,
-    run: RunOption = DEFAULT_RUN,
+    run: RunOption = None,
     frozen: Annotated[
         bool, typer.Option("--frozen", help="Keep its target and draft; train other drafts.")
     ] = False,
@@ -152,7 +158,7 @@ def adopt(
 @app.command()
 def tokenizer(
     size: SizeOption = DEFAULT_SIZE,
-    run: RunOption = DEFAULT_RUN,
+    run: RunOption = None,
     device: DeviceOption = "",
     threads: ThreadsOption = 0,
 ) -> None:
@@ -163,7 +169,7 @@ def tokenizer(
 @app.command()
 def target(
     size: SizeOption = DEFAULT_SIZE,
-    run: RunOption = DEFAULT_RUN,
+    run: RunOption = None,
     device: DeviceOption = "",
     threads: ThreadsOption = 0,
 ) -> None:
@@ -174,7 +180,7 @@ def target(
 @app.command()
 def draft(
     size: SizeOption = DEFAULT_SIZE,
-    run: RunOption = DEFAULT_RUN,
+    run: RunOption = None,
     device: DeviceOption = "",
     threads: ThreadsOption = 0,
     kind: Annotated[
@@ -218,7 +224,7 @@ def draft(
             model=model,
             data=data,
             plan=load_plan(plan or default_plan(model)),
-            run=Path("runs") / f"draft-{model.name}" if run == DEFAULT_RUN else run,
+            run=run or RUNS / f"draft-{model.name}",
             out=out or model,
             world=World.start(device),
             progress=ProgressBars(),
@@ -239,7 +245,7 @@ def draft(
 def variant(
     name: Annotated[str, typer.Argument(help=f"One of {', '.join(VARIANTS)}, or all.")],
     size: SizeOption = DEFAULT_SIZE,
-    run: RunOption = DEFAULT_RUN,
+    run: RunOption = None,
     device: DeviceOption = "",
     threads: ThreadsOption = 0,
 ) -> None:
@@ -252,7 +258,7 @@ def variant(
 @app.command()
 def export(
     size: SizeOption = DEFAULT_SIZE,
-    run: RunOption = DEFAULT_RUN,
+    run: RunOption = None,
     out: OutOption = Path("models/ciar-mini"),
 ) -> None:
     """Copy the finished bundle and say how large it is."""
@@ -263,7 +269,7 @@ def export(
 @app.command(name="all")
 def all_steps(
     size: SizeOption = DEFAULT_SIZE,
-    run: RunOption = DEFAULT_RUN,
+    run: RunOption = None,
     out: OutOption = Path("models/ciar-mini"),
     artwork: ArtworkOption = None,
     workers: WorkersOption = 0,
@@ -272,6 +278,7 @@ def all_steps(
 ) -> None:
     """Every step in order; what is finished is not done again."""
     folder = open_run(size, run, device, threads)
+    steps.check_trains_target(folder)
     if folder.world.is_main:
         steps.draw_scenes(folder, artwork=artwork, num_workers=workers or num_cores())
     folder.world.wait()

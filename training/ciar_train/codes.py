@@ -4,24 +4,36 @@
     captions.npy   int64 [N, K]       which of the U different captions picture n has
     features.npy   float16 [rows, C]  text features of the different captions, one after another
     starts.npy     int64 [U + 1]      where each of them begins
+    source.json                       what tokens and captions were made of
 
 They are read through memory maps. A picture is 512 bytes at T = 256, so a million fit where
 thousands of pixel images would.
 """
 
+import hashlib
+import json
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ciar.models.text_encoder import TextEncoder
 from ciar.models.vq import VQModel
+from ciar.output_file import replace_file, replacing
 from ciar_train.images import SceneFolder
 from ciar_train.progress import Progress, say_nothing
+
+SOURCE_FILE = "source.json"
+SOURCES = {
+    "pictures": "number of pictures",
+    "vq": "tokenizer",
+    "text": "text encoder",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,13 +109,18 @@ def write_codes(
     batch_size: int = 64,
     progress: Progress = say_nothing,
 ) -> CodeFolder:
-    """Tokenize pictures and encode captions, unless the folder is complete already."""
+    """Tokenize pictures and encode captions, unless that was done before.
+
+    What other pictures or another model were used for is made again.
+    """
     write_tokens(scenes, vq, folder, batch_size=batch_size, progress=progress)
-    if not (folder / "captions.npy").exists():
+    source = {"pictures": len(scenes), "text": weights_print(text)}
+    if is_to_do(folder, "captions", source):
         features, starts, captions = caption_features(scenes, text, batch_size, progress)
         save(folder / "features.npy", features)
         save(folder / "starts.npy", starts)
         save(folder / "captions.npy", captions)
+        note_source(folder, "captions", source)
     return CodeFolder(folder)
 
 
@@ -115,10 +132,52 @@ def write_tokens(
     batch_size: int = 64,
     progress: Progress = say_nothing,
 ) -> None:
-    """Tokenize pictures, unless that was done before."""
+    """Tokenize pictures, unless that was done before for as many and with this tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "tokens.npy").exists():
+    of_vq = weights_print(vq.encoder, vq.quant_conv, vq.quantize)  # its decoder may learn on
+    source = {"pictures": len(scenes), "vq": of_vq}
+    if is_to_do(folder, "tokens", source):
         save(folder / "tokens.npy", picture_tokens(scenes, vq, batch_size, progress))
+        note_source(folder, "tokens", source)
+
+
+def is_to_do(folder: Path, name: str, source: dict[str, Any]) -> bool:
+    """Whether NAME.npy has to be made. One that was made of something else is removed first."""
+    path, before = folder / f"{name}.npy", read_source(folder).get(name)
+    if not path.exists():
+        return True
+    if before == source:
+        return False
+    reason = "nothing says what it was made of"
+    if before:
+        changed = [what for key, what in SOURCES.items() if before.get(key) != source.get(key)]
+        reason = f"another {' and '.join(changed)}"
+    print(f"{path}: {reason}: made again; what was trained before has learned from the old one")
+    path.unlink()
+    return True
+
+
+def read_source(folder: Path) -> dict[str, Any]:
+    """What codes were made of; nothing where that is not known."""
+    try:
+        found = json.loads((folder / SOURCE_FILE).read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def note_source(folder: Path, name: str, source: dict[str, Any]) -> None:
+    noted = json.dumps(read_source(folder) | {name: source}, indent=1)
+    replace_file(folder / SOURCE_FILE, noted.encode())
+
+
+def weights_print(*modules: nn.Module) -> str:
+    """16 hex digits that change with the weights."""
+    digest = hashlib.sha256()
+    for name, weight in (pair for module in modules for pair in module.state_dict().items()):
+        digest.update(f"{name} {list(weight.shape)}".encode())
+        digest.update(weight.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def read_tokens(folder: Path) -> np.ndarray:
@@ -128,11 +187,9 @@ def read_tokens(folder: Path) -> np.ndarray:
 
 
 def save(path: Path, array: np.ndarray) -> None:
-    """Write and rename: a file that exists is whole."""
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
+    """A file that exists is whole."""
+    with replacing(path) as part, part.open("wb") as file:
         np.save(file, array)
-    part.replace(path)
 
 
 @torch.inference_mode()

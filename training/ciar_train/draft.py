@@ -18,6 +18,7 @@ protocol, most of whose tokens the edge drew itself (see `rollouts`), and on the
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -37,7 +38,7 @@ from ciar.types import SamplingParams
 from ciar.uncertainty import TENSOR_SCORES
 from ciar_train.codes import Conditions
 from ciar_train.contexts import Contexts
-from ciar_train.loop import Metrics, Run, Step, World, batch_indices, train
+from ciar_train.loop import Metrics, Run, Step, World, batch_indices, random_at, train
 from ciar_train.losses import (
     InterDroWeights,
     auroc,
@@ -206,12 +207,13 @@ class DraftTrainer:
     ) -> tuple[Tensor, Tensor]:
         """Replace a random share of tokens by the edge's own draws.
 
-        Returns the tokens and which were replaced.
+        Returns the tokens and which were replaced. generator: of the tokens' device.
         """
         centre = self.draft.inter_head.centre(self.hidden(conditions, tokens))
-        own = torch.multinomial(centre.softmax(-1).flatten(0, 1), 1).view_as(tokens)
-        share = torch.rand(len(tokens), 1, generator=generator) * self.plan.replaced
-        picked = (torch.rand(tokens.shape, generator=generator) < share).to(tokens.device)
+        own = drawn_from(centre.softmax(-1), generator)
+        uniform = partial(torch.rand, generator=generator, device=tokens.device)
+        share = uniform(len(tokens), 1) * self.plan.replaced
+        picked = uniform(tokens.shape) < share
         return torch.where(picked, own, tokens), picked
 
     @torch.no_grad()
@@ -221,6 +223,7 @@ class DraftTrainer:
         """Replace the tokens with the narrowest intervals by the edge's draws, as routing does.
 
         Their share is random, from KEPT_SHARES. Returns the tokens and which were replaced.
+        generator: of the tokens' device.
         """
         interval = interfuse(*self.draft.inter_head(self.hidden(conditions, tokens)))
         view = filter_logits(
@@ -229,11 +232,12 @@ class DraftTrainer:
             top_k=self.sampling.top_k,
             top_p=self.sampling.top_p,
         )
-        own = torch.multinomial(view.softmax(-1).flatten(0, 1), 1).view_as(tokens)
+        own = drawn_from(view.softmax(-1), generator)
         least, most = KEPT_SHARES
-        share = least + (most - least) * torch.rand(len(tokens), generator=generator)
+        uniform = torch.rand(len(tokens), 1, generator=generator, device=tokens.device)
+        share = least + (most - least) * uniform
         rank = interval.width.sum(-1).argsort(-1).argsort(-1)  # [B, T], 0: the narrowest
-        kept = rank < (share * tokens.shape[1]).to(rank.device)[:, None]
+        kept = rank < share * tokens.shape[1]
         return torch.where(kept, own, tokens), kept
 
     def batches(
@@ -246,7 +250,7 @@ class DraftTrainer:
             world=self.world,
             seed=plan.seed,
         )
-        generator = torch.Generator().manual_seed(number * self.world.size + self.world.rank)
+        generator = random_at(number, world=self.world, seed=plan.seed)
         conditions, tokens = contexts.batch(indices, self.world.device)
         return conditions, tokens, generator
 
@@ -349,7 +353,7 @@ class DraftTrainer:
     @torch.no_grad()
     def monitor(self, held_out: Contexts, *, count: int = 32) -> Metrics:
         """What to watch: agreement, widths, covered mass, and the AUROC of every score."""
-        generator = torch.Generator().manual_seed(5)
+        generator = torch.Generator(self.world.device).manual_seed(5)
         found: dict[str, list[Tensor]] = {}
         for indices in torch.split(torch.arange(min(count, len(held_out.tokens))), 8):
             conditions, tokens = held_out.batch(indices, self.world.device)
@@ -381,6 +385,11 @@ class DraftTrainer:
             run=Run(folder, world=self.world),
             evaluate=lambda: self.monitor(held_out),
         )
+
+
+def drawn_from(p: Tensor, generator: torch.Generator) -> Tensor:
+    """One id [B, T] of each distribution [B, T, V]."""
+    return torch.multinomial(p.flatten(0, 1), 1, generator=generator).view(p.shape[:2])
 
 
 def mean_kl(log_p: Tensor, log_q: Tensor) -> Tensor:

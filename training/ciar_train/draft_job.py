@@ -8,11 +8,14 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ciar.errors import InvalidInput
 from ciar.models.inter_head import InterHeadConfig
+from ciar.output_file import replacing
 from ciar.prefix import DEFAULT_PREFIX_RATE, prefix_length
 from ciar.router import DEFAULT_BUDGET
 from ciar.target import TargetModel
@@ -22,12 +25,13 @@ from ciar_train.codes import CodeFolder
 from ciar_train.contexts import Chain, Contexts, drawn, joined
 from ciar_train.draft import DraftPlan, DraftTrainer
 from ciar_train.export import round_as_stored
-from ciar_train.loop import World
+from ciar_train.loop import DAMAGED, World
 from ciar_train.model_images import cloud_images, protocol_images
 from ciar_train.ngrams import NgramSource
 from ciar_train.progress import Progress
 
 CLOUD_IMAGES, PROTOCOL_IMAGES = "cloud_images.pt", "protocol_images.pt"
+CLOUD_SEED, PROTOCOL_SEED = 7_000_000, 8_000_000  # of the first image
 NUM_HELD_OUT = 64
 ROLLOUT_SHARE = 1 / 3
 
@@ -52,6 +56,12 @@ class DraftJob:
     start: Mapping[str, Tensor] | None = None
     ngrams: NgramSource | None = None
     is_sharded: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise `InvalidInput` for a plan that gives a stage, or the calibration, no images."""
+        for name in ("num_rollouts", "num_drawn", "num_calibration"):
+            if (value := getattr(self.plan, name)) < 1:
+                raise InvalidInput(name, value, "give at least 1")
 
     @property
     def num_prefix(self) -> int:
@@ -93,12 +103,14 @@ class DraftJob:
                 self.target,
                 Chain(prompts, test_prompts),
                 sampling=self.sampling,
-                first_seed=7_000_000,
+                first_seed=CLOUD_SEED,
                 world=self.world,
                 progress=self.progress,
             )
 
-        tokens = self._drawn_once(CLOUD_IMAGES, draw)
+        tokens = self._drawn_once(
+            CLOUD_IMAGES, draw, first_seed=CLOUD_SEED, counts=[count, len(test_prompts)]
+        )
         own = Contexts(tokens=tokens[:count], conditions=prompts)
         real = drawn(self.train, range(count, count + num_drawn))
         repeats = math.ceil(ROLLOUT_SHARE / (1 - ROLLOUT_SHARE) * num_drawn / count)
@@ -118,12 +130,12 @@ class DraftJob:
                 sampling=self.sampling,
                 kept_share=1 - DEFAULT_BUDGET,
                 num_prefix=self.num_prefix,
-                first_seed=8_000_000,
+                first_seed=PROTOCOL_SEED,
                 world=self.world,
                 progress=self.progress,
             )
 
-        tokens = self._drawn_once(PROTOCOL_IMAGES, draw)
+        tokens = self._drawn_once(PROTOCOL_IMAGES, draw, first_seed=PROTOCOL_SEED, counts=[count])
         rest = Contexts(tokens=others.tokens[:count], conditions=prompts)
         return joined(Contexts(tokens=tokens, conditions=prompts), rest)
 
@@ -145,15 +157,37 @@ class DraftJob:
         )
         return found
 
-    def _drawn_once(self, name: str, draw: Callable[[], Contexts]) -> Tensor:
-        """Tokens [N, T] of images that the models drew, unless they did before."""
-        path = self.folder / name
+    def _drawn_once(
+        self, name: str, draw: Callable[[], Contexts], *, first_seed: int, counts: list[int]
+    ) -> Tensor:
+        """Tokens [N, T] of images that the models drew, unless they drew the same before.
+
+        counts: of images for each list of prompts, one after another: N together.
+        """
+        path, how = self.folder / name, {"first_seed": first_seed, "counts": counts}
         self.world.wait()
-        if not path.exists():
-            tokens = draw().tokens  # by all processes, so none is late to look for the file
+        found = images_in(path, how)
+        if found is None:
+            found = draw().tokens  # by all processes, so none is late to look for the file
             if self.world.is_main:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                torch.save({"tokens": tokens}, path)
+                with replacing(path) as part:
+                    torch.save({"tokens": found, **how}, part)
         self.world.wait()
-        found: Tensor = torch.load(path, weights_only=True)["tokens"]
         return found
+
+
+def images_in(path: Path, how: Mapping[str, Any]) -> Tensor | None:
+    """Tokens [N, T] of a file, if it is there and whole, and its images were drawn so.
+
+    how: what it should say; a file of before, which says nothing, has to have as many images.
+    """
+    if not path.exists():
+        return None
+    try:
+        found = torch.load(path, weights_only=True)
+    except (*DAMAGED, EOFError):
+        return None
+    tokens: Tensor = found.pop("tokens")
+    is_so = (found or how) == how and len(tokens) == sum(how["counts"])
+    return tokens if is_so else None

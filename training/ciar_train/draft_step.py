@@ -6,13 +6,14 @@ from pathlib import Path
 
 from ciar.checkpoint import CONFIG_FILE, fingerprint, read_weights
 from ciar.errors import InvalidInput
+from ciar.output_file import replace_file
 from ciar.target import TargetModel
 from ciar_train.draft import DraftTrainer
 from ciar_train.draft_job import DraftJob
 from ciar_train.eagle import export_eagle, train_eagle
 from ciar_train.export import export_draft, export_target, round_as_stored
 from ciar_train.run_folder import MODEL_NAME, RunFolder
-from ciar_train.steps import encode_scenes
+from ciar_train.steps import encode_scenes, replace_folder
 
 TARGET_FILE = "target.json"
 
@@ -55,12 +56,14 @@ def draft_job(run: RunFolder, target: TargetModel, folder: Path) -> DraftJob:
 def finish(run: RunFolder, job: DraftJob, trainer: DraftTrainer, *, trained_for: str) -> None:
     """Export both models as a pair, the draft calibrated with the weights that are stored.
 
-    trained_for: fingerprint of the cloud before it got its half of phi.
+    trained_for: fingerprint of the cloud before it got its half of phi. The one it gets is written
+    down before the cloud is in place: an interruption leaves a cloud that the draft is known for.
     """
-    target_print = export_target(
-        trainer.target, run.bundle / "cloud", name=MODEL_NAME, sampling=job.sampling
-    )
+    cloud = run.bundle / "cloud"
+    part = cloud.with_name(f"{cloud.name}.part")
+    target_print = export_target(trainer.target, part, name=MODEL_NAME, sampling=job.sampling)
     write_targets(job.folder, {trained_for, target_print})
+    replace_folder(part, cloud)
     round_as_stored(trainer.target)
     calibration = job.calibration(trainer)
     export_draft(
@@ -106,7 +109,10 @@ def begin(run: RunFolder, folder: Path) -> str:
         stamp = folder / TARGET_FILE
         if stamp.exists() and not same_targets(run, current) & set(json.loads(stamp.read_text())):
             print(f"{folder.name}: the target has changed, so it begins anew")
-            shutil.rmtree(folder)
+            old = folder.with_name(f"{folder.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)  # at once: what is left without its stamp would pass for new
+            shutil.rmtree(old)
         if not stamp.exists():
             write_targets(folder, {current})
     run.world.wait()
@@ -122,4 +128,4 @@ def same_targets(run: RunFolder, current: str) -> set[str]:
 
 def write_targets(folder: Path, fingerprints: set[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / TARGET_FILE).write_text(json.dumps(sorted(fingerprints)))
+    replace_file(folder / TARGET_FILE, json.dumps(sorted(fingerprints)).encode())

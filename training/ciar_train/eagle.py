@@ -21,7 +21,7 @@ from ciar.target import TargetModel
 from ciar_train.contexts import Contexts
 from ciar_train.draft import DraftShape
 from ciar_train.export import as_int8
-from ciar_train.loop import Metrics, Run, World, batch_indices, train
+from ciar_train.loop import Metrics, Run, World, batch_indices, random_at, train
 from ciar_train.ngrams import NgramSource, recall_as
 from ciar_train.plan import TrainingPlan
 from ciar_train.precision import mixed_precision
@@ -73,11 +73,17 @@ def train_eagle(
     teacher = target.transformer.requires_grad_(False)
     model = eagle_from_target(target, shape, ngrams).to(world.device)
 
+    noise = NOISE * NOISE_TOKENS / target.config.num_tokens
+
     def losses(
-        of: Contexts, indices: Tensor, dropped: Tensor, noise: float
+        of: Contexts, indices: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor]:
+        """generator: of dropped captions and noise; without one there are neither."""
         conditions, tokens = of.batch(indices, world.device)
-        is_dropped = dropped.to(world.device)[:, None]
+        is_dropped = torch.zeros(len(indices), 1, dtype=torch.bool, device=world.device)
+        if generator:
+            uniform = torch.rand(is_dropped.shape, generator=generator, device=world.device)
+            is_dropped = uniform < plan.drop_caption
         with torch.no_grad(), mixed_precision(world.device):
             own = teacher.condition_rows(conditions.features.to(teacher.output.weight.dtype))
             uncond, uncond_mask = teacher.uncond_rows(conditions.mask)
@@ -85,13 +91,14 @@ def train_eagle(
             mask = torch.where(is_dropped, uncond_mask, conditions.mask)
             hidden = teacher.masked_hidden(rows, tokens[:, :-1], mask).float()
         known, wanted = hidden[:, :-1], hidden[:, 1:]  # [B, T - 1, D]
-        noisy = known + (torch.rand_like(known) - 0.5) * noise
+        if generator:
+            uniform = torch.rand(known.shape, generator=generator, device=world.device)
+            known = known + (uniform - 0.5) * noise
         with mixed_precision(world.device):
-            predicted = model.forced(rows.float(), tokens[:, :-1], noisy, mask)
+            predicted = model.forced(rows.float(), tokens[:, :-1], known, mask)
         return eagle_loss(predicted.float(), wanted, model.output, head_weight=plan.head_weight)
 
     def step(number: int) -> tuple[Tensor, Metrics]:
-        generator = torch.Generator().manual_seed(number * world.size + world.rank)
         indices = batch_indices(
             number,
             count=len(contexts.tokens),
@@ -99,16 +106,14 @@ def train_eagle(
             world=world,
             seed=plan.seed,
         )
-        dropped = torch.rand(len(indices), generator=generator) < plan.drop_caption
-        noise = NOISE * NOISE_TOKENS / target.config.num_tokens
-        loss, cross_entropy = losses(contexts, indices, dropped, noise)
+        generator = random_at(number, world=world, seed=plan.seed)
+        loss, cross_entropy = losses(contexts, indices, generator)
         return loss, {"cross_entropy": cross_entropy}
 
     @torch.no_grad()
     def evaluate() -> Metrics:
         indices = torch.arange(min(32, len(held_out.tokens)))
-        dropped = torch.zeros(len(indices), dtype=torch.bool)
-        loss, cross_entropy = losses(held_out, indices, dropped, 0.0)
+        loss, cross_entropy = losses(held_out, indices, None)
         return {"held_out": float(loss), "held_out_cross_entropy": float(cross_entropy)}
 
     train(model, step, plan=plan, run=Run(run_folder, world=world), evaluate=evaluate)

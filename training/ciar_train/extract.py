@@ -16,21 +16,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ciar.checkpoint import fingerprint, read_config
 from ciar.errors import InvalidInput
 from ciar.models.vq import VQModel
+from ciar.output_file import replace_file, replacing
 from ciar.picture import load_vq
 from ciar.text import TextFeatures, load_text
-from ciar_train.captioned import Item
-from ciar_train.codes import save
+from ciar_train.captioned import Item, items_print
+from ciar_train.codes import SOURCE_FILE, read_source, save
 from ciar_train.progress import Progress, say_nothing
 from ciar_train.tokenizer import channels_last
 
 PART = 512  # pictures
 BATCH = 16
-SOURCE_FILE, FINISHED = "source.json", "captions.npy"  # the last is written last
+# What Pillow raises for what is no picture, or one of too many pixels.
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+FINISHED = "captions.npy"  # written last
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +87,7 @@ def extract(
 
     Raises `InvalidInput` if none could, or if `out` holds those of another model or other pictures.
     """
-    source = {**extractor.source, "items": len(items), "first": items[0].caption}
+    source = {**extractor.source, "items": items_print(items)}
     parts_folder = out / "parts"
     check_source(out, source)
     if (out / FINISHED).exists():
@@ -104,12 +108,12 @@ def extract(
 
 def check_source(out: Path, source: dict[str, Any]) -> None:
     stamp = out / SOURCE_FILE
-    if stamp.exists() and json.loads(stamp.read_text()) != source:
+    if stamp.exists() and read_source(out) != source:
         raise InvalidInput(
             "out", str(out), "holds codes of another model or other pictures: give another folder"
         )
     out.mkdir(parents=True, exist_ok=True)
-    stamp.write_text(json.dumps(source))
+    replace_file(stamp, json.dumps(source).encode())
 
 
 def write_part(items: Sequence[Item], extractor: Extractor, folder: Path) -> None:
@@ -118,7 +122,7 @@ def write_part(items: Sequence[Item], extractor: Extractor, folder: Path) -> Non
     for item in items:
         try:
             pictures.append(item.read(extractor.size))
-        except (OSError, ValueError, SyntaxError):  # Pillow's, for what is no picture
+        except UNREADABLE:
             continue
         captions.append(item.caption)
     rows = extractor.features(captions) if captions else []
@@ -140,18 +144,17 @@ def join(parts: Sequence[Path], out: Path) -> int:
     for name in ("tokens", "features"):
         arrays = [np.load(part / f"{name}.npy", mmap_mode="r") for part in parts]
         shape = (sum(map(len, arrays)), arrays[0].shape[1])
-        part_path = out / f"{name}.part"
-        joined = np.lib.format.open_memmap(part_path, mode="w+", dtype=arrays[0].dtype, shape=shape)
-        first = 0
-        for array in arrays:
-            joined[first : first + len(array)] = array
-            first += len(array)
-        joined.flush()
-        del joined
-        part_path.replace(out / f"{name}.npy")
+        with replacing(out / f"{name}.npy") as part:
+            joined = np.lib.format.open_memmap(part, mode="w+", dtype=arrays[0].dtype, shape=shape)
+            first = 0
+            for array in arrays:
+                joined[first : first + len(array)] = array
+                first += len(array)
+            joined.flush()
+            del joined
     starts = [0]
-    for part in parts:
-        starts += (np.load(part / "starts.npy")[1:] + starts[-1]).tolist()
+    for folder in parts:
+        starts += (np.load(folder / "starts.npy")[1:] + starts[-1]).tolist()
     save(out / "starts.npy", np.array(starts))
     count = len(starts) - 1
     save(out / FINISHED, np.arange(count)[:, None])

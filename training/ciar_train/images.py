@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ciar.errors import InvalidInput
 from ciar_train.gpu import moved
+from ciar_train.scenes.dataset import caption_lines
 
 CPU = torch.device("cpu")
 
@@ -24,7 +25,7 @@ class SceneFolder:
         paths = sorted(folder.glob("images-*.npy"))
         if not paths:
             raise InvalidInput("data", str(folder), "draw pictures first: ciar-train scenes")
-        self.folder = folder
+        self.folder, self.paths = folder, paths
         self.shards = [np.load(path, mmap_mode="r") for path in paths]
         self.starts = np.cumsum([0] + [len(shard) for shard in self.shards])
 
@@ -41,8 +42,15 @@ class SceneFolder:
         return pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
     def captions(self) -> list[list[str]]:
-        """All captions, image after image."""
-        lines = []
-        for path in sorted(self.folder.glob("captions-*.jsonl")):
-            lines += [json.loads(line) for line in path.read_text().splitlines()]
-        return [line["captions"] for line in lines]
+        """All captions, image after image. Raises `InvalidInput` unless every image has some."""
+        found: list[list[str]] = []
+        for path, shard in zip(self.paths, self.shards, strict=True):
+            lines = caption_lines(path)
+            if len(lines) != len(shard):
+                found_of = (
+                    f"{path.name} has {len(shard)} pictures and {len(lines)} lines of captions"
+                )
+                remedy = f"{found_of}: draw it again with ciar-train scenes"
+                raise InvalidInput("data", str(self.folder), remedy)
+            found += (json.loads(line)["captions"] for line in lines)
+        return found

@@ -2,14 +2,17 @@
 
 The loop owns time (schedule, checkpoints, log); the step owns the mathematics: it gets the number
 of a batch, or of a part of one where gradients are accumulated, and returns a loss and what to log.
-Data order must depend on that number alone, so that a resumed run continues as if never stopped.
+Data order and random numbers must depend on that number alone (`batch_indices`, `random_at`), so
+that a resumed run continues as if never stopped.
 """
 
 import json
 import os
+import pickle
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ciar.errors import InvalidInput
+from ciar.output_file import replacing
 from ciar_train.export import round_as_stored
 from ciar_train.optimizer import optimizer_for
 from ciar_train.plan import TrainingPlan
@@ -25,6 +30,9 @@ from ciar_train.plan import TrainingPlan
 Metrics = Mapping[str, float | Tensor]  # read when logged: reading one waits for the GPU
 Step = Callable[[int], tuple[Tensor, Metrics]]
 STATE_FILE = "state.pt"
+BACKENDS = {"cpu": "gloo", "cuda": "nccl"}  # of the devices that training runs on
+DAMAGED = (OSError, RuntimeError, pickle.UnpicklingError)  # what reading such a file raises
+PATIENCE = timedelta(hours=12)  # of processes that wait while the first draws scenes or encodes
 
 
 @dataclass(frozen=True)
@@ -39,17 +47,14 @@ class World:
     def start(cls, device: str = "") -> "World":
         """Join torchrun's process group when there is one.
 
-        Device: cuda when present, unless named.
+        Device: cuda when present, unless named. Raises `InvalidInput` if it is not here.
         """
         size = int(os.environ.get("WORLD_SIZE", "1"))
         rank = int(os.environ.get("RANK", "0"))
-        kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        if kind == "cuda":
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-            torch.backends.cudnn.benchmark = True  # shapes hardly change
+        found = own_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if size > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if kind == "cuda" else "gloo")
-        return cls(rank, size, torch.device(kind))
+            dist.init_process_group(BACKENDS[found.type], timeout=PATIENCE)
+        return cls(rank, size, found)
 
     @staticmethod
     def leave() -> None:
@@ -66,10 +71,48 @@ class World:
         if self.size > 1:
             dist.barrier()
 
+    def add_up(self, tensor: Tensor) -> None:
+        """Replace a contiguous tensor by its sum over all processes."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+
+    def take_over(self, tensor: Tensor) -> None:
+        """Replace a contiguous tensor by that of the main process."""
+        if self.size > 1:
+            dist.broadcast(tensor, 0)
+
     def share(self, batch_size: int) -> int:
         if batch_size % self.size:
             raise ValueError(f"batch_size: {batch_size}: give a multiple of {self.size} processes")
         return batch_size // self.size
+
+
+def own_device(name: str) -> torch.device:
+    """Of this process: of several GPUs the one that torchrun numbered for it.
+
+    Raises `InvalidInput` if it is not here.
+    """
+    kind = name.partition(":")[0]
+    if kind not in BACKENDS:
+        raise InvalidInput("device", name, f"give {' or '.join(BACKENDS)}")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InvalidInput("device", name, "there is no GPU that torch can use: give cpu")
+    try:
+        device = torch.device(name)
+        if kind == "cuda":
+            local = int(os.environ.get("LOCAL_RANK", "0"))
+            torch.cuda.set_device(local if device.index is None else device.index)
+            torch.backends.cudnn.benchmark = True  # shapes hardly change
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise InvalidInput("device", name, f"give one that is here ({reason})") from None
+    return device
+
+
+def random_at(number: int, *, world: World, seed: int) -> torch.Generator:
+    """This process's random numbers of a batch or part, drawn on its device."""
+    generator = torch.Generator(world.device)
+    return generator.manual_seed(seed * 1_000_003 + number * world.size + world.rank)
 
 
 def batch_indices(step: int, *, count: int, batch_size: int, world: World, seed: int) -> Tensor:
@@ -106,19 +149,23 @@ class Run:
         return self.folder / STATE_FILE
 
     def load(self) -> dict[str, Any] | None:
+        """The last checkpoint, if any, as `snapshot` made it. Raises `InvalidInput` if damaged."""
         if not self.state_path.exists():
             return None
-        state: dict[str, Any] = torch.load(
-            self.state_path, map_location="cpu", weights_only=True, mmap=True
-        )
+        try:
+            state: dict[str, Any] = torch.load(
+                self.state_path, map_location="cpu", weights_only=True, mmap=True
+            )
+        except DAMAGED as error:
+            remedy = f"{STATE_FILE} is damaged: remove it, and this step begins anew"
+            raise InvalidInput("run", str(self.folder), remedy) from error
         return state
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write and rename, so that an interrupted save leaves the previous state."""
+        """As a whole or not at all: an interrupted save leaves the previous state."""
         if self.world.is_main:
-            part = self.state_path.with_suffix(".part")
-            torch.save(state, part)
-            part.replace(self.state_path)
+            with replacing(self.state_path) as part:
+                torch.save(state, part)
 
     def log(self, step: int, metrics: Metrics, *, steps: int, kind: str = "train") -> None:
         if not self.world.is_main:
@@ -228,17 +275,37 @@ def snapshot(
 
 
 def restore(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None) -> int:
-    """Load the last checkpoint, if any; returns the step to go on from."""
+    """Load the last checkpoint, if any; returns the step to go on from.
+
+    Raises `InvalidInput` for one of another model or another kind of plan.
+    """
     state = run.load()
     if state is None:
         return 0
+    averaged = state.get("ema", {}) if ema else {}
+    fits = shapes(state["model"]) == shapes(model.state_dict())
+    if not fits or (ema and shapes(averaged) != shapes(ema.shadow)):
+        raise of_another_size(run)
     model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    try:
+        optimizer.load_state_dict(state["optimizer"])
+    except (KeyError, ValueError) as error:  # other optimizers, or other parameters
+        raise of_another_size(run) from error
     if ema:
-        ema.shadow = {n: t.to(run.world.device) for n, t in state["ema"].items()}
+        ema.shadow = {n: t.to(run.world.device) for n, t in averaged.items()}
     step: int = state["step"]
     run.show(f"{run.folder.name}: resuming at step {step}")
     return step
+
+
+def shapes(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Of tensors by name; of what else a module keeps, that it is there."""
+    return {name: getattr(value, "shape", None) for name, value in state.items()}
+
+
+def of_another_size(run: Run) -> InvalidInput:
+    remedy = "holds a checkpoint of another size or plan: give another folder, or the same size"
+    return InvalidInput("run", str(run.folder), remedy)
 
 
 @torch.no_grad()

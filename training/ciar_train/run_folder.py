@@ -6,6 +6,7 @@ RUN/scenes/counted             pictures whose n-grams are counted, and their tok
 RUN/{tokenizer,target,draft}   checkpoints and metrics.jsonl of each step
 RUN/bundle                     the model bundle as it grows: vq, text, cloud, edge
 RUN/adopted                    the bundle it goes on from, if any
+RUN/adopted.json               its fingerprints, and whether its target is kept
 RUN/variants/NAME              runs of their own for drafts of another kind (see `variants`)
 """
 

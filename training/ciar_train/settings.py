@@ -32,17 +32,20 @@ def read_table(
     """A file, over the one that it is like, if it names one. above: files that are like this."""
     if str(name) in above:
         raise InvalidInput(field, str(name), f"give a file other than {', '.join(above)}")
-    table = tomllib.loads(read_text(package, name, field=field))
+    try:
+        table = tomllib.loads(read_text(package, name, field=field))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InvalidInput(field, str(name), f"cannot be read as TOML ({error})") from None
     like = table.pop(LIKE, None)
     if like is None:
         return table
-    return over(read_table(package, like, field=LIKE, above=(*above, str(name))), table)
+    return over(read_table(package, str(like), field=LIKE, above=(*above, str(name))), table)
 
 
 def read_text(package: str, name: str | Path, *, field: str) -> str:
     path, known = Path(name), names_in(package)
     if path.suffix == SUFFIX and path.exists():
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     if str(name) not in known:
         raise InvalidInput(
             field, str(name), f"give one of {', '.join(known)} or the path of a TOML file"

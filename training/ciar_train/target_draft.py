@@ -13,21 +13,24 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ciar.checkpoint import (
     CONFIG_FILE,
     PHI_FILE,
     fingerprint,
+    make_folder,
     read_config,
     read_sampling,
+    write_tensors,
 )
 from ciar.errors import InvalidInput
 from ciar.int8 import pack_state_dict, unpack_state_dict
 from ciar.models.inter_head import DraftModel
+from ciar.output_file import replacing
 from ciar.target import TargetModel
 from ciar_train.codes import CodeFolder
 from ciar_train.draft_job import DraftJob
@@ -96,6 +99,8 @@ class TargetDraft:
             export_eagle(model, self.out / "eagle")
 
     def _job(self) -> DraftJob:
+        if self.plan.held_out < 1:
+            raise InvalidInput("held_out", self.plan.held_out, "give the plan at least one picture")
         codes = self._codes()
         self._check_out()
         self._claim()
@@ -144,6 +149,7 @@ class TargetDraft:
         return self.out.resolve() == self.model.resolve()
 
     def _check_out(self) -> None:
+        make_folder(self.out, field="out")
         there = self.out / "cloud" / CONFIG_FILE
         if self._is_in_place or not there.exists():
             return
@@ -173,15 +179,13 @@ class TargetDraft:
         injection: Mapping[str, Tensor],
         calibration: Mapping[str, list[float]],
     ) -> None:
-        cloud = self.out / "cloud"
+        cloud, stamp = self.out / "cloud", self.run / TARGET_FILE
         self._link()
-        part_path = cloud / f"{PHI_FILE}.part"
-        save_file(dict(injection), part_path)
-        part_path.chmod((cloud / CONFIG_FILE).stat().st_mode)
-        part_path.replace(cloud / PHI_FILE)
-        target_print = fingerprint(cloud)
-        stamp = self.run / TARGET_FILE
-        write_targets(self.run, {*json.loads(stamp.read_text()), target_print})
+        with replacing(cloud / PHI_FILE) as part:
+            write_tensors(part, injection)
+            target_print = print_with(cloud, part)
+            # Before the cloud has it: an interruption leaves one that the run is known for.
+            write_targets(self.run, {*json.loads(stamp.read_text()), target_print})
         export_draft(
             draft,
             self.out / "edge",
@@ -189,6 +193,15 @@ class TargetDraft:
             target_fingerprint=target_print,
             calibration=calibration,
         )
+
+
+def print_with(cloud: Path, phi: Path) -> str:
+    """The fingerprint that a target gets with another half of phi."""
+    with TemporaryDirectory(dir=cloud.parent, prefix=".ciar-") as found:
+        folder = Path(found)
+        link_files(cloud, folder)
+        (folder / PHI_FILE).symlink_to(phi)
+        return fingerprint(folder)
 
 
 def link_files(source: Path, out: Path) -> None:

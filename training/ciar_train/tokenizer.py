@@ -26,7 +26,7 @@ from ciar_train.discriminator import (
     discriminator_loss,
 )
 from ciar_train.images import SceneFolder
-from ciar_train.loop import Metrics, Run, World, batch_indices, train
+from ciar_train.loop import Metrics, Run, World, batch_indices, random_at, train
 from ciar_train.plan import TrainingPlan
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -66,14 +66,14 @@ class TokenizerLoss:
 
 
 class CodeTracker(nn.Module):
-    """Averaged counts and sums of the latents assigned to each code."""
+    """Averaged counts and sums of the latents assigned to each code, in all processes together."""
 
     counts: Tensor
     sums: Tensor
 
-    def __init__(self, vq: VQModel, loss: TokenizerLoss) -> None:
+    def __init__(self, vq: VQModel, loss: TokenizerLoss, world: World) -> None:
         super().__init__()
-        self.loss = loss
+        self.loss, self.world = loss, world
         self.codebook = vq.quantize
         self.codebook.embedding.weight.requires_grad_(False)
         codes = self.codebook.codes()
@@ -82,17 +82,24 @@ class CodeTracker(nn.Module):
         self.register_buffer("sums", codes.detach().clone())
 
     @torch.no_grad()
-    def update(self, z: Tensor, ids: Tensor, *, can_move: bool) -> None:
-        """z [B, C, h, w] latents as compared, ids [B, h, w]."""
+    def update(self, z: Tensor, ids: Tensor, moves: torch.Generator | None) -> None:
+        """z [B, C, h, w] latents as compared, ids [B, h, w], both of this process's pictures.
+
+        moves: picks latents of the main process for codes nobody uses; None: they stay.
+        """
         flat = z.detach().permute(0, 2, 3, 1).reshape(-1, z.shape[1])
         ones = torch.ones(len(flat), device=z.device)
         hot = torch.zeros_like(self.counts).index_add_(0, ids.flatten(), ones)
         sums = torch.zeros_like(self.sums).index_add_(0, ids.flatten(), flat)
+        self.world.add_up(hot)
+        self.world.add_up(sums)
         self.counts.lerp_(hot, 1 - self.loss.code_decay)
         self.sums.lerp_(sums, 1 - self.loss.code_decay)
-        if can_move:
+        if moves:
             is_dead = self.counts < self.loss.dead_below
-            picks = flat[torch.randint(len(flat), self.counts.shape, device=z.device)]
+            rows = torch.randint(len(flat), self.counts.shape, generator=moves, device=z.device)
+            picks = flat[rows]  # [V, C]
+            self.world.take_over(picks)
             self.sums.copy_(torch.where(is_dead[:, None], picks, self.sums))
             self.counts.masked_fill_(is_dead, 1.0)
         self.codebook.embedding.weight.copy_(self.sums / self.counts[:, None].clamp(min=1e-3))
@@ -178,7 +185,7 @@ def train_tokenizer(
     """
     torch.manual_seed(plan.seed)
     vq = channels_last(start or VQModel(config), world.device).requires_grad_(True)
-    tracker = CodeTracker(vq, loss).to(world.device)
+    tracker = CodeTracker(vq, loss, world).to(world.device)
     model = nn.ModuleDict({"vq": vq, "tracker": tracker})
     critic = Critic(vq, loss, steps=plan.num_parts) if loss.adversarial else None
     if critic:
@@ -211,7 +218,9 @@ def train_tokenizer(
         y = vq.decode_latents(z + (codes - z).detach())  # straight through
         commitment = F.mse_loss(z, codes.detach()) * z.shape[1]
         total, metrics = distance(x, y, number)
-        tracker.update(z, ids, can_move=number < plan.num_parts * (1 - plan.cooldown))
+        can_move = number < plan.num_parts * (1 - plan.cooldown)
+        moves = random_at(number, world=world, seed=plan.seed) if can_move else None
+        tracker.update(z, ids, moves)
         return total + loss.commitment * commitment, {
             **metrics,
             "codes": num_distinct(ids, config.codebook_size),

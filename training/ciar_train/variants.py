@@ -20,7 +20,7 @@ from ciar_train.draft_step import run_draft
 from ciar_train.plan import TrainingPlan
 from ciar_train.run_folder import BUNDLE, RunFolder
 from ciar_train.sizes import Size
-from ciar_train.steps import adopt
+from ciar_train.steps import adopt, copy_folders, replace_folder
 
 
 def published(plan: DraftPlan, *, kl: float, dro: float) -> DraftPlan:
@@ -75,11 +75,13 @@ def run_variant(run: RunFolder, name: str) -> RunFolder:
         raise InvalidInput("run", str(run.root), f"first run {before}")
     variant = replace(run, root=run.variant(name), size=with_draft(run.size, plan))
     if run.world.is_main and not variant.bundle.exists():
-        share_contexts(run, variant, images_of=run.root if name == PLAIN else run.variant(PLAIN))
-        adopt(variant, start)
-        for part in ("cloud", "eagle"):
-            if (run.bundle / part).exists():
-                shutil.copytree(run.bundle / part, variant.bundle / part)
+        part = replace(variant, root=variant.root.with_name(f"{name}.part"))
+        shutil.rmtree(part.root, ignore_errors=True)
+        adopt(part, start)
+        share_contexts(run, part, images_of=run.root if name == PLAIN else run.variant(PLAIN))
+        own_parts = (p for p in ("cloud", "eagle") if (run.bundle / p).exists())
+        copy_folders({part.bundle / p: run.bundle / p for p in own_parts})
+        replace_folder(part.root, variant.root)
     run.world.wait()
     run_draft(variant)
     return variant
@@ -87,11 +89,9 @@ def run_variant(run: RunFolder, name: str) -> RunFolder:
 
 def share_contexts(run: RunFolder, variant: RunFolder, *, images_of: Path) -> None:
     """The same pictures, and the images that the models have drawn already in another run."""
-    variant.root.mkdir(parents=True, exist_ok=True)
-    scenes = variant.root / "scenes"
-    if not scenes.exists():
-        scenes.symlink_to((run.root / "scenes").resolve(), target_is_directory=True)
-    (variant.root / "draft").mkdir(exist_ok=True)
+    scenes = (run.root / "scenes").resolve()
+    (variant.root / "scenes").symlink_to(scenes, target_is_directory=True)
+    (variant.root / "draft").mkdir()
     names = (CLOUD_IMAGES,) if images_of == run.root else (CLOUD_IMAGES, PROTOCOL_IMAGES)
     for name in names:  # the run's own draft is another, so its images of the protocol are too
         if (images_of / "draft" / name).exists():

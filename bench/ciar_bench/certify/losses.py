@@ -17,6 +17,7 @@ from torch import Tensor
 from ciar.certificate import sampling_of
 from ciar.checkpoint import fingerprint
 from ciar.errors import InvalidInput
+from ciar.output_file import replace_file
 from ciar.prefix import prefix_length
 from ciar.target import TargetModel
 from ciar.text import load_text
@@ -113,7 +114,7 @@ class Subject:
         return tally
 
     def measure_once(self, threshold: float, kept_in: Path, *, progress: Progress) -> Tally:
-        """`measure`, unless a file in the folder has it."""
+        """`measure`, unless a whole file in the folder has it."""
         what = {
             "models": [self.target_print, self.draft_print],
             "conditions": hashlib.sha256(torch.cat(self.conditions).numpy().tobytes()).hexdigest(),
@@ -125,12 +126,21 @@ class Subject:
         }
         name = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
         path = kept_in / f"{name}.json"
-        if not path.exists():
+        tally = read_tally(path)
+        if tally is None:
             tally = self.measure(threshold, progress=progress)
             kept_in.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(what | asdict(tally)))
+            replace_file(path, json.dumps(what | asdict(tally)).encode())
+        return tally
+
+
+def read_tally(path: Path) -> Tally | None:
+    """None: there is none, or half of one."""
+    try:
         found = json.loads(path.read_text())
         return Tally(losses=found["losses"], calls=found["calls"], sent=found["sent"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
 def losses(rollout: Rollout) -> list[float]:

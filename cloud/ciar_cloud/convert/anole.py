@@ -9,14 +9,12 @@ Image tokens are consecutive ids of the vocabulary; here they are 0 to V - 1.
 
 import json
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ciar.checkpoint import CONFIG_FILE
 from ciar.errors import CheckpointError
 from ciar.models.chameleon import ChameleonConfig
 from ciar.models.token_prompt import EMBEDDING, KIND, TOKENIZER_FILE
@@ -222,8 +220,6 @@ def write_prompts(
         "before": [vocabulary.begin],
         "after": list(vocabulary.after),
     }
-    tokenizer = tokenizer_file(source)
     entries = {EMBEDDING: Entry(embedding.shape, embedding.dtype, embedding.read)}
-    write_folder(folder, {}, entries, on_tensor=on_tensor)
-    shutil.copy(tokenizer, folder / TOKENIZER_FILE)
-    (folder / CONFIG_FILE).write_text(json.dumps(values, indent=2) + "\n")
+    beside = {TOKENIZER_FILE: tokenizer_file(source)}
+    write_folder(folder, values, entries, on_tensor=on_tensor, beside=beside)

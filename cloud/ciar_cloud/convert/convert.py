@@ -1,21 +1,24 @@
 """What the files are, and which parts of a bundle they become."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ciar.checkpoint import CONFIG_FILE, fingerprint, read_config
+from ciar.checkpoint import CONFIG_FILE, fingerprint, make_folder, read_config
 from ciar.errors import CheckpointError, InvalidInput
 from ciar.models.chameleon import ChameleonConfig
+from ciar.output_file import replace_file
 from ciar_cloud.bundle import DTYPES as SERVED_DTYPES
 from ciar_cloud.convert import anole, llamagen, t5, vq
 from ciar_cloud.convert.reader import Tensors, files_of, forget, read_files, sha256_of
 from ciar_cloud.convert.target import target_configuration, target_entries
-from ciar_cloud.convert.writer import MAX_SHARD_BYTES, write_folder
+from ciar_cloud.convert.writer import MAX_SHARD_BYTES, write_folder, writing_to
 
 DTYPES: Mapping[str, torch.dtype | None] = {"keep": None, **SERVED_DTYPES}
 CARD = "README.md"
@@ -95,10 +98,26 @@ def convert(
     """
     if not sources:
         raise InvalidInput("source", None, "give at least one checkpoint")
-    parts = [convert_one(Source.open(path), out, settings, on_tensor) for path in sources]
-    check_codebooks(out)
-    write_card(out, parts)
+    with made(out):
+        parts = [convert_one(Source.open(path), out, settings, on_tensor) for path in sources]
+        check_codebooks(out)
+        write_card(out, parts)
     return parts
+
+
+@contextmanager
+def made(out: Path) -> Iterator[None]:
+    """With the folder there, which is known before any checkpoint is read; not if it stays empty.
+
+    Raises `OutputError`.
+    """
+    is_new = not os.path.exists(out)
+    make_folder(out, field="out")
+    try:
+        yield
+    finally:
+        if is_new and not any(out.iterdir()):
+            out.rmdir()
 
 
 def convert_one(source: Source, out: Path, settings: Settings, on_tensor: OnTensor) -> Part:
@@ -263,4 +282,5 @@ def write_card(out: Path, parts: Sequence[Part]) -> None:
     lines += [f"| {' | '.join(row)} |" for row in (heads, ("---",) * len(heads), *rows)]
     if (out / "cloud" / CONFIG_FILE).exists():
         lines += ["", f"Fingerprint of `cloud/`: {fingerprint(out / 'cloud')}."]
-    (out / CARD).write_text("\n".join(lines) + "\n")
+    with writing_to(out):
+        replace_file(out / CARD, ("\n".join(lines) + "\n").encode())

@@ -1,16 +1,14 @@
 """flan-t5-xl's encoder, without the decoder that comes with it, and its tokenizer's files."""
 
-import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ciar.checkpoint import CONFIG_FILE, WEIGHTS_IN
+from ciar.checkpoint import CONFIG_FILE, WEIGHTS_IN, forget_weights
 from ciar.errors import CheckpointError
 from ciar.models.t5_encoder import INNER, KIND, MAX_TOKENS
 from ciar_cloud.convert.reader import LazyTensor, Tensors
-from ciar_cloud.convert.writer import Entry, write_folder
+from ciar_cloud.convert.writer import Entry, write_folder, write_json, writing_to
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -37,20 +35,27 @@ def write_encoder(
 ) -> int:
     """Write `text/` from the folder `source`; returns the width of its features.
 
-    Raises `CheckpointError`.
+    Raises `CheckpointError`, `OutputError`.
     """
-    files = [source / name for name in TOKENIZER_FILES if (source / name).exists()]
-    if not {"tokenizer.json", "spiece.model"} & {file.name for file in files}:
+    files = {name: source / name for name in TOKENIZER_FILES if (source / name).exists()}
+    if not {"tokenizer.json", "spiece.model"} & files.keys():
         raise CheckpointError(f"{source}: no tokenizer.json or spiece.model: download it too")
     kept = encoder_tensors(tensors, configuration, source)
     entries = {n: Entry(t.shape, t.dtype, t.read) for n, t in sorted(kept.items())}
     inner = {**configuration, "architectures": ["T5EncoderModel"]}
-    write_folder(folder / INNER, inner, entries, max_bytes=max_bytes, on_tensor=on_tensor)
-    for file in files:
-        shutil.copy(file, folder / INNER / file.name)
     width = int(configuration["d_model"])
     values = {"kind": KIND, "dim": width, "max_tokens": MAX_TOKENS, WEIGHTS_IN: INNER}
-    (folder / CONFIG_FILE).write_text(json.dumps(values, indent=2) + "\n")
+    with writing_to(folder):
+        forget_weights(folder)
+        write_folder(
+            folder / INNER,
+            inner,
+            entries,
+            max_bytes=max_bytes,
+            on_tensor=on_tensor,
+            beside=files,
+        )
+        write_json(folder / CONFIG_FILE, values)
     return width
 
 

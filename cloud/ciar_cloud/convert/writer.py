@@ -6,7 +6,9 @@ writes a file from tensors that are all in memory, so the few lines of the forma
 """
 
 import json
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ciar.checkpoint import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, check_names
+from ciar.checkpoint import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, check_names, forget_weights
 from ciar.errors import OutputError
 from ciar.mapped import DTYPES, LENGTH_BYTES, METADATA
+from ciar.output_file import output_error, replace_file, replacing
 from ciar_cloud.convert.reader import Tensors
 
 MAX_SHARD_BYTES = 5 * 10**9
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+NOTHING: Mapping[str, Path] = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,16 +57,20 @@ def write_folder(
     *,
     max_bytes: int = MAX_SHARD_BYTES,
     on_tensor: Callable[[str], None] = lambda _: None,
+    beside: Mapping[str, Path] = NOTHING,
 ) -> None:
     """Weights first and `config.json` last: where it is, the folder is whole.
 
-    Raises `OutputError`.
+    beside: files to copy, by their names there. Raises `OutputError`.
     """
     shards = split(entries, max_bytes)
     names = [shard_name(i, len(shards)) for i in range(len(shards))]
-    try:
+    with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG_FILE).unlink(missing_ok=True)
+        forget_weights(folder)
+        for name, source in beside.items():
+            with replacing(folder / name) as part:
+                shutil.copyfile(source, part)
         for name, shard in zip(names, shards, strict=True):
             write_file(folder / name, shard, on_tensor)
         if len(shards) > 1:
@@ -72,10 +80,23 @@ def write_folder(
                 "metadata": {"total_size": total},
                 "weight_map": {tensor: name for name, shard in pairs for tensor in shard},
             }
-            (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
-        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+            write_json(folder / INDEX_FILE, index)
+        write_json(folder / CONFIG_FILE, config)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    replace_file(path, (json.dumps(values, indent=2) + "\n").encode())
+
+
+@contextmanager
+def writing_to(out: Path) -> Iterator[None]:
+    """What the system refuses inside as `OutputError`, which names the option `out`."""
+    try:
+        yield
+    except OutputError:
+        raise
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be written: {error}") from error
+        raise output_error(out, error, field="out") from error
 
 
 def split(entries: Mapping[str, Entry], max_bytes: int) -> list[dict[str, Entry]]:
@@ -96,7 +117,7 @@ def shard_name(index: int, count: int) -> str:
 
 
 def write_file(path: Path, entries: Mapping[str, Entry], on_tensor: Callable[[str], None]) -> None:
-    """Beside its name, then moved there."""
+    """A safetensors file, whole or not at all."""
     header: dict[str, Any] = {METADATA: {"format": "pt"}}  # which transformers asks for
     end = 0
     for name, entry in entries.items():
@@ -109,12 +130,10 @@ def write_file(path: Path, entries: Mapping[str, Entry], on_tensor: Callable[[st
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # data begins at a multiple of 8
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
+    with replacing(path) as part, part.open("wb") as file:
         file.write(len(text).to_bytes(LENGTH_BYTES, "little") + text)
         for name, entry in entries.items():
             tensor = entry.make().to(entry.dtype).contiguous()
             assert tuple(tensor.shape) == entry.shape, name
             file.write(tensor.flatten().view(torch.uint8).numpy().data)
             on_tensor(name)
-    part.replace(path)

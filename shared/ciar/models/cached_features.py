@@ -13,9 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ciar.checkpoint import WEIGHTS_FILE, read_config, save_folder
+from ciar.checkpoint import WEIGHTS_FILE, forget_weights, read_config, save_folder
 from ciar.errors import CheckpointError, InvalidInput
 from ciar.mapped import mapped_tensors
+from ciar.output_file import replace_file
 
 KIND = "cached-features"
 PROMPTS_FILE = "prompts.json"
@@ -36,7 +37,7 @@ class CachedFeatures:
         """Raises `CheckpointError`."""
         config = read_config(folder)
         try:
-            prompts = json.loads((folder / PROMPTS_FILE).read_text())
+            prompts = json.loads((folder / PROMPTS_FILE).read_text(encoding="utf-8"))
             tensors = mapped_tensors(folder / WEIGHTS_FILE)
             features, starts = tensors["features"], tensors["starts"].tolist()
             max_tokens, dim = int(config["max_tokens"]), int(config["dim"])
@@ -56,10 +57,12 @@ class CachedFeatures:
     ) -> None:
         """rows: [L, C] of each prompt, stored as they are."""
         starts = [0, *accumulate(len(one) for one in rows)]
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / PROMPTS_FILE).write_text(json.dumps(list(prompts), ensure_ascii=False, indent=0))
         config = {"kind": KIND, "dim": rows[0].shape[1], "max_tokens": max_tokens}
         tensors = {"features": torch.cat(list(rows)), "starts": torch.tensor(starts)}
+        text = json.dumps(list(prompts), ensure_ascii=False, indent=0)
+        folder.mkdir(parents=True, exist_ok=True)
+        forget_weights(folder)
+        replace_file(folder / PROMPTS_FILE, text.encode())
         save_folder(folder, config, tensors)
 
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:

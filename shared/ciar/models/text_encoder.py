@@ -16,12 +16,14 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ciar.checkpoint import forget_weights, write_tensors
 from ciar.errors import CheckpointError, InvalidInput
 from ciar.int8 import pack_state_dict, unpack_state_dict
 from ciar.models.wordpiece import WordPiece
+from ciar.output_file import replace_file, replacing
 
 KIND = "text-encoder"
 CONFIG_FILE, WEIGHTS_FILE, VOCAB_FILE = "config.json", "model.safetensors", "vocab.txt"
@@ -119,15 +121,19 @@ class TextEncoder(nn.Module):
         return encoder.eval().requires_grad_(False)
 
     def save(self, folder: str | Path) -> None:
-        """Write the folder: 2-D weights as int8 rows, the rest as float16."""
+        """Write the folder: 2-D weights as int8 rows, the rest as float16.
+
+        `config.json` comes last: where it is, the folder is whole.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        config = {"kind": KIND, **asdict(self.config)}
-        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        vocabulary = "\n".join(self.tokenizer.pieces) + "\n"
-        (folder / VOCAB_FILE).write_text(vocabulary, encoding="utf-8", newline="\n")
         packed = pack_state_dict(self.state_dict(), quantize=lambda _, tensor: tensor.dim() == 2)
-        save_file(packed, folder / WEIGHTS_FILE, metadata={"kind": KIND})
+        with replacing(folder / WEIGHTS_FILE) as part:
+            write_tensors(part, packed, metadata={"kind": KIND})
+            forget_weights(folder)
+        replace_file(folder / VOCAB_FILE, ("\n".join(self.tokenizer.pieces) + "\n").encode())
+        config = {"kind": KIND, **asdict(self.config)}
+        replace_file(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Last hidden state [B, T, D] of `ids` int64 [B, T]; `mask` bool [B, T]: False on padding.

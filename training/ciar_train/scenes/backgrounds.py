@@ -7,7 +7,6 @@ keep it varied. A bank is two files, `NAME.bin` (uint8 [n, size, size, 3]) and `
 """
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ciar.errors import InvalidInput
+from ciar.output_file import replace_file, replacing
 from ciar_train.progress import Progress, say_nothing
 from ciar_train.scenes.atlas import Atlas
 from ciar_train.scenes.canvas import Canvas, Zones
@@ -81,19 +81,16 @@ class BackgroundBank:
         index_path, pixels_path = _paths(path)
         index_path.parent.mkdir(parents=True, exist_ok=True)
         items: dict[str, list[dict[str, Any]]] = {}
-        partial = pixels_path.with_name(pixels_path.name + ".partial")
         variants = list(_variants(recipe, recipe.num_backgrounds))
-        with open(partial, "wb") as file:
+        with replacing(pixels_path) as part, part.open("wb") as file:
             for number, variant in enumerate(variants):
                 canvas = variant.paint(recipe, atlas, number)
                 file.write(canvas.to_bytes().tobytes())
                 items.setdefault(variant.key, []).append(_describe(canvas, number))
                 progress(number + 1, len(variants), "backgrounds")
-        os.replace(partial, pixels_path)
+            index_path.unlink(missing_ok=True)  # it comes last: where it is, the bank is whole
         index = {"size": recipe.size, "texture": recipe.texture, "items": items}
-        partial = index_path.with_name(index_path.name + ".partial")
-        partial.write_text(json.dumps(index), encoding="utf-8")
-        os.replace(partial, index_path)
+        replace_file(index_path, json.dumps(index).encode())
         return cls(path)
 
     def check(self, recipe: Recipe) -> None:

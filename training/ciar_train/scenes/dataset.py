@@ -1,14 +1,14 @@
 """Draws scenes to disk in shards, in parallel, and goes on where an interrupted run stopped.
 
 A shard is `images-00000.npy` (uint8 [n, size, size, 3]) and `captions-00000.jsonl` (n lines of
-captions, nouns, place, time and style). Both are renamed into place when they are whole, the
-pictures last: a picture file means a whole shard. `draw.json` says what the folder holds.
+captions, nouns, place, time and style). Both are moved into place when they are whole, the
+pictures last: a picture file with as many captions means a whole shard. `draw.json` says what the
+folder holds.
 Scene `start + i` is the same whatever the number of workers and wherever a run was interrupted.
 """
 
 import json
 import multiprocessing
-import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ciar.errors import InvalidInput
-from ciar.output_file import replace_file
+from ciar.output_file import replace_file, replacing
 from ciar_train.progress import Progress, say_nothing
 from ciar_train.scenes.atlas import Atlas
 from ciar_train.scenes.backgrounds import BackgroundBank
@@ -44,7 +44,10 @@ class _Shard:
 
     def is_complete(self, out_dir: Path) -> bool:
         path = self.images_path(out_dir)
-        return path.exists() and len(np.load(path, mmap_mode="r")) >= self.count
+        if not path.exists():
+            return False
+        found = len(np.load(path, mmap_mode="r"))
+        return found >= self.count and found == len(caption_lines(path))
 
 
 def draw(
@@ -180,11 +183,16 @@ def _draw_shard(settings: str, out_dir: Path, shard: _Shard) -> _Shard:
         images[row] = scene.image
         lines.append(json.dumps(_describe(scene), ensure_ascii=False))
     replace_file(shard.captions_path(out_dir), ("\n".join(lines) + "\n").encode())
-    partial = shard.images_path(out_dir).with_suffix(".partial")
-    with open(partial, "wb") as file:
+    with replacing(shard.images_path(out_dir)) as part, part.open("wb") as file:
         np.save(file, images)
-    os.replace(partial, shard.images_path(out_dir))
     return shard
+
+
+def caption_lines(images: Path) -> list[str]:
+    """Those beside the pictures of a shard: one a picture if it is whole, none without a file."""
+    name = images.name.replace("images-", "captions-")
+    path = images.with_name(name).with_suffix(".jsonl")
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
 
 def _describe(scene: Scene) -> dict[str, Any]:

@@ -85,15 +85,9 @@ def unpack_atlas(pack_path: Path | str, folder: Path | str) -> None:
     """Unpack an atlas into a folder, which is made.
 
     Raises:
-        InvalidInput: the file is no packed atlas.
+        InvalidInput: the file is no packed atlas, or a damaged one.
     """
-    raw = Path(pack_path).read_bytes()
-    if not raw.startswith(_MAGIC):
-        raise InvalidInput("atlas", str(pack_path), "is no packed atlas (CIARATL1)")
-    start = len(_MAGIC) + _LENGTH.size
-    (length,) = _LENGTH.unpack(raw[len(_MAGIC) : start])
-    header: dict[str, Any] = json.loads(raw[start : start + length])
-    sprites = memoryview(raw)[start + length :]
+    header, sprites = _read_pack(Path(pack_path))
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
     index: dict[str, dict[str, list[int]]] = {}
@@ -102,8 +96,7 @@ def unpack_atlas(pack_path: Path | str, folder: Path | str) -> None:
         for style, entries in header["styles"].items():
             index[style] = {}
             for emoji, (offset, size, left, right) in entries.items():
-                image = Image.open(io.BytesIO(sprites[offset : offset + size])).convert("RGBA")
-                pixels = np.asarray(image)
+                pixels = _pixels(sprites[offset : offset + size], Path(pack_path))
                 height, width = pixels.shape[:2]
                 feet = (round(left * width), round(right * width))
                 index[style][emoji] = [end, height, width, *feet]
@@ -111,6 +104,38 @@ def unpack_atlas(pack_path: Path | str, folder: Path | str) -> None:
                 end += pixels.size
     # The index comes last and at once: it makes the atlas complete.
     replace_file(out / "index.json", json.dumps({"size": header["size"], "styles": index}).encode())
+
+
+def _read_pack(path: Path) -> tuple[dict[str, Any], memoryview]:
+    """The index, and all sprites. Raises `InvalidInput`, also if a sprite is not all there."""
+    raw = path.read_bytes()
+    if not raw.startswith(_MAGIC):
+        raise InvalidInput("atlas", str(path), "is no packed atlas (CIARATL1)")
+    start = len(_MAGIC) + _LENGTH.size
+    try:
+        (length,) = _LENGTH.unpack(raw[len(_MAGIC) : start])
+        header: dict[str, Any] = json.loads(raw[start : start + length])
+        styles = header["styles"].values()
+        ends = (offset + size for style in styles for offset, size, *_ in style.values())
+        end = max(ends, default=0)
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(path) from error
+    sprites = memoryview(raw)[start + length :]
+    if len(sprites) < end:
+        raise _damaged(path)
+    return header, sprites
+
+
+def _pixels(sprite: memoryview, path: Path) -> np.ndarray:
+    """uint8 RGBA [height, width, 4]. Raises `InvalidInput`."""
+    try:
+        return np.asarray(Image.open(io.BytesIO(sprite)).convert("RGBA"))
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow's, for what is no picture
+        raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> InvalidInput:
+    return InvalidInput("atlas", str(path), "is cut off or damaged: copy or build it again")
 
 
 def _shrink(image: Image.Image, scale: float, *, max_side: int) -> Image.Image:
