@@ -17,8 +17,17 @@ from ciar.int8 import dequantize_rows, quantize_rows
 from ciar.interval import Interval, interfuse
 from ciar.models.inter_head import InterHead, InterHeadConfig
 from ciar.uncertainty import interval_uncertainty, total_width
-from ciar_bench import cli, head_scale
-from ciar_bench.head_scale import VARIANTS, HeadSet, ScalePlan, ScaleRow, discrete, measure_scale
+from ciar_bench import cli, head_scale, machine
+from ciar_bench.head_scale import (
+    VARIANTS,
+    HeadSet,
+    ScalePlan,
+    ScaleRow,
+    cold_copies,
+    discrete,
+    measure_scale,
+    variants_of,
+)
 from ciar_bench.head_scale_table import scale_markdown
 from ciar_bench.interleaved import peak_bytes, summarize, time_calls
 from ciar_edge.heads import PreparedHeads
@@ -105,7 +114,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module", autouse=True)
 def caches_are_small() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(head_scale, "COLD_BYTES", 2**16)
+        patch.setattr(head_scale, "cache_bytes", lambda device: 2**15)
         yield
 
 
@@ -119,9 +128,9 @@ def test_every_variant_is_measured_for_every_size(rows: list[ScaleRow]) -> None:
         (32, weights, size) for weights in ("float32", "int8") for size in (64, 256)
     ]
     for row in rows:
-        assert set(row.costs) == set(VARIANTS)
+        codes = {f"discrete {k}" for k in (10, 30, 100) if k <= row.vocab_size}
+        assert set(row.costs) == {*VARIANTS, *codes}
         assert row.costs["plain"].timing.ratio == 1.0
-        assert set(row.discrete) == {k for k in (10, 30, 100) if k <= row.vocab_size}
         for cost in row.costs.values():
             timing = cost.timing
             assert timing.seconds > 0 and timing.least <= timing.ratio <= timing.largest
@@ -151,8 +160,26 @@ def test_variants_compute_what_they_are_called() -> None:
         assert found == pytest.approx(total, rel=1e-4)
         found = VARIANTS[f"U, {radius}"].run(heads, hidden())
         assert found == pytest.approx(total * spread, rel=1e-4)
-    assert VARIANTS["discrete 100"].run(heads, hidden()) == discrete(100).run(heads, hidden())
-    assert VARIANTS["discrete 100"].run(heads, hidden()) != discrete(30).run(heads, hidden())
+    variants = variants_of(256)
+    assert variants["discrete 100"].run(heads, hidden()) == discrete(100).run(heads, hidden())
+    assert variants["discrete 100"].run(heads, hidden()) != discrete(30).run(heads, hidden())
+
+
+@pytest.mark.parametrize("weights", ["float32", "int8"])
+def test_copies_are_not_in_a_cache_when_their_turn_comes_again(weights: Any) -> None:
+    """Twice 2**15 bytes of centres lie between two calls of the same copy."""
+    copies = cold_copies(32, 256, weights, CPU)
+    assert (len(copies) - 2) * copies[0].num_bytes(None) < 2**16
+    assert (len(copies) - 1) * copies[0].num_bytes(None) >= 2**16
+
+
+def test_the_largest_cache_of_a_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "CACHES", tmp_path)
+    assert machine.cache_bytes(CPU) == 64 * 2**20
+    for index, size in enumerate(("48K", "2048K", "491520K")):
+        (tmp_path / f"index{index}").mkdir()
+        (tmp_path / f"index{index}" / "size").write_text(f"{size}\n")
+    assert machine.cache_bytes(CPU) == 480 * 2**20
 
 
 def test_ratios_are_of_the_same_round() -> None:
@@ -211,5 +238,5 @@ def test_the_command_prints_and_writes_tables(tmp_path: Path) -> None:
 
 def test_a_k_that_a_codebook_lacks_is_an_empty_cell(rows: list[ScaleRow]) -> None:
     text = scale_markdown(rows, ScalePlan(rounds=2))
-    line = next(x for x in text.splitlines() if x.startswith("| 100 |"))
+    line = next(x for x in text.splitlines() if x.startswith("| discrete 100 |"))
     assert line.split("|")[2].strip() == "" and line.split("|")[3].strip() != ""

@@ -14,11 +14,17 @@ from torch import Tensor
 from ciar.errors import CheckpointError, InvalidInput
 from ciar.feed import Feed
 from ciar.types import SamplingParams
-from ciar_bench.methods import KINDS, Method, make_method
-from ciar_bench.methods.bench_model import BenchModel, sampling_view
+from ciar_bench.methods import KINDS, Method, kind_of, make_method, shortest
+from ciar_bench.methods.bench_model import NUM_SPARE, BenchModel, sampling_view
 from ciar_bench.methods.eagle1 import Eagle1, accept_by_ratio
 from ciar_bench.methods.eagle2 import Eagle2, accept_in_order
-from ciar_bench.methods.lantern import Lantern, nearest_codes, relaxed_mass, relaxed_rule
+from ciar_bench.methods.lantern import (
+    Lantern,
+    greedy_rule,
+    nearest_codes,
+    relaxed_mass,
+    relaxed_rule,
+)
 from ciar_bench.methods.lantern_static import LanternStatic, scaled_rule, shape
 from ciar_bench.methods.speculative import Accept, draw, normalized
 from tests.tiny import PROMPT, write_bundle, write_eagle
@@ -132,7 +138,7 @@ def test_one_relaxed_draft_moves_the_law_by_what_it_takes_over(delta: float) -> 
     law = rest.clone()
     law[token] = p[token] + mass
     assert 0.5 * float((law - p).abs().sum()) == pytest.approx(float(mass), abs=1e-6)
-    rule = relaxed_rule(table, delta, is_greedy=False)
+    rule = relaxed_rule(table, delta)
     one_hot = torch.nn.functional.one_hot(token, VOCAB).float()
     assert_law(law_of(rule, p, Proposer(one_hot, 1, is_drawn=False)), law)
 
@@ -153,7 +159,7 @@ def test_relaxed_siblings_move_the_law_by_at_most_delta_each(count: int, delta: 
     law += reached * left
     variation = 0.5 * float((law - p).abs().sum())
     assert 0 < variation <= count * delta
-    rule = relaxed_rule(table, delta, is_greedy=False)
+    rule = relaxed_rule(table, delta)
     assert_law(law_of(rule, p, Proposer(q, count, is_drawn=False)), law)
 
 
@@ -168,7 +174,7 @@ def test_neighbours_are_taken_while_their_sum_stays_below_the_bound() -> None:
 
 def test_nothing_left_falls_back_to_p() -> None:
     p = torch.tensor([0.5, 0.5, 0.0])
-    rule = relaxed_rule(torch.tensor([[1, 2], [0, 2], [0, 1]]), 1.0, is_greedy=False)
+    rule = relaxed_rule(torch.tensor([[1, 2], [0, 2], [0, 1]]), 1.0)
     ruling = rule(p, torch.tensor([0]), None, torch.Generator())
     assert ruling.child == 0
     torch.testing.assert_close(ruling.rest, p)
@@ -178,9 +184,16 @@ def test_greedy_lantern_accepts_a_code_that_beats_all_others_with_its_neighbours
     p = torch.tensor([0.3, 0.25, 0.45])
     table = torch.tensor([[1, 2], [0, 2], [1, 0]])
     generator = torch.Generator()
-    for delta, stands in ((0.3, True), (0.1, False)):
-        rule = relaxed_rule(table, delta, is_greedy=True)
+    bounds = (
+        (lambda own: torch.full_like(own, 0.3), True),
+        (lambda own: torch.full_like(own, 0.1), False),
+        (lambda own: (2.0 - 1) * own, True),  # of LANTERN++: 0.25 is within 0.3,
+        (lambda own: (1.5 - 1) * own, False),  # and not within 0.15
+    )
+    for bound, stands in bounds:
+        rule = greedy_rule(table, bound)
         assert (rule(p, torch.tensor([0]), None, generator).child == 0) is stands
+    assert rule(p, torch.tensor([0, 2, 1]), None, generator).child == 1  # the likeliest by itself
 
 
 def test_nearest_codes_are_in_order_and_leave_out_the_code_itself() -> None:
@@ -299,6 +312,22 @@ def test_relaxation_accepts_more(bench: BenchModel) -> None:
     assert forwards(Lantern(delta=0.9)) < forwards(Eagle2())
 
 
+@pytest.mark.parametrize("spec", ["lantern:delta={}", "lantern++:lam={}"])
+def test_relaxation_accepts_more_at_temperature_0(spec: str, bench: BenchModel) -> None:
+    def forwards(bound: float) -> int:
+        method = make_method(spec.format(bound))
+        seeds = (replace(bench.sampling, seed=seed, temperature=0.0) for seed in range(4))
+        return sum(method.draw(bench, PROMPT, s).costs.forwards for s in seeds)
+
+    assert forwards(9.0) < forwards({"lantern": 0.0}.get(spec.partition(":")[0], 1.0))
+
+
+def test_the_largest_tree_has_room(bench: BenchModel) -> None:
+    assert len(tokens_of(Eagle2(top=NUM_SPARE // 4, depth=5, size=NUM_SPARE), bench)) == 16
+    assert len(tokens_of(LanternStatic(levels=(NUM_SPARE // 2,) * 2), bench)) == 16
+    assert len(tokens_of(Eagle1(length=2 * NUM_SPARE), bench)) == 16  # ends with the image
+
+
 def test_a_window_below_a_row_is_faster_and_another_picture(bench: BenchModel) -> None:
     wave = make_method("wavefront:window=1").draw(bench, PROMPT, bench.sampling)
     assert wave.costs.forwards == 7  # 4 rows, each a step behind the one above
@@ -374,6 +403,35 @@ def test_methods_are_made_by_name() -> None:
     for name in KINDS:
         assert make_method(name).name == name
     assert make_method("lantern:delta=0.4,neighbours=100") == Lantern(delta=0.4, neighbours=100)
+    static = LanternStatic(levels=(5, 13, 16, 14, 9), lam=10)
+    assert make_method("lantern++:levels=[5, 13,16,14,9],lam=10") == static
+
+
+@pytest.mark.parametrize(
+    ("spec", "short"),
+    [
+        ("code:share=0.3", "code"),
+        ("interval:prefix_rate=0.06", "interval"),
+        ("eagle-2:size=20,top=10", "eagle-2:size=20"),
+        ('interval:features="none",threshold=0.5', 'interval:threshold=0.5,features="none"'),
+        ("lantern++:levels=[4,8,8,3,2]", "lantern++"),
+        ("lantern++:levels=[4,8]", "lantern++:levels=[4, 8]"),
+    ],
+)
+def test_a_method_has_one_shortest_name(spec: str, short: str) -> None:
+    assert shortest(spec) == shortest(short) == short
+    assert make_method(short) == make_method(spec)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_methods_draw_with_the_drafter_they_name(name: str, bench: BenchModel) -> None:
+    without = replace(bench, edge=None)  # type: ignore[arg-type]
+    if kind_of(name).drafter == "edge":
+        with pytest.raises(AttributeError):
+            make_method(name).draw(without, PROMPT, bench.sampling)
+    else:
+        make_method(name).draw(without, PROMPT, bench.sampling)
+    assert ("eagle" in vars(without)) is (kind_of(name).drafter == "eagle")
 
 
 @pytest.mark.parametrize(
@@ -381,6 +439,14 @@ def test_methods_are_made_by_name() -> None:
 )
 def test_a_wrong_name_says_what_there_is(spec: str) -> None:
     with pytest.raises(InvalidInput, match="method"):
+        make_method(spec)
+
+
+@pytest.mark.parametrize(
+    "spec", ["eagle-2:size=80", "eagle-2:top=20", "lantern:size=65", "lantern++:levels=[40,25]"]
+)
+def test_a_tree_that_caches_have_no_room_for_is_refused(spec: str) -> None:
+    with pytest.raises(InvalidInput, match=f"at most {NUM_SPARE} nodes"):
         make_method(spec)
 
 

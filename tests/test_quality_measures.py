@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -285,6 +286,22 @@ def test_a_folder_against_the_base(write: Write) -> None:
     assert floor["redness - base"].low < 0 < floor["redness - base"].high
     assert floor["FD-Means to base"].value > 0
     assert "| redness |" in markdown(found, "own")
+
+
+def test_the_noise_floor_is_paired_where_the_prompts_are(write: Write) -> None:
+    """Pictures of 40 more red at every prompt: paired, all draws say 40; without the order of
+    prompts they do not.
+    """
+    real, base, again = write("real", seed=0), write("base", seed=1), write("r", seed=1, red=40)
+    shifted = [replace(caption, seed=caption.seed + 100) for caption in again.captions]
+    write_index(again.folder, [(f"{i:05d}.png", c) for i, c in enumerate(shifted)])
+    instruments = Instruments(scorers=[Redness()])
+    found = noise_floor(base, PictureFolder(again.folder), real, instruments)["redness - base"]
+    assert found.low == pytest.approx(40) and found.high == pytest.approx(40)
+    others = [replace(caption, prompt=f"{caption.prompt}s") for caption in shifted]
+    write_index(again.folder, [(f"{i:05d}.png", c) for i, c in enumerate(others)])
+    found = noise_floor(base, PictureFolder(again.folder), real, instruments)["redness - base"]
+    assert found.low < found.value - 1 < found.value + 1 < found.high
 
 
 def test_pairs_must_match(write: Write) -> None:

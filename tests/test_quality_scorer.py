@@ -189,6 +189,41 @@ def test_a_place_is_stated_or_not(caption: str, place: str, stated: str | None) 
     assert stated_place(caption, place) == stated
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "FileNotFoundError"),
+        ("", "0 lines for 4 pictures"),
+        ('{"captions": ["a cat"], "nouns": [], "place": "beach"}\n' * 3, "3 lines for 4 pictures"),
+        ('{"captions": ["a c', "JSONDecodeError"),
+        ("[]\n" * 4, "TypeError"),
+        ('{"captions": [], "nouns": [], "place": "beach"}\n' * 4, "IndexError"),
+        ('{"captions": ["a cat"], "place": "beach"}\n' * 4, "nouns"),
+        ('{"captions": ["a cat"], "nouns": [], "place": "nowhere"}\n' * 4, "nowhere"),
+    ],
+)
+def test_captions_that_are_not_those_of_the_pictures_are_named(
+    text: str | None, words: str, tmp_path: Path
+) -> None:
+    folder = write_scenes(tmp_path / "scenes", 8, seed=0).folder
+    path = folder / "captions-00001.jsonl"
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(InvalidInput, match="remove images-00001.npy") as caught:
+        DrawnScenes(folder)
+    assert caught.value.field == str(path)
+    assert words in caught.value.value
+
+
+def test_captions_of_a_shard_that_grows_are_those_of_the_pictures(tmp_path: Path) -> None:
+    """They are written before its pictures."""
+    scenes = write_scenes(tmp_path / "scenes", 8, seed=0)
+    path = scenes.folder / "captions-00000.jsonl"
+    path.write_text(path.read_text() + path.read_text())
+    assert DrawnScenes(scenes.folder).lines == scenes.lines
+
+
 def test_quality_of_drawn_scenes_from_the_command_line(
     scorer: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -2,9 +2,13 @@
 
 import csv
 import json
+import shutil
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +18,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from ciar.checkpoint import CONFIG_FILE, read_config
-from ciar.errors import InvalidInput
+from ciar.errors import CheckpointError, InvalidInput
 from ciar_bench.cli import app
 from ciar_bench.methods.costs import Costs
 from ciar_bench.quality.bootstrap import Estimate
@@ -24,19 +28,19 @@ from ciar_bench.quality.instruments import make_instruments
 from ciar_bench.quality.measures import Scores
 from ciar_bench.quality.report import Instruments
 from ciar_bench.quality.scenes import DrawnScenes
-from ciar_bench.routing import CEILING, DIFFERS, IMAGE, RANDOM
-from ciar_bench.tables import building, cells
+from ciar_bench.routing import CEILING, DIFFERS, IMAGE, RANDOM, watch_bundle
+from ciar_bench.tables import building, cells, drawing, measuring, timing
 from ciar_bench.tables import cli as tables_cli
-from ciar_bench.tables.building import TablePlan, build, build_risk, title_of
+from ciar_bench.tables.building import TablePlan, build, build_risk, check, plan_routing, title_of
 from ciar_bench.tables.cells import Cell, begin, missing, read_record
 from ciar_bench.tables.contents import FLOOR, QUALITY, TABLES, Contents, Row
 from ciar_bench.tables.drawing import draw_cells
 from ciar_bench.tables.measuring import measure_cell
 from ciar_bench.tables.risk import SHARES, risk_curves, risks_at
-from ciar_bench.tables.timing import Timings
+from ciar_bench.tables.timing import Timings, measure_timings
 from ciar_bench.tables.writing import markdown_table, quality_columns, write_csv
 from ciar_edge.models import EdgeModel, load_draft_model
-from tests.tiny import write_bundle
+from tests.tiny import write_bundle, write_eagle
 
 COUNT, TIMED = 16, 4
 SIDE = 8  # pixels
@@ -177,6 +181,70 @@ def test_a_drafter_of_eagle_changes_only_its_own_cells(plan: TablePlan, tmp_path
     assert before[1] != after[1]
 
 
+def write_config(folder: Path, **values: Any) -> None:
+    """Change some of the values in a model folder's configuration."""
+    (folder / CONFIG_FILE).write_text(json.dumps(read_config(folder) | values))
+
+
+@pytest.mark.parametrize(
+    ("method", "is_its_own"),
+    [
+        ("interval", True),
+        ("interval:wavefront=5", True),
+        ("exact", True),
+        ("code", True),
+        ("never", True),
+        ("base", False),
+        ("jacobi", False),
+        ("wavefront:window=5", False),
+        ("eagle-1", False),
+        ("eagle-2", False),
+        ("lantern", False),
+        ("lantern++", False),
+    ],
+)
+def test_another_edge_changes_only_the_cells_that_draw_with_it(
+    method: str, is_its_own: bool, tmp_path: Path
+) -> None:
+    bundle = write_bundle(tmp_path)
+    before = Cell(method, bundle).inputs
+    write_config(bundle / "edge", name="trained again")
+    between = Cell(method, bundle).inputs
+    write_config(bundle / "edge", calibration={})
+    after = Cell(method, bundle).inputs
+    assert (before != between) is (between != after) is is_its_own
+    for part in ("cloud", "vq", "text"):
+        write_config(bundle / part, name="another")
+        assert Cell(method, bundle).inputs != after
+
+
+@pytest.mark.parametrize("twin", ["code:share=0.3", "code:is_last=false"])
+def test_two_spellings_are_one_cell(twin: str, plan: TablePlan, tmp_path: Path) -> None:
+    one, other = Cell("code", plan.model), Cell(twin, plan.model)
+    assert (one, one.folder(tmp_path)) == (other, other.folder(tmp_path))
+    rows = (Row("Base AR", "base"), Row("CoDe", "code"), Row("first 30 %", twin))
+    drawn = [plan.cell(row.method) for row in rows]
+    timings = measure_timings(drawn, plan.captions, tmp_path, num_prompts=2)
+    assert [cell.method for cell in drawn[1:]] == ["code", "code"]
+    assert len(timings.costs["code"]) == 2
+
+
+def test_models_of_equal_parts_share_their_pictures(plan: TablePlan, tmp_path: Path) -> None:
+    copy = shutil.copytree(plan.model, tmp_path / "copy")
+    twins = [Cell("code:share=0", model) for model in (plan.model, copy)]
+    drawn: list[tuple[int, int]] = []
+    folders = draw_cells(
+        twins,
+        tmp_path,
+        plan.captions[:2],
+        num_workers=1,
+        progress=lambda done, total, _: drawn.append((done, total)),
+    )
+    assert drawn == [(2, 2)]
+    assert len(set(folders.values())) == 1
+    assert set(folders) == set(twins)
+
+
 def test_more_captions_add_to_a_cell(plan: TablePlan, tmp_path: Path) -> None:
     cell, captions = Cell("code:share=0", plan.model), plan.captions
     (folder,) = draw_cells([cell], tmp_path, captions[:2], num_workers=1).values()
@@ -196,6 +264,58 @@ def test_several_processes_draw_what_one_does(plan: TablePlan, tmp_path: Path) -
     for index in range(6):
         images = [read_record(folder, index).image for folder in (alone, together)]
         assert images[0].tokens == images[1].tokens
+
+
+class WatchedPool(ThreadPoolExecutor):
+    """Threads instead of processes; `tasks_may_end` once the pool shuts down."""
+
+    tasks_may_end = threading.Event()
+
+    def __init__(self, num_workers: int, **_: object) -> None:
+        super().__init__(num_workers)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        super().shutdown(wait=False, cancel_futures=cancel_futures)
+        self.tasks_may_end.set()
+        super().shutdown(wait=wait)
+
+
+def test_an_error_does_not_wait_for_what_has_not_begun(
+    plan: TablePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = []
+
+    def draw_some(*task: object) -> int:
+        begun.append(task)
+        if len(begun) == 1:
+            raise InvalidInput("picture", 0, "draw another")
+        assert WatchedPool.tasks_may_end.wait(60)
+        return 1
+
+    monkeypatch.setattr(drawing, "ProcessPoolExecutor", WatchedPool)
+    monkeypatch.setattr(drawing, "draw_some", draw_some)
+    monkeypatch.setattr(drawing, "PICTURES_PER_TASK", 1)
+    with pytest.raises(InvalidInput, match="draw another"):
+        draw_cells([Cell("base", plan.model)], tmp_path, plan.captions, num_workers=2)
+    assert len(begun) <= 3  # of 16: both threads were busy
+
+
+def test_an_interrupted_picture_is_missing(
+    plan: TablePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another picture of the caption was there: its tokens are not those of the new one."""
+    cell, captions = Cell("code:share=0", plan.model), plan.captions[:2]
+    (folder,) = draw_cells([cell], tmp_path, captions, num_workers=1).values()
+
+    def stop_behind(path: Path, *_: object) -> None:
+        path.write_bytes(b"another picture")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cells, "save_picture", stop_behind)
+    others = [captions[0], replace(captions[1], seed=9)]
+    with pytest.raises(KeyboardInterrupt):
+        draw_cells([cell], tmp_path, others, num_workers=1)
+    assert missing(folder, captions) == missing(folder, others) == [1]
 
 
 def test_a_picture_of_another_caption_is_missing(plan: TablePlan, tmp_path: Path) -> None:
@@ -255,6 +375,80 @@ def test_other_captions_of_the_same_pictures_are_measured_again(
         assert found["nouns"].value == len(nouns)
 
 
+@pytest.fixture
+def floor(plan: TablePlan, tmp_path: Path) -> tuple[list[Path], Instruments]:
+    """Two folders of few pictures, and what to measure them with."""
+    sets = [Cell("code:share=0", plan.model, again) for again in (0, 1)]
+    folders = draw_cells(sets, tmp_path, plan.captions[:4], num_workers=1)
+    return list(folders.values()), Instruments(scorers=[NounCount()])
+
+
+def test_a_damaged_file_of_numbers_is_measured_again(
+    plan: TablePlan, floor: tuple[list[Path], Instruments]
+) -> None:
+    (base, again), instruments = floor
+    expected = measure_cell(base, base, plan.reference, instruments)
+    noise = measuring.measure_floor(again, base, plan.reference, instruments)
+    kept = base / measuring.KEPT, again / measuring.KEPT_FLOOR
+    whole = [path.read_bytes() for path in kept]
+    for damaged in (whole[0][:100], b"", b"\xff\xfe", b"[]", b"{}"):
+        for path in kept:
+            path.write_bytes(damaged)
+        assert measure_cell(base, base, plan.reference, instruments) == expected
+        assert measuring.measure_floor(again, base, plan.reference, instruments) == noise
+        assert [path.read_bytes() for path in kept] == whole
+
+
+def test_numbers_of_another_version_are_measured_again(
+    plan: TablePlan, floor: tuple[list[Path], Instruments], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (base, again), instruments = floor
+
+    def measured() -> list[bool]:
+        """Whether each file was written again."""
+        paths = base / measuring.KEPT, again / measuring.KEPT_FLOOR
+        before = [path.stat().st_ino if path.exists() else 0 for path in paths]
+        measure_cell(base, base, plan.reference, instruments)
+        measuring.measure_floor(again, base, plan.reference, instruments)
+        return [path.stat().st_ino != one for path, one in zip(paths, before, strict=True)]
+
+    assert measured() == [True, True]
+    assert measured() == [False, False]
+    monkeypatch.setattr(measuring, "VERSION", measuring.VERSION + 1)
+    assert measured() == [True, True]
+
+
+def test_a_damaged_file_of_times_is_measured_again(
+    plan: TablePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = []
+
+    def time_all(*_: object, **__: object) -> dict[str, list[Costs]]:
+        runs.append(1)
+        return {"base": [Costs(cloud_seconds=2)]}
+
+    monkeypatch.setattr(timing, "time_all", time_all)
+    cell = Cell("base", plan.model)
+    for expected in (1, 1):
+        measure_timings([cell], plan.captions, tmp_path)
+        assert len(runs) == expected
+    (path,) = tmp_path.glob("timings-*.json")
+    path.write_bytes(path.read_bytes()[:-5])
+    found = measure_timings([cell], plan.captions, tmp_path)
+    assert (len(runs), found.costs["base"][0].cloud_seconds) == (2, 2)
+
+
+def test_the_inputs_of_a_cell_are_written_as_a_whole(
+    plan: TablePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a cell is never begun anew because its stamp was cut off."""
+    written = []
+    monkeypatch.setattr(cells, "replace_file", lambda path, data: written.append((path, data)))
+    folder = begin(Cell("base", plan.model), tmp_path)
+    assert [path for path, _ in written] == [folder / cells.INPUTS]
+    assert list(folder.iterdir()) == []
+
+
 def test_a_further_set_has_seeds_of_its_own(plan: TablePlan) -> None:
     captions = plan.captions
     again = Cell("base", plan.model, 1).captions(captions)
@@ -273,6 +467,62 @@ def test_a_table_names_the_model_and_the_variant(plan: TablePlan, tmp_path: Path
 def test_losses_need_their_variants(plan: TablePlan) -> None:
     with pytest.raises(InvalidInput, match="variants"):
         build("losses", plan)
+
+
+def test_a_drafter_of_eagle_is_missed_before_anything_is_drawn(
+    plan: TablePlan, tmp_path: Path
+) -> None:
+    bundle = write_bundle(tmp_path)
+    check("card", replace(plan, model=bundle))
+    with pytest.raises(CheckpointError, match="--kind eagle"):
+        check("main", replace(plan, model=bundle))
+    write_eagle(bundle)
+    check("main", replace(plan, model=bundle))
+
+
+def test_a_calibration_is_missed_before_anything_is_drawn(plan: TablePlan, tmp_path: Path) -> None:
+    rows = TABLES["losses"](load_draft_model(plan.model / "edge")).rows
+    trained = sorted({row.variant for row in rows} - {""})
+    bundles = [write_bundle(tmp_path / name / "bundle") for name in trained]
+    whole = replace(plan, model=write_bundle(tmp_path / "bundle"), variants=tmp_path)
+    check("risk", whole)
+    check("losses", whole)
+    write_config(whole.model / "edge", calibration={"entropy": [0.01 * i for i in range(101)]})
+    with pytest.raises(InvalidInput, match="interval.*ciar-train draft"):
+        check("risk", whole)
+    with pytest.raises(InvalidInput, match="interval.*ciar-train draft"):
+        watch_bundle(whole.model, ["a cat"], share=0.3)
+    check("losses", whole)
+    write_config(bundles[-1] / "edge", calibration={})
+    with pytest.raises(InvalidInput, match="interval.*ciar-train draft"):
+        check("losses", whole)
+
+
+def test_rollouts_of_another_calibration_share_or_version_are_made_anew(
+    plan: TablePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[dict[str, Tensor]] = []
+
+    def watch(*_: object, **__: object) -> dict[str, Tensor]:
+        made.append({IMAGE: torch.tensor([len(made)])})
+        return made[-1]
+
+    monkeypatch.setattr(building, "watch_bundle", watch)
+    model = write_bundle(tmp_path / "bundle")
+    plan = replace(plan, out=tmp_path / "out", model=model)
+
+    def number() -> int:
+        return int(plan_routing(plan, model)[IMAGE])
+
+    assert [number(), number()] == [0, 0]
+    write_config(model / "edge", calibration={"interval": [0.01 * i for i in range(101)]})
+    assert [number(), number()] == [1, 1]
+    write_config(model / "vq", name="another")  # rollouts are never painted
+    assert number() == 1
+    monkeypatch.setattr(building, "DEFAULT_BUDGET", 0.5)
+    assert [number(), number()] == [2, 2]
+    monkeypatch.setattr(building, "ROLLOUTS", building.ROLLOUTS + 1)
+    assert [number(), number()] == [3, 3]
 
 
 def test_a_variant_may_be_the_model_itself(
@@ -360,6 +610,18 @@ def test_speedups_compare_images_of_one_prompt() -> None:
     assert timings.speedup("fast", rtt=1).value == pytest.approx((3 / 12 + 5 / 13) / 2)
 
 
+def test_bytes_take_their_time_on_a_link() -> None:
+    costs = Costs(
+        cloud_seconds=1, edge_seconds=2, round_trips=3, uplink_bytes=40, downlink_bytes=10
+    )
+    assert costs.latency(rtt=0.5) == 4.5
+    assert costs.latency(rtt=0.5, bandwidth=10) == 9.5
+    timings = Timings(
+        machine="m", costs={"base": [costs] * 2, "small": [Costs(cloud_seconds=4)] * 2}
+    )
+    assert timings.speedup("small", rtt=0.5, bandwidth=10).value == pytest.approx(9.5 / 4)
+
+
 def test_columns_of_quality_are_those_that_were_measured() -> None:
     one = Estimate(1, 1, 1)
     measured = (
@@ -437,6 +699,52 @@ def test_a_table_of_prompts_and_photographs(
     assert "16 captions of captions.jsonl, seeds 0 to 15" in text
     assert "FD-toy" in text
     assert (photographs / "features-toy-8.npy").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "words"),
+    [
+        ("main", CheckpointError, "--kind eagle"),
+        ("all", InvalidInput, "variants"),
+        ("losses", InvalidInput, "variants"),
+    ],
+)
+def test_a_table_says_what_is_missing_before_it_draws(
+    name: str,
+    error: type[Exception],
+    words: str,
+    plan: TablePlan,
+    photographs: Path,
+    prompts: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    built: list[str] = []
+    monkeypatch.setattr(tables_cli, "NAMES", ("card", "main", "losses", "risk"))
+    monkeypatch.setattr(tables_cli, "make_instruments", lambda **_: Instruments())
+    monkeypatch.setattr(tables_cli, "build", lambda name, _: built.append(name))
+    if name == "all":
+        monkeypatch.setattr(tables_cli, "NAMES", ("card", "losses", "risk"))
+    options = ["--captions", str(prompts), "--reference", str(photographs), "--count", "16"]
+    where = ["--model", str(plan.model), "--out", str(prompts.parent / "out")]
+    done = CliRunner().invoke(app, ["table", name, *options, *where])
+    assert isinstance(done.exception, error)
+    assert words in str(done.exception)
+    assert built == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["table", "card", "--out", "out"],
+        ["quality", "pictures", "--reference", "real"],
+        ["train-scorer", "--scenes", "s", "--held-out", "h", "--out", "s.safetensors"],
+        ["reconstruction", "scenes"],
+    ],
+)
+def test_a_device_that_is_not_there_is_named_first(command: list[str]) -> None:
+    done = CliRunner().invoke(app, [*command, "--device", "nowhere"])
+    assert isinstance(done.exception, InvalidInput)
+    assert done.exception.field == "device"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@
     discrete k          U of the materialised solution set of k codes, radius of rank 64
 
 All run as the edge runs them (`ciar_edge.heads`), down to one float. Calls go through copies of the
-weights that together exceed the caches.
+weights, so many that none is in a cache when its turn comes again.
 
     D width   V codebook
 """
@@ -28,6 +28,7 @@ from ciar.int8 import dequantize_rows, quantize_rows
 from ciar.models.inter_head import InterHead, InterHeadConfig
 from ciar.uncertainty import discrete_uncertainty, entropy, interval_uncertainty, total_width
 from ciar_bench.interleaved import Call, Timing, peak_bytes, time_calls
+from ciar_bench.machine import cache_bytes
 from ciar_edge.heads import PreparedHeads
 from ciar_edge.matrix import Matrix, matrix
 
@@ -37,7 +38,6 @@ Radius = Literal["rank 64", "full matrix"]
 
 RANKS: Mapping[Radius, int] = {"rank 64": 64, "full matrix": 0}
 PLAIN = "plain"
-COLD_BYTES = 128 * 2**20  # of centres alone: more than most caches hold
 CODE_COUNTS = (10, 30, 100, 300, 1000)
 
 
@@ -67,13 +67,14 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class ScaleRow:
-    """Costs by variant, and times of the discrete score by k."""
+    """Costs by variant: those of `VARIANTS`, and `discrete k` for every k of `CODE_COUNTS` that the
+    codebook has.
+    """
 
     dim: int
     vocab_size: int
     weights: Weights
     costs: dict[str, Cost]
-    discrete: dict[int, Timing]
 
 
 class HeadSet:
@@ -143,9 +144,12 @@ VARIANTS: Mapping[str, Variant] = {
     "U, rank 64": Variant(interval_uncertainty, "rank 64"),
     "interval, full matrix": Variant(total_width, "full matrix"),
     "U, full matrix": Variant(interval_uncertainty, "full matrix"),
-    "discrete 100": discrete(100),
-    "discrete 300": discrete(300),
 }
+
+
+def variants_of(vocab_size: int) -> dict[str, Variant]:
+    counts = [k for k in CODE_COUNTS if k <= vocab_size]
+    return {**VARIANTS, **{f"discrete {k}": discrete(k) for k in counts}}
 
 
 @torch.inference_mode()
@@ -166,54 +170,37 @@ def measure_scale(
                 progress(f"D = {dim}, {weights}, V = {vocab_size}")
                 copies = cold_copies(dim, vocab_size, weights, device)
                 rows.append(measure_row(copies, dim, weights, plan.rounds, device))
+                del copies  # before the next ones are made
     return rows
 
 
 def cold_copies(dim: int, vocab_size: int, weights: Weights, device: torch.device) -> list[HeadSet]:
-    """The same heads as often as it takes to exceed the caches."""
+    """The same heads, so many that the centres alone of all but one take twice the largest cache:
+    that much is read between two calls of the same weights, whatever they are of.
+    """
     first = HeadSet(dim, vocab_size, weights, device)
-    count = math.ceil(COLD_BYTES / first.num_bytes(None))
-    return [first, *(deepcopy(first) for _ in range(1, count))]
+    others = math.ceil(2 * cache_bytes(device) / first.num_bytes(None))
+    return [first, *(deepcopy(first) for _ in range(others))]
 
 
 def measure_row(
     copies: Sequence[HeadSet], dim: int, weights: Weights, rounds: int, device: torch.device
 ) -> ScaleRow:
     hidden = torch.randn(dim, device=device)
-    calls = {name: on_copies(variant, copies, hidden) for name, variant in VARIANTS.items()}
+    variants = variants_of(copies[0].vocab_size)
+    calls = {name: on_copies(variant, copies, hidden) for name, variant in variants.items()}
     timings = time_calls(calls, PLAIN, rounds=rounds, device=device)
     costs = {
         name: Cost(
             timing=timings[name],
-            weight_bytes=copies[0].num_bytes(VARIANTS[name].radius),
+            weight_bytes=copies[0].num_bytes(variants[name].radius),
             peak_bytes=peak_bytes(call, device),
         )
         for name, call in calls.items()
     }
-    return ScaleRow(
-        dim=dim,
-        vocab_size=copies[0].vocab_size,
-        weights=weights,
-        costs=costs,
-        discrete=measure_discrete(copies, hidden, rounds=rounds),
-    )
+    return ScaleRow(dim=dim, vocab_size=copies[0].vocab_size, weights=weights, costs=costs)
 
 
 def on_copies(variant: Variant, copies: Sequence[HeadSet], hidden: Tensor) -> Call:
     """Every call with other weights."""
     return lambda index: variant.run(copies[index % len(copies)], hidden)
-
-
-def measure_discrete(
-    copies: Sequence[HeadSet],
-    hidden: Tensor,
-    *,
-    rounds: int,
-    code_counts: Sequence[int] = CODE_COUNTS,
-) -> dict[int, Timing]:
-    """A token with the discrete score of k codes, by k, for all k that the codebook has."""
-    counts = [k for k in code_counts if k <= copies[0].vocab_size]
-    variants = {PLAIN: VARIANTS[PLAIN]} | {str(k): discrete(k) for k in counts}
-    calls = {name: on_copies(variant, copies, hidden) for name, variant in variants.items()}
-    timings = time_calls(calls, PLAIN, rounds=rounds, device=hidden.device)
-    return {k: timings[str(k)] for k in counts}

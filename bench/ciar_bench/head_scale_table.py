@@ -6,9 +6,9 @@ from itertools import groupby
 
 import torch
 
-from ciar_bench.head_scale import CODE_COUNTS, VARIANTS, ScalePlan, ScaleRow
+from ciar_bench.head_scale import ScalePlan, ScaleRow
 from ciar_bench.interleaved import Timing
-from ciar_bench.machine import describe_machine
+from ciar_bench.machine import cache_bytes, describe_machine
 
 MIB, KIB = 2**20, 2**10
 
@@ -16,15 +16,17 @@ MIB, KIB = 2**20, 2**10
 def scale_markdown(rows: Sequence[ScaleRow], plan: ScalePlan) -> str:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "1 thread"
     clock = "CUDA events" if torch.cuda.is_available() else "CPU time of the thread"
+    cache = cache_bytes(torch.device("cuda" if torch.cuda.is_available() else "cpu")) / MIB
     date = datetime.now(UTC).date()
     lines = [
         "# scale of the Inter-Head",
         "",
         f"{describe_machine()}, {device}; {date}. Random weights, one token a call; {clock}, "
         f"median of {plan.rounds} interleaved rounds. In brackets the ratio to the plain head of "
-        "the same round: median, and the range without the tenth of rounds at either end. Each "
-        "call has another copy of the weights, so that they come from memory. Bytes of weights "
-        "are computed, those of temporaries measured: the most that torch has allocated at once.",
+        "the same round: median, and the range without the tenth of rounds at either end. Calls "
+        f"go through copies of the weights that take more than twice the largest cache, "
+        f"{cache:.0f} MiB, so that they come from memory. Bytes of weights are computed, those of "
+        "temporaries measured: the most that torch has allocated at once.",
         "",
     ]
     for (dim, weights), group in groupby(rows, key=lambda row: (row.dim, row.weights)):
@@ -33,23 +35,18 @@ def scale_markdown(rows: Sequence[ScaleRow], plan: ScalePlan) -> str:
 
 
 def section(title: str, rows: Sequence[ScaleRow]) -> list[str]:
+    names = list(dict.fromkeys(name for row in rows for name in row.costs))
     return [
         f"## {title}",
         "",
-        *table("ms a token", rows, VARIANTS, lambda row, name: cell(row.costs[name].timing)),
+        *table("ms a token", rows, names, lambda row, name: cell(row.costs[name].timing)),
         *table(
             "MiB of weights, KiB of temporaries",
             rows,
-            (name for name in VARIANTS if name != "plain again"),
+            [name for name in names if name != "plain again"],
             lambda row, name: (
                 f"{row.costs[name].weight_bytes / MIB:.1f}, {row.costs[name].peak_bytes / KIB:.0f}"
             ),
-        ),
-        *table(
-            "discrete, ms a token",
-            rows,
-            map(str, CODE_COUNTS),
-            lambda row, k: cell(row.discrete[int(k)]) if int(k) in row.discrete else "",
         ),
     ]
 
@@ -60,11 +57,13 @@ def table(
     names: Iterable[str],
     value: Callable[[ScaleRow, str], str],
 ) -> list[str]:
-    """A column for every V."""
+    """A column for every V; empty where it lacks the name."""
+    heads = [f"V = {row.vocab_size}" for row in rows]
+    lines = [[n, *(value(row, n) if n in row.costs else "" for row in rows)] for n in names]
     return [
-        "| " + " | ".join([what, *(f"V = {row.vocab_size}" for row in rows)]) + " |",
+        "| " + " | ".join([what, *heads]) + " |",
         "| --- |" + " --- |" * len(rows),
-        *("| " + " | ".join([n, *(value(row, n) for row in rows)]) + " |" for n in names),
+        *("| " + " | ".join(line) + " |" for line in lines),
         "",
     ]
 

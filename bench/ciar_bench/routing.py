@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ciar.checkpoint import read_sampling
+from ciar.errors import InvalidInput
 from ciar.models.inter_head import DraftModel
 from ciar.prefix import DEFAULT_PREFIX_RATE, prefix_length
 from ciar.target import TargetModel
@@ -102,7 +103,10 @@ def watch_bundle(
     device: str = "cpu",
     progress: Progress = say_nothing,
 ) -> dict[str, Tensor]:
-    """Roll out prompts with a model bundle as it ships: see `watch_routing`."""
+    """Roll out prompts with a model bundle as it ships: see `watch_routing`.
+
+    Raises `CheckpointError`, and `InvalidInput` without a calibration.
+    """
     target = TargetModel.load(folder / "cloud", device=device)
     edge, encoder = load_draft_model(folder / "edge"), load_text(folder / "text")
     return watch_routing(
@@ -135,10 +139,10 @@ def watch_routing(
     """Roll out all conditions (text features, one [L, C] an image); a number a position by name.
 
     The scores, `RANDOM`, `CEILING`, `DIFFERS`, `IMAGE`, and what else `RoutingReport` tells of.
+    Raises `InvalidInput` without a calibration.
     """
     names = [n for n in TENSOR_SCORES if has_discrete or not n.startswith("discrete")]
-    threshold = calibration[router][round(100 * (1 - share))]
-    watcher = Watcher(router, threshold, names)
+    watcher = Watcher(router, threshold_at(share, router, calibration), names)
     for span in batches(len(conditions), at_once(target)):
         watcher.first = span.start
         roll_out(
@@ -154,6 +158,17 @@ def watch_routing(
     values = watcher.flat()
     values[RANDOM] = torch.rand(values[CEILING].shape, generator=torch.Generator().manual_seed(0))
     return values
+
+
+def threshold_at(share: float, router: str, calibration: Mapping[str, Sequence[float]]) -> float:
+    """What so large a share of the calibration's tokens exceed by the router's score.
+
+    Raises `InvalidInput` if the score has no calibration.
+    """
+    if router not in calibration:
+        remedy = "the edge has no calibration of it: train the draft, `ciar-train draft` makes one"
+        raise InvalidInput("router", router, remedy)
+    return calibration[router][round(100 * (1 - share))]
 
 
 def scores_in(values: Mapping[str, Tensor]) -> list[str]:
@@ -179,12 +194,21 @@ def report_routing(values: Mapping[str, Tensor], *, share: float) -> RoutingRepo
 
 def judge(name: str, values: Mapping[str, Tensor], share: float) -> RoutingRow:
     """Keep the lowest `1 - share` of the positions by this score."""
-    tv, differs = values[CEILING], values[DIFFERS]
-    order = values[name].argsort(stable=True)
-    kept = order[: round((1 - share) * len(order))]
+    scores, tv = values[name], values[CEILING]
+    num_kept = round((1 - share) * len(scores))
     return RoutingRow(
         score=name,
-        auroc=auroc(values[name], tv > tv.median()),
-        disagreement=float(differs[kept].mean()),
-        kept_tv=float(tv[kept].mean()),
+        auroc=auroc(scores, tv > tv.median()),
+        disagreement=float(by_score(values[DIFFERS], scores)[:num_kept].mean()),
+        kept_tv=float(by_score(tv, scores)[:num_kept].mean()),
     )
+
+
+def by_score(values: Tensor, scores: Tensor) -> Tensor:
+    """Values [n] as the scores [n] rise, float64; where scores are equal, their mean.
+
+    So a score that ties positions does as well as one that orders them by chance.
+    """
+    order = scores.argsort()
+    group = torch.cat([torch.zeros(1), scores[order].diff() != 0]).cumsum(0).long()
+    return (group.bincount(values[order].double()) / group.bincount())[group]

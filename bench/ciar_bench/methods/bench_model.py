@@ -87,11 +87,7 @@ class BenchModel:
     @cached_property
     def eagle(self) -> EagleModel:
         """The drafter of EAGLE: `NAME/eagle`. Raises `CheckpointError`."""
-        folder = self.folder / "eagle"
-        if not (folder / CONFIG_FILE).exists():
-            raise CheckpointError(
-                f"{folder}: no drafter of EAGLE; train it: ciar-train draft --kind eagle"
-            )
+        folder = eagle_folder(self.folder)
         model = load_eagle(folder)
         head = TargetModel.load(self.folder / "cloud").transformer.output.weight
         if not is_same_head(model.output.weight.cpu(), head):
@@ -102,6 +98,16 @@ class BenchModel:
     def codebook(self) -> Tensor:
         """Codes [V, d] as the VQ decoder gets them."""
         return load_vq(self.folder / "vq").quantize.codes().detach()
+
+
+def eagle_folder(bundle: Path) -> Path:
+    """Where a bundle has the drafter of EAGLE. Raises `CheckpointError` if it has none."""
+    folder = bundle / "eagle"
+    if not (folder / CONFIG_FILE).exists():
+        raise CheckpointError(
+            f"{folder}: no drafter of EAGLE; train it: ciar-train draft --kind eagle"
+        )
+    return folder
 
 
 def prefill(condition: Tensor, sampling: SamplingParams) -> Feed:

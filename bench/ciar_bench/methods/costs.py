@@ -30,12 +30,14 @@ class Costs:
     cloud_seconds: float = 0.0
     edge_seconds: float = 0.0
 
-    def latency(self, *, rtt: float) -> float:
-        """Seconds over a link with that round-trip time."""
-        return self.cloud_seconds + self.edge_seconds + self.round_trips * rtt
+    def latency(self, *, rtt: float, bandwidth: float = math.inf) -> float:
+        """Seconds over a link with that round-trip time (s) and bandwidth each way (bytes/s)."""
+        link = self.round_trips * rtt + (self.uplink_bytes + self.downlink_bytes) / bandwidth
+        return self.cloud_seconds + self.edge_seconds + link
 
 
-COST_NAMES = tuple(field.name for field in fields(Costs))
+# What was counted. Seconds are told of images drawn one at a time (see `ciar_bench.tables.timing`).
+COUNTS = tuple(name for field in fields(Costs) if not (name := field.name).endswith("_seconds"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from ciar_bench.methods.speculative import (
     accept_greedily,
     draw_by_rounds,
     first_true,
+    need_room,
     normalized,
     uniform,
 )
@@ -38,6 +39,8 @@ class Eagle2:
 
     def __post_init__(self) -> None:
         need_positive(top=self.top, depth=self.depth, size=self.size)
+        need_room("size", self.size)
+        need_room("top * (depth - 1)", self.top * (self.depth - 1))  # the drafter is fed
 
     def draw(self, bench: BenchModel, prompt: str, sampling: SamplingParams) -> DrawnImage:
         accept = accept_in_order if sampling.temperature else accept_greedily

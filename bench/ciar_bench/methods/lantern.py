@@ -6,6 +6,7 @@ from p in total variation. On rejection x and A are taken out of p (ours: not al
 codes, which may leave nothing; if nothing is left, p stays as it was).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -38,9 +39,12 @@ class Lantern(Eagle2):
 
     def draw(self, bench: BenchModel, prompt: str, sampling: SamplingParams) -> DrawnImage:
         table = nearest_codes(bench.codebook, self.neighbours)
-        is_greedy = sampling.temperature == 0
-        rule = relaxed_rule(table, self.delta, is_greedy=is_greedy)
-        return draw_by_rounds(bench, prompt, sampling, self.propose, rule)
+        accept = (
+            relaxed_rule(table, self.delta)
+            if sampling.temperature
+            else greedy_rule(table, lambda own: torch.full_like(own, self.delta))
+        )
+        return draw_by_rounds(bench, prompt, sampling, self.propose, accept)
 
 
 @lru_cache(maxsize=4)
@@ -69,24 +73,33 @@ def relaxed_mass(p: Tensor, token: Tensor, table: Tensor, bound: Tensor) -> tupl
     return (own * is_within).sum(), rest
 
 
-def relaxed_rule(table: Tensor, delta: float, *, is_greedy: bool) -> Accept:
-    """table: [V, k] neighbours.
-
-    Greedy: x stands if p~(x) is not below any other code's p.
-    """
+def relaxed_rule(table: Tensor, delta: float) -> Accept:
+    """table: [V, k] neighbours."""
 
     def accept(p: Tensor, tokens: Tensor, _: Tensor | None, generator: torch.Generator) -> Ruling:
-        bound = torch.tensor(delta).to(p)
-        chances = []
+        bound, chances = torch.tensor(delta).to(p), []
         for token in tokens:
             mass, rest = relaxed_mass(p, token, table, bound)
-            relaxed = p[token] + mass
-            if is_greedy:
-                chances.append((relaxed >= p.index_fill(0, token[None], 0).max()).to(p))
-                continue
-            chances.append(relaxed)
+            chances.append(p[token] + mass)
             p = normalized(rest, p)
         stands = uniform(len(tokens), generator) < torch.stack(chances)
         return Ruling(first_true(stands), p)
+
+    return accept
+
+
+def greedy_rule(table: Tensor, bound: Callable[[Tensor], Tensor]) -> Accept:
+    """At temperature 0 x stands if p~(x) is not below any other code's p.
+
+    table: [V, k] neighbours.  bound: p [c] of drafts to the greatest sums of their neighbours' [c].
+    """
+
+    def accept(p: Tensor, tokens: Tensor, _: Tensor | None, __: torch.Generator) -> Ruling:
+        own, near = p[tokens], p[table[tokens]]  # [c], [c, k]
+        is_within = near.cumsum(1) <= bound(own)[:, None]
+        relaxed = own + (near * is_within).sum(1)  # [c]
+        values, codes = p.topk(2)
+        others = torch.where(tokens == codes[0], values[1], values[0])  # the largest but x's own
+        return Ruling(first_true(relaxed >= others), p)
 
     return accept

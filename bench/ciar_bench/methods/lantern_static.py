@@ -2,7 +2,8 @@
 
 Children are drawn from q without replacement, each from what its elder siblings left. The
 neighbours of a draft may have up to (lam - 1) p(x) together, so p~(x) <= lam p(x), and x stands
-with min(1, p~ / q). On rejection p keeps what it has more than q, which counts no neighbours.
+with min(1, p~ / q). On rejection p keeps what it has more than q, which counts no neighbours. At
+temperature 0 x stands as in LANTERN, under this bound.
 """
 
 from dataclasses import dataclass
@@ -14,14 +15,14 @@ from ciar.types import SamplingParams
 from ciar_bench.methods.bench_model import BenchModel
 from ciar_bench.methods.costs import DrawnImage
 from ciar_bench.methods.eagle_drafter import EagleDrafter
-from ciar_bench.methods.lantern import nearest_codes
+from ciar_bench.methods.lantern import greedy_rule, nearest_codes
 from ciar_bench.methods.speculative import (
     Accept,
     Ruling,
-    accept_greedily,
     draw,
     draw_by_rounds,
     first_true,
+    need_room,
     normalized,
     uniform,
 )
@@ -30,10 +31,7 @@ from ciar_bench.methods.tree import ROOT, DraftTree
 
 @dataclass(frozen=True, kw_only=True)
 class LanternStatic:
-    """neighbours: k.  lam: greatest p~ / p.  levels: nodes at each depth.
-
-    At temperature 0 neither k nor lam matters: the likeliest token stands, and no other.
-    """
+    """neighbours: k.  lam: greatest p~ / p.  levels: nodes at each depth."""
 
     neighbours: int = 10
     lam: float = 5.0
@@ -45,10 +43,15 @@ class LanternStatic:
             raise ValueError(f"lam: {self.lam}: give at least 1")
         if not self.levels or min(self.levels) < 1:
             raise ValueError(f"levels: {self.levels}: give positive counts")
+        need_room("levels", sum(self.levels))
 
     def draw(self, bench: BenchModel, prompt: str, sampling: SamplingParams) -> DrawnImage:
-        rule = scaled_rule(nearest_codes(bench.codebook, self.neighbours), self.lam)
-        accept = rule if sampling.temperature else accept_greedily
+        table = nearest_codes(bench.codebook, self.neighbours)
+        accept = (
+            scaled_rule(table, self.lam)
+            if sampling.temperature
+            else greedy_rule(table, lambda own: (self.lam - 1) * own)
+        )
         return draw_by_rounds(bench, prompt, sampling, self.propose, accept)
 
     def propose(

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ciar.feed import Feed
 from ciar.types import SamplingParams
-from ciar_bench.methods.bench_model import SLOT, BenchModel, prefill, sampling_view
+from ciar_bench.methods.bench_model import NUM_SPARE, SLOT, BenchModel, prefill, sampling_view
 from ciar_bench.methods.costs import Costs, DrawnImage, id_bytes, number_bytes
 from ciar_bench.methods.eagle_drafter import ROWS, EagleDrafter
 from ciar_bench.methods.tree import ROOT, DraftTree, chain, scattered
@@ -38,6 +38,12 @@ Accept = Callable[[Tensor, Tensor, Tensor | None, torch.Generator], Ruling]
 
 Propose = Callable[[EagleDrafter, Tensor, int, torch.Generator], DraftTree]
 """(drafter, what it expects next [2, 1, D], greatest depth, randomness)."""
+
+
+def need_room(what: str, num_nodes: int) -> None:
+    """Raises `ValueError` for more nodes than caches have rows for beside an image's."""
+    if num_nodes > NUM_SPARE:
+        raise ValueError(f"{what}: {num_nodes}: give at most {NUM_SPARE} nodes")
 
 
 @torch.inference_mode()

@@ -23,6 +23,7 @@ from ciar_bench.quality.report import CaptionedSet, compare, markdown, measure_f
 from ciar_bench.quality.scenes import DrawnScenes, Reconstructed
 from ciar_bench.quality.scorer import SUFFIX, save_scorer
 from ciar_bench.quality.train_scorer import TrainPlan, train_scorer
+from ciar_cloud.bundle import check_device
 
 console = Console(stderr=True)
 
@@ -67,6 +68,7 @@ def train(
     """Train a caption scorer with probes of things and places on drawn scenes."""
     if out.suffix != SUFFIX:
         raise InvalidInput("out", str(out), f"give a file name that ends in {SUFFIX}")
+    check_device(device)
     heads, metadata = train_scorer(
         DrawnScenes(scenes, count=count),
         DrawnScenes(held_out),
@@ -87,6 +89,7 @@ def reconstruction(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """How much of real pictures a tokenizer keeps: PSNR, of each and of all pixels together."""
+    check_device(device)
     folder, pictures = find_model(model) / "vq", DrawnScenes(scenes, count=count)
     vq = load_vq(folder, device=device)
     rebuilt = Reconstructed(pictures, vq, fingerprint=fingerprint(folder))
@@ -129,6 +132,7 @@ def quality(
     """How good pictures are, against real ones and against the base, with intervals."""
     if floor and not against:
         raise InvalidInput("floor", str(floor), "give --against too")
+    check_device(device)
     instruments = make_instruments(
         extractors=extractor,
         model=find_model(model),

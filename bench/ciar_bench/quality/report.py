@@ -86,8 +86,11 @@ def compare(
 def noise_floor(
     base: CaptionedSet, again: CaptionedSet, reference: PictureSet, instruments: Instruments
 ) -> dict[str, Estimate]:
-    """`NAME - base` and `NAME / base` of base pictures of other seeds, drawn apart; and their
-    distances from one another, `NAME to base`.
+    """`NAME - base` and `NAME / base` of base pictures of other seeds, and their distances from one
+    another, `NAME to base`.
+
+    Where picture i of both has the same prompt they are compared picture by picture, as methods
+    are: what the prompts do cancels. Else each set has draws of its own.
 
     Raises `InvalidInput` if the sets share a pair of prompt and seed.
     """
@@ -95,7 +98,8 @@ def noise_floor(
     if shared:
         raise InvalidInput("floor", str(again.folder), "give pictures of other seeds than the base")
     others = measurements(base, reference, instruments)
-    own = measurements(again, reference, instruments, seed=1)
+    is_paired = [c.prompt for c in base.captions] == [c.prompt for c in again.captions]
+    own = measurements(again, reference, instruments, seed=0 if is_paired else 1)
     between = measurements(again, base, Instruments(extractors=instruments.extractors))
     named = {f"{name} to base": found for name, found in between.items()}
     return estimates(differences(own, others) | named)

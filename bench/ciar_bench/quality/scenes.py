@@ -23,6 +23,7 @@ class DrawnScenes:
 
     lines: what is known of each: captions, nouns, place, time, style.
     captions: the first of each; its seed is the number of the picture.
+    Raises `InvalidInput` for a folder without pictures, or whose captions are not those of all.
     """
 
     def __init__(self, folder: Path, *, count: int | None = None) -> None:
@@ -32,7 +33,7 @@ class DrawnScenes:
         self._count = count or len(self._scenes)
         self.folder = folder
         self.tag = f"-{count}" if count else ""
-        self.lines = read_lines(folder)[: self._count]
+        self.lines = read_lines(self._scenes)[: self._count]
         self.captions = tuple(
             Caption(
                 prompt=line["captions"][0],
@@ -83,12 +84,22 @@ class Reconstructed:
         return {**self._pictures.source(), "vq": self._fingerprint}
 
 
-def read_lines(folder: Path) -> list[dict[str, Any]]:
-    """Captions, nouns and place of every picture whose shard is whole."""
+def read_lines(scenes: SceneFolder) -> list[dict[str, Any]]:
+    """Captions, nouns and place of every picture. Raises `InvalidInput`, naming the file."""
     lines: list[dict[str, Any]] = []
-    for images in sorted(folder.glob("images-*.npy")):
-        text = folder / images.name.replace("images-", "captions-").replace(".npy", ".jsonl")
-        lines += [json.loads(line) for line in text.read_text().splitlines()]
+    paths = sorted(scenes.folder.glob("images-*.npy"))
+    for images, count in zip(paths, map(len, scenes.shards), strict=True):
+        path = images.with_name(images.name.replace("images-", "captions-")).with_suffix(".jsonl")
+        try:
+            found = [json.loads(line) for line in path.read_text().splitlines()][:count]
+            for line in found:
+                _ = line["captions"][0], line["nouns"], find_place(line["place"])
+            if len(found) < count:
+                raise ValueError(f"{len(found)} lines for {count} pictures")
+        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+            remedy = f"remove {images.name} and draw it again: ciar-train scenes"
+            raise InvalidInput(str(path), error, remedy) from error
+        lines += found
     return lines
 
 

@@ -14,11 +14,12 @@ from ciar.errors import InvalidInput
 from ciar.picture import Painter
 from ciar.router import DEFAULT_BUDGET
 from ciar_bench.machine import describe_machine
+from ciar_bench.methods import check_drafter
 from ciar_bench.quality.feature_cache import PictureSet
 from ciar_bench.quality.folder import Caption
 from ciar_bench.quality.report import Instruments
-from ciar_bench.routing import IMAGE, watch_bundle
-from ciar_bench.tables.cells import Cell, digest_of
+from ciar_bench.routing import IMAGE, threshold_at, watch_bundle
+from ciar_bench.tables.cells import Cell, digest_of, state_of
 from ciar_bench.tables.contents import (
     FIGURE_LATENCY,
     FIGURE_QUALITY,
@@ -50,7 +51,13 @@ from ciar_edge.models import load_draft_model
 from ciar_train.progress import Progress, say_nothing
 from ciar_train.run_folder import BUNDLE, VARIANTS
 
-RTT_SECONDS = 0.020
+RTT = 0.020  # s
+BANDWIDTH = 10e6 / 8  # bytes/s each way
+
+RISK = "risk"  # the table of `build_risk`; all others are of `build`
+
+# Of the code that rolls out. Raise it when `watch_bundle` gives other values of the same inputs.
+ROLLOUTS = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +92,7 @@ class TablePlan:
         return Cell(method, self.bundle(variant), again)
 
     def bundle(self, variant: str) -> Path:
-        """Of a variant, or the model. Raises `CheckpointError`."""
+        """Of a variant, or the model. Raises `InvalidInput` and `CheckpointError`."""
         if not variant:
             return self.model
         if self.variants is None:
@@ -102,6 +109,23 @@ class BuiltTable:
     folders: dict[str, Path]
     rows: list[tuple[str, Numbers]]
     floor: Numbers
+
+
+def check(name: str, plan: TablePlan) -> None:
+    """Raise what would stop a table after hours of drawing.
+
+    `CheckpointError` for a variant or a drafter of EAGLE that is not there, `InvalidInput` for no
+    folder of variants, and for rollouts with a router that has no calibration.
+    """
+    routed = {plan.model}
+    if name != RISK:
+        rows = TABLES[name](load_draft_model(plan.model / "edge")).rows
+        for row in rows:
+            check_drafter(row.method, plan.bundle(row.variant))
+        routed = {plan.bundle(row.variant) for row in rows if row.variant}
+    for model in routed:
+        edge = load_draft_model(model / "edge")
+        threshold_at(DEFAULT_BUDGET, edge.router, edge.calibration)
 
 
 def build(name: str, plan: TablePlan) -> BuiltTable:
@@ -196,7 +220,12 @@ def build_risk(plan: TablePlan) -> None:
 def plan_routing(plan: TablePlan, model: Path) -> dict[str, Tensor]:
     """Rollouts of the captions, by the model's own router (see `watch_bundle`); kept."""
     prompts = [caption.prompt for caption in plan.captions]
-    inputs = {"model": Cell(BASE, model).inputs["model"], "prompts": prompts}
+    inputs = {
+        "version": ROLLOUTS,
+        "share": DEFAULT_BUDGET,
+        "prompts": prompts,
+        **state_of(model, ("cloud", "edge", "text")),
+    }
     path = plan.cells / f"routing-{digest_of(inputs)[:12]}.pt"
     if not path.exists():
         values = watch_bundle(
@@ -212,7 +241,8 @@ def plan_routing(plan: TablePlan, model: Path) -> dict[str, Tensor]:
 def times(timings: Timings, method: str, *, num_tokens: int) -> Numbers:
     return {
         "speedup": timings.speedup(method),
-        "speedup, RTT 20 ms": timings.speedup(method, rtt=RTT_SECONDS),
+        "speedup, RTT 20 ms": timings.speedup(method, rtt=RTT),
+        "speedup, RTT 20 ms, 10 Mbit/s": timings.speedup(method, rtt=RTT, bandwidth=BANDWIDTH),
         "edge_ms": timings.edge_milliseconds(method, num_tokens=num_tokens),
     }
 

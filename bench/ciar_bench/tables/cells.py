@@ -14,7 +14,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,12 @@ import numpy as np
 from ciar.checkpoint import CONFIG_FILE, fingerprint, read_config
 from ciar.output_file import replace_file
 from ciar.picture import Painter, save_picture
-from ciar_bench.methods import make_method
+from ciar_bench.methods import make_method, parts_of, shortest
 from ciar_bench.methods.bench_model import BenchModel
 from ciar_bench.methods.costs import Costs, DrawnImage
 from ciar_bench.quality.folder import INDEX, Caption, index_text, write_index
 
 INPUTS = "inputs.json"
-USED_PARTS = ("cloud", "edge", "vq", "text", "eagle")
 
 # Of the code that draws. Raise it when a method of the same settings and weights draws other tokens
 # or counts other costs: by another rule, or by a default that is none of its settings.
@@ -39,29 +38,27 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Cell:
-    """method: as `ciar_bench.methods.make_method` takes it.  model: the bundle it draws with.
+    """method: as `ciar_bench.methods.make_method` takes it, and kept by its shortest spelling.
 
+    model: the bundle it draws with.
     again: counts further sets of the same method, of seeds of their own.
+    Raises `InvalidInput` for what is no method.
     """
 
     method: str
     model: Path
     again: int = 0
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "method", shortest(self.method))
+
     @property
     def inputs(self) -> dict[str, Any]:
-        parts = [part for part in USED_PARTS if (self.model / part / CONFIG_FILE).exists()]
-        if not self.method.startswith(("eagle", "lantern")):
-            parts = [part for part in parts if part != "eagle"]
-        calibration = (
-            read_config(self.model / "edge").get("calibration", {}) if "edge" in parts else {}
-        )
         return {
             "version": VERSION,
             "method": repr(make_method(self.method)),
             "again": self.again,
-            "model": {part: fingerprint(self.model / part) for part in parts},
-            "calibration": digest_of(calibration),  # which no fingerprint has, and budgets rank by
+            **state_of(self.model, parts_of(self.method)),
         }
 
     def folder(self, root: Path) -> Path:
@@ -84,19 +81,40 @@ class Record:
     image: DrawnImage
 
 
+def state_of(model: Path, parts: Iterable[str]) -> dict[str, Any]:
+    """What changes when any of these parts of a bundle does, those that are not there left out.
+
+    No fingerprint has the calibration of the edge's scores, which thresholds and budgets come from.
+    """
+    there = [part for part in parts if (model / part / CONFIG_FILE).exists()]
+    found: dict[str, Any] = {"model": {part: fingerprint(model / part) for part in there}}
+    if "edge" in there:
+        found["calibration"] = digest_of(read_config(model / "edge").get("calibration", {}))
+    return found
+
+
 def digest_of(inputs: dict[str, Any]) -> str:
     """Changes when any of the JSON values does: 64 hex digits."""
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
+def read_kept(path: Path) -> dict[str, Any]:
+    """The JSON object in a file that can be made again; empty if it is not there, or damaged."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def begin(cell: Cell, root: Path) -> Path:
     """The cell's folder, empty if what was in it has other inputs."""
     folder = cell.folder(root)
-    stamp, text = folder / INPUTS, json.dumps(cell.inputs, indent=1)
-    if not stamp.exists() or stamp.read_text() != text:
+    stamp, inputs = folder / INPUTS, cell.inputs
+    if read_kept(stamp) != inputs:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        stamp.write_text(text)
+        replace_file(stamp, json.dumps(inputs, indent=1).encode())
     return folder
 
 
@@ -118,6 +136,8 @@ def draw_picture(
 ) -> None:
     sampling = replace(bench.sampling, seed=caption.seed)
     image = make_method(cell.method).draw(bench, caption.prompt, sampling)
+    record = folder / f"{index:05d}.json"
+    record.unlink(missing_ok=True)  # until the picture is whole, nothing is known of it
     save_picture(folder / f"{index:05d}.png", painter.paint(image.tokens), {})
     values = {
         "prompt": caption.prompt,
@@ -127,7 +147,7 @@ def draw_picture(
         "origins": image.origins,
         "scores": [None if math.isnan(s) else s for s in image.scores],
     }
-    replace_file(folder / f"{index:05d}.json", json.dumps(values).encode())
+    replace_file(record, json.dumps(values).encode())
 
 
 def finish(folder: Path, captions: Sequence[Caption]) -> None:

@@ -17,11 +17,11 @@ from ciar_bench.quality.feature_cache import PictureSet
 from ciar_bench.quality.folder import Caption, PictureFolder
 from ciar_bench.quality.instruments import EXTRACTORS, make_instruments
 from ciar_bench.quality.scenes import DrawnScenes
-from ciar_bench.tables.building import TablePlan, build, build_risk
+from ciar_bench.tables.building import RISK, TablePlan, build, build_risk, check
 from ciar_bench.tables.contents import TABLES
 from ciar_bench.tables.timing import NUM_PROMPTS
+from ciar_cloud.bundle import check_device
 
-RISK = "risk"
 NAMES = (*TABLES, RISK)
 
 
@@ -59,6 +59,7 @@ def table(
     """Draw, time, measure and write a table; what is there already is kept."""
     if name != "all" and name not in NAMES:
         raise InvalidInput("name", name, f"give one of {', '.join(NAMES)}, or all")
+    check_device(device)
     folder = find_model(model)
     prompts, source, real = open_source(scenes, captions, reference, size=size)
     if count > len(prompts):
@@ -86,7 +87,10 @@ def table(
         device=device,
         progress=show_progress,
     )
-    for each in NAMES if name == "all" else (name,):
+    names = NAMES if name == "all" else (name,)
+    for each in names:
+        check(each, plan)
+    for each in names:
         if each == RISK:
             build_risk(plan)
         else:

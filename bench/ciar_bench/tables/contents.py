@@ -64,7 +64,7 @@ MAPPED = (DEFAULT_LABEL, "CIAR, width (ours)", "CIAR, U")
 ROUTING = ("AUROC, the draws differ", "AUROC, TV above its median", "risk at 30.0%")
 CALLS = ("calls", "decided share")
 COSTS = (*CALLS, "round_trips", "uplink_bytes", "downlink_bytes", "positions")
-SPEEDUPS = ("speedup", "speedup, RTT 20 ms")
+SPEEDUPS = ("speedup", "speedup, RTT 20 ms", "speedup, RTT 20 ms, 10 Mbit/s")
 ROUTERS = (
     ("Random", "random"),
     ("evenly spaced", "spaced"),

@@ -26,13 +26,15 @@ def draw_cells(
     device: str = "cpu",
     progress: Progress = say_nothing,
 ) -> dict[Cell, Path]:
-    """The folders of all cells, drawn as far as they were not.
+    """The folders of all cells, drawn as far as they were not; those of equal inputs are one.
 
-    num_workers: 1 draws in this process, with the threads it has.
+    num_workers: 1 draws in this process, with the threads it has. An error of another one surfaces
+        when what has begun is drawn.
     """
     folders = {cell: begin(cell, root) for cell in dict.fromkeys(cells)}
+    cell_of = {folder: cell for cell, folder in folders.items()}
     tasks = []
-    for cell, folder in folders.items():
+    for folder, cell in cell_of.items():
         wanted = cell.captions(captions)
         left = missing(folder, wanted)
         for first in range(0, len(left), PICTURES_PER_TASK):
@@ -44,13 +46,16 @@ def draw_cells(
             done += draw_some(*task)
             progress(done, total, "pictures")
     elif tasks:
-        with ProcessPoolExecutor(
+        pool = ProcessPoolExecutor(
             num_workers, mp_context=get_context("spawn"), initializer=start_worker
-        ) as pool:
+        )
+        try:
             for future in as_completed([pool.submit(draw_some, *task) for task in tasks]):
                 done += future.result()
                 progress(done, total, "pictures")
-    for cell, folder in folders.items():
+        finally:
+            pool.shutdown(cancel_futures=True)
+    for folder, cell in cell_of.items():
         finish(folder, cell.captions(captions))
     return folders
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ciar_bench.methods.costs import COST_NAMES
+from ciar.output_file import replace_file
+from ciar_bench.methods.costs import COUNTS
 from ciar_bench.quality.bootstrap import Estimate, mean_estimate
 from ciar_bench.quality.feature_cache import PictureSet
 from ciar_bench.quality.folder import PictureFolder
@@ -22,9 +23,13 @@ from ciar_bench.quality.report import (
     measurements,
     noise_floor,
 )
-from ciar_bench.tables.cells import digest_of, read_record, read_tokens
+from ciar_bench.tables.cells import digest_of, read_kept, read_record, read_tokens
 
 KEPT, KEPT_FLOOR = "measured.json", "floor.json"
+
+# Of the code that measures. Raise it when the same pictures get other numbers, or more of them.
+VERSION = 1
+
 Numbers = dict[str, Estimate]
 
 
@@ -79,7 +84,7 @@ def cost_numbers(folder: Path, count: int) -> Numbers:
     records = [read_record(folder, index).image for index in range(count)]
     found = {
         name: mean_estimate(np.array([getattr(image.costs, name) for image in records]))
-        for name in COST_NAMES
+        for name in COUNTS
     }
     calls = np.array([image.cloud_calls for image in records])
     decided = np.array([image.costs.decided / len(image.tokens) for image in records])
@@ -99,19 +104,19 @@ def kept(
     reference: PictureSet,
     instruments: Instruments,
 ) -> Numbers:
-    """What `measure` gives, from the file if that was made of the same pictures and captions."""
+    """What `measure` gives, from the file if that is of the same pictures, captions and code."""
     inputs = {
+        "version": VERSION,
         "sets": [{"tag": one.tag, **one.source()} for one in (*folders, reference)],
         "captions": [[asdict(caption) for caption in one.captions] for one in folders],
         "extractors": [one.fingerprint for one in instruments.extractors],
         "scorers": [one.fingerprint for one in instruments.scorers],
     }
     digest = digest_of(inputs)
-    if path.exists():
-        values = json.loads(path.read_text())
-        if values["inputs"] == digest:
-            return {name: Estimate(**row) for name, row in values["numbers"].items()}
+    values = read_kept(path)
+    if values.get("inputs") == digest:
+        return {name: Estimate(**row) for name, row in values["numbers"].items()}
     found = measure()
     numbers = {name: asdict(estimate) for name, estimate in found.items()}
-    path.write_text(json.dumps({"inputs": digest, "numbers": numbers}, indent=1))
+    replace_file(path, json.dumps({"inputs": digest, "numbers": numbers}, indent=1).encode())
     return found

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ciar_bench.quality.bootstrap import Estimate, Measurement
-from ciar_bench.routing import CEILING, DIFFERS, IMAGE, scores_in
+from ciar_bench.routing import CEILING, DIFFERS, IMAGE, by_score, scores_in
 from ciar_train.losses import auroc
 
 SHARES = tuple(round(0.05 * i, 2) for i in range(21))  # of calls
@@ -81,6 +81,5 @@ def rows_of_images(image: Tensor) -> list[Tensor]:
 
 def risks_at(scores: Tensor, differs: Tensor, shares: list[float]) -> list[float]:
     """Share of positions [n] that differ and are not among the highest scores."""
-    ordered = differs[scores.argsort(stable=True)].double()
-    left = torch.cat([torch.zeros(1), ordered.cumsum(0)])
+    left = torch.cat([torch.zeros(1), by_score(differs, scores).cumsum(0)])
     return [float(left[round((1 - share) * len(scores))]) / len(scores) for share in shares]

@@ -6,6 +6,7 @@ added from what was counted (`Costs.latency`).
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,13 +14,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ciar.output_file import replace_file
 from ciar_bench.machine import describe_machine
 from ciar_bench.methods import make_method
 from ciar_bench.methods.bench_model import BenchModel
 from ciar_bench.methods.costs import Costs
 from ciar_bench.quality.bootstrap import Estimate, bootstrap
 from ciar_bench.quality.folder import Caption
-from ciar_bench.tables.cells import Cell, digest_of
+from ciar_bench.tables.cells import Cell, digest_of, read_kept
 from ciar_train.progress import Progress, say_nothing
 
 NUM_PROMPTS = 16
@@ -37,11 +39,13 @@ class Timings:
     def num_prompts(self) -> int:
         return len(self.costs[BASE])
 
-    def speedup(self, method: str, *, rtt: float = 0.0) -> Estimate:
-        """Latency of the base over that of the method."""
-        pairs = zip(self.costs[BASE], self.costs[method], strict=True)
-        ratios = np.array([base.latency(rtt=rtt) / own.latency(rtt=rtt) for base, own in pairs])
-        return median_estimate(ratios)
+    def speedup(self, method: str, *, rtt: float = 0.0, bandwidth: float = math.inf) -> Estimate:
+        """Latency of the base over that of the method, on a link as in `Costs.latency`."""
+        base, own = (
+            np.array([costs.latency(rtt=rtt, bandwidth=bandwidth) for costs in self.costs[name]])
+            for name in (BASE, method)
+        )
+        return median_estimate(base / own)
 
     def edge_milliseconds(self, method: str, *, num_tokens: int) -> Estimate:
         """Time of the edge a token of the image."""
@@ -71,15 +75,16 @@ def measure_timings(
     prompts = [caption.prompt for caption in captions[:num_prompts]]
     inputs = {"cells": [cell.inputs for cell in cells], "prompts": prompts, "device": device}
     path = root / f"timings-{digest_of(inputs)[:12]}.json"
-    if not path.exists():
+    kept = read_kept(path)
+    if not kept:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         found = time_all(cells, captions[:num_prompts], device=device, progress=progress)
         torch.set_num_threads(threads)
         values = {name: [asdict(costs) for costs in rows] for name, rows in found.items()}
+        kept = {"machine": describe_machine(), "costs": values}
         root.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"machine": describe_machine(), "costs": values}))
-    kept = json.loads(path.read_text())
+        replace_file(path, json.dumps(kept).encode())
     costs = {name: [Costs(**row) for row in rows] for name, rows in kept["costs"].items()}
     return Timings(machine=kept["machine"], costs=costs)
 

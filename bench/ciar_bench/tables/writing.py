@@ -14,6 +14,7 @@ KIB = ("uplink_bytes", "downlink_bytes")
 HEADS = {
     "speedup": "speed-up",
     "speedup, RTT 20 ms": "speed-up, RTT 20 ms",
+    "speedup, RTT 20 ms, 10 Mbit/s": "speed-up, RTT 20 ms, 10 Mbit/s",
     "edge_ms": "edge, ms a token",
     "decided share": "decided by the cloud",
     "round_trips": "round trips",
