@@ -24,7 +24,7 @@ from ciar_edge.token_map import draw_token_map
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 REFERENCES = {CEILING: "-.", RANDOM: ":"}  # line styles, in grey
 DPI = 150
-SHEET_QUALITY, MAP_QUALITY, WALL_QUALITY = 88, 75, 60  # of JPEG, by how much there is to see
+QUALITY, WALL_QUALITY = 75, 60  # of JPEG: walls are large
 TILE, LABEL, GAP = 96, 190, 6  # pixels of the wall
 LABEL_CHARACTERS = 26  # a line
 WALL_COLUMNS = 8
@@ -93,7 +93,7 @@ def draw_wall(path: Path, folders: dict[str, Path]) -> None:
             with Image.open(folder / f"{column:05d}.png") as image:
                 tile = image.convert("RGB").resize((TILE, TILE), Image.Resampling.LANCZOS)
             sheet.paste(tile, (LABEL + column * (TILE + GAP), top))
-    sheet.save(path, quality=WALL_QUALITY)
+    sheet.save(path, quality=WALL_QUALITY, optimize=True)
 
 
 def draw_sheet(path: Path, folder: Path) -> None:
@@ -112,7 +112,7 @@ def draw_sheet(path: Path, folder: Path) -> None:
         lines = textwrap.wrap(read_record(folder, index).prompt, 24, max_lines=3, placeholder="...")
         below = (left, top + SHEET_TILE + 2)
         pen.multiline_text(below, "\n".join(lines), fill="black", font=font(9), spacing=1)
-    sheet.save(path, quality=SHEET_QUALITY)
+    sheet.save(path, quality=QUALITY, optimize=True)
 
 
 def draw_maps(path: Path, folder: Path, painter: Painter) -> None:
@@ -129,7 +129,7 @@ def draw_maps(path: Path, folder: Path, painter: Painter) -> None:
     for panel_image in half:
         sheet.paste(panel_image, (0, top))
         top += panel_image.height
-    sheet.save(path, quality=MAP_QUALITY)
+    sheet.save(path, quality=QUALITY, optimize=True)
 
 
 def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
