@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ciar.checkpoint import find_model, read_config
 from ciar.errors import InvalidInput
+from ciar.output_file import replacing
 from ciar.picture import Painter
 from ciar.router import DEFAULT_BUDGET
 from ciar_bench.machine import describe_machine
@@ -232,8 +233,8 @@ def plan_routing(plan: TablePlan, model: Path) -> dict[str, Tensor]:
             model, prompts, share=DEFAULT_BUDGET, device=plan.device, progress=plan.progress
         )
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(values, path.with_suffix(".part"))
-        path.with_suffix(".part").replace(path)
+        with replacing(path) as part:
+            torch.save(values, part)
     found: dict[str, Tensor] = torch.load(path, weights_only=True)
     return found
 
