@@ -84,6 +84,7 @@ def run_variant(run: RunFolder, name: str) -> RunFolder:
         replace_folder(part.root, variant.root)
     run.world.wait()
     run_draft(variant)
+    run.world.wait()  # for its export, which the next one may start from
     return variant
 
 
