@@ -24,6 +24,7 @@ from ciar_cloud.bundle import CloudModel, load_cloud_model, load_front_model
 from ciar_cloud.fleet import Fleet
 from ciar_cloud.kv_budget import slot_bytes
 from ciar_edge.config import DecodeConfig
+from ciar_edge.connection import RemoteConfig
 from ciar_edge.drafter import Drafter
 from ciar_edge.loop import generate
 from ciar_edge.models import EdgeModel, load_draft_model
@@ -293,11 +294,12 @@ def test_the_death_of_an_engine_changes_nothing(
 ) -> None:
     """An engine process makes the codes, and its successor those of all known tokens again."""
     front = load_front_model(str(bundle), recompute_features=True)
+    patient = RemoteConfig(deadline_seconds=120, resume_seconds=120)  # a process begins meanwhile
 
     async def scenario() -> None:
         async with (
             cloud(front, single_process=False, slots=1) as client,
-            RemoteVerifier(f"127.0.0.1:{client.port}") as verifier,
+            RemoteVerifier(f"127.0.0.1:{client.port}", config=patient) as verifier,
         ):
             fleet = client.server.engine
             assert isinstance(fleet, Fleet)
