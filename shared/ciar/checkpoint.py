@@ -168,7 +168,12 @@ def save_folder(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, T
     with replacing(folder / WEIGHTS_FILE) as part:
         write_tensors(part, tensors)
         forget_weights(folder)
-    replace_file(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
+    write_json(folder / CONFIG_FILE, config)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Whole or not at all."""
+    replace_file(path, (json.dumps(values, indent=2) + "\n").encode())
 
 
 def forget_weights(folder: Path) -> None:

@@ -47,10 +47,8 @@ class SceneFolder:
         for path, shard in zip(self.paths, self.shards, strict=True):
             lines = caption_lines(path)
             if len(lines) != len(shard):
-                found_of = (
-                    f"{path.name} has {len(shard)} pictures and {len(lines)} lines of captions"
-                )
-                remedy = f"{found_of}: draw it again with ciar-train scenes"
+                has = f"{path.name} has {len(shard)} pictures and {len(lines)} lines of captions"
+                remedy = f"{has}: draw it again with ciar-train scenes"
                 raise InvalidInput("data", str(self.folder), remedy)
             found += (json.loads(line)["captions"] for line in lines)
         return found

@@ -13,6 +13,7 @@ from ciar.models.vq import VQModel, to_uint8
 from ciar_bench.quality.feature_cache import PictureSet, files_source
 from ciar_bench.quality.folder import Caption
 from ciar_train.images import SceneFolder
+from ciar_train.scenes.dataset import captions_beside
 from ciar_train.scenes.places import find_place
 
 BATCH = 64
@@ -87,9 +88,8 @@ class Reconstructed:
 def read_lines(scenes: SceneFolder) -> list[dict[str, Any]]:
     """Captions, nouns and place of every picture. Raises `InvalidInput`, naming the file."""
     lines: list[dict[str, Any]] = []
-    paths = sorted(scenes.folder.glob("images-*.npy"))
-    for images, count in zip(paths, map(len, scenes.shards), strict=True):
-        path = images.with_name(images.name.replace("images-", "captions-")).with_suffix(".jsonl")
+    for images, count in zip(scenes.paths, map(len, scenes.shards), strict=True):
+        path = captions_beside(images)
         try:
             found = [json.loads(line) for line in path.read_text().splitlines()][:count]
             for line in found:

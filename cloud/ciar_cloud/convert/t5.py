@@ -4,11 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ciar.checkpoint import CONFIG_FILE, WEIGHTS_IN, forget_weights
+from ciar.checkpoint import CONFIG_FILE, WEIGHTS_IN, forget_weights, write_json
 from ciar.errors import CheckpointError
 from ciar.models.t5_encoder import INNER, KIND, MAX_TOKENS
 from ciar_cloud.convert.reader import LazyTensor, Tensors
-from ciar_cloud.convert.writer import Entry, write_folder, write_json, writing_to
+from ciar_cloud.convert.writer import Entry, write_folder, writing_to
 
 TOKENIZER_FILES = (
     "tokenizer.json",

@@ -16,10 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ciar.checkpoint import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, check_names, forget_weights
+from ciar.checkpoint import (
+    CONFIG_FILE,
+    INDEX_FILE,
+    WEIGHTS_FILE,
+    check_names,
+    forget_weights,
+    write_json,
+)
 from ciar.errors import OutputError
 from ciar.mapped import DTYPES, LENGTH_BYTES, METADATA
-from ciar.output_file import output_error, replace_file, replacing
+from ciar.output_file import output_error, replacing
 from ciar_cloud.convert.reader import Tensors
 
 MAX_SHARD_BYTES = 5 * 10**9
@@ -82,10 +89,6 @@ def write_folder(
             }
             write_json(folder / INDEX_FILE, index)
         write_json(folder / CONFIG_FILE, config)
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    replace_file(path, (json.dumps(values, indent=2) + "\n").encode())
 
 
 @contextmanager

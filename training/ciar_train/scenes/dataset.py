@@ -188,10 +188,14 @@ def _draw_shard(settings: str, out_dir: Path, shard: _Shard) -> _Shard:
     return shard
 
 
+def captions_beside(images: Path) -> Path:
+    """Where the captions of a shard are, from where its pictures are."""
+    return images.with_name(images.name.replace("images-", "captions-")).with_suffix(".jsonl")
+
+
 def caption_lines(images: Path) -> list[str]:
     """Those beside the pictures of a shard: one a picture if it is whole, none without a file."""
-    name = images.name.replace("images-", "captions-")
-    path = images.with_name(name).with_suffix(".jsonl")
+    path = captions_beside(images)
     return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
 
