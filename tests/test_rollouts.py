@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ciar.checkpoint import fingerprint
-from ciar.head_output import HeadOutput
+from ciar.head_output import HeadOutput, reach_of
 from ciar.local import LocalSession, LocalVerifier
 from ciar.router import make_router
 from ciar.session import PrefixWork, SessionState
@@ -290,7 +290,7 @@ def test_scores_of_rows_are_the_routers(name: str) -> None:
     together = score_rows(name, choice_of(centre, radius, drafted))
     assert together.shape == (3,)
     for row in range(3):
-        head = HeadOutput(centre[row], radius[row].expm1(), drafted[row])
+        head = HeadOutput(centre[row], reach_of(radius[row]), drafted[row])
         torch.testing.assert_close(together[row], TENSOR_SCORES[name](head))
 
 

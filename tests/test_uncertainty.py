@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ciar.head_output import HeadOutput
+from ciar.head_output import HeadOutput, reach_of
 from ciar.interval import interfuse
 from ciar.router import make_router
 from ciar.uncertainty import (
@@ -24,7 +24,7 @@ from ciar.uncertainty import (
 from tests.tiny import random_head
 
 
-def no_growth() -> Tensor:
+def no_reach() -> Tensor:
     raise AssertionError("this score does not look at the radius")
 
 
@@ -46,7 +46,7 @@ def test_the_rational_form_is_interfuse(vocab_size: int, scale: float) -> None:
 def test_batches_are_scored_row_by_row() -> None:
     heads = [random_head(seed=seed) for seed in range(3)]
     batch = HeadOutput(
-        torch.stack([h.centre for h in heads]), torch.stack([h.growth for h in heads])
+        torch.stack([h.centre for h in heads]), torch.stack([h.reach for h in heads])
     )
     for score in (total_width, interval_uncertainty, entropy, softmax_corr):
         torch.testing.assert_close(score(batch), torch.stack([score(h) for h in heads]))
@@ -55,11 +55,11 @@ def test_batches_are_scored_row_by_row() -> None:
 @pytest.mark.parametrize("num_scored", [0, 1, 3])
 def test_stacked_heads_are_the_single_ones(num_scored: int) -> None:
     heads = [random_head(seed=seed) for seed in range(3)]
-    growth = torch.stack([h.growth for h in [random_head(seed=seed) for seed in range(3)]])
+    reach = torch.stack([h.reach for h in [random_head(seed=seed) for seed in range(3)]])
     for head in heads[:num_scored]:
         total_width(head)
-    stacked = HeadOutput.stack(heads, no_growth if num_scored == 3 else lambda: growth)
-    for name in ("mid", "rest", "doubt", "growth", "lower", "upper", "width"):
+    stacked = HeadOutput.stack(heads, no_reach if num_scored == 3 else lambda: reach)
+    for name in ("mid", "rest", "doubt", "reach", "lower", "upper", "width"):
         expected = torch.stack([getattr(head, name) for head in heads])
         torch.testing.assert_close(getattr(stacked, name), expected)
 
@@ -94,7 +94,7 @@ def distributions_inside(head: HeadOutput, *, count: int) -> Tensor:
 @pytest.mark.parametrize("token", [0, 1, 7, 23])
 def test_draw_doubt_bounds_the_chance_that_the_cloud_draws_another_token(token: int) -> None:
     centre = torch.randn(24, generator=torch.Generator().manual_seed(2)) * 2
-    head = HeadOutput(centre, torch.full((24,), math.expm1(0.7)), torch.tensor(token))
+    head = HeadOutput(centre, torch.full((24,), math.tanh(0.35)), torch.tensor(token))
     p = head.mid.double()
     q = distributions_inside(head, count=500)
     torch.testing.assert_close(q.sum(dim=-1), torch.ones(len(q), dtype=q.dtype))
@@ -110,11 +110,11 @@ def test_draw_doubt_bounds_the_chance_that_the_cloud_draws_another_token(token: 
 def test_a_rare_draw_is_doubtful_where_the_prediction_is_sure() -> None:
     centre = torch.zeros(64)
     centre[3] = 9.0
-    growth = torch.ones(64)
-    likely, rare = (HeadOutput(centre, growth, torch.tensor(token)) for token in (3, 5))
+    reach = torch.full((64,), 1 / 3)
+    likely, rare = (HeadOutput(centre, reach, torch.tensor(token)) for token in (3, 5))
     assert float(total_width(likely)) == float(total_width(rare))
     assert float(draw_doubt(likely)) < 0.1 < 0.5 < float(draw_doubt(rare))
-    assert float(draw_doubt(HeadOutput(centre, growth))) == float(draw_doubt(likely))
+    assert float(draw_doubt(HeadOutput(centre, reach))) == float(draw_doubt(likely))
     exact = HeadOutput(centre, torch.zeros(64), torch.tensor(3))
     assert float(draw_doubt(exact)) == pytest.approx(0, abs=1e-6)
 
@@ -122,25 +122,36 @@ def test_a_rare_draw_is_doubtful_where_the_prediction_is_sure() -> None:
 def test_scores_of_extreme_predictions_are_finite() -> None:
     centre = torch.full((64,), -300.0)
     centre[3], centre[5] = 0.0, -torch.inf
-    head = HeadOutput(centre, torch.full((64,), math.expm1(6.0)))
+    head = HeadOutput(centre, torch.full((64,), math.tanh(3.0)))
     for name, score in TENSOR_SCORES.items():
         assert math.isfinite(float(score(head))), name
     assert float(entropy(head)) == 0.0
-    flat = HeadOutput(torch.zeros(64), torch.ones(64))
+    flat = HeadOutput(torch.zeros(64), torch.full((64,), 1 / 3))
     assert float(entropy(flat)) == pytest.approx(math.log(64), rel=1e-5)
 
 
+@pytest.mark.parametrize("radius", [0.0, 6.0, 14.0, 40.0])
+def test_intervals_of_any_radius_are_finite(radius: float) -> None:
+    """Also of codes whose p rounds to 1 or to 0; behind 14.6 the radius counts as that."""
+    centre = torch.tensor([0.0, -40.0, -400.0])
+    head = HeadOutput(centre, reach_of(torch.full((3,), radius)))
+    for name in ("lower", "upper", "width"):
+        values = getattr(head, name)
+        assert bool(((values >= 0) & (values <= 1)).all()), name
+    torch.testing.assert_close(head.radius, torch.full((3,), min(radius, 14.6)), rtol=0.01, atol=0)
+
+
 def test_doubt_is_exact_where_p_rounds_to_one() -> None:
-    head = HeadOutput(torch.tensor([20.0, 0.0]), torch.ones(2))
+    head = HeadOutput(torch.tensor([20.0, 0.0]), torch.full((2,), 1 / 3))
     assert float(head.mid[0]) == 1.0
     assert float(softmax_corr(head)) == pytest.approx(math.exp(-20.0), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["entropy", "softmax-corr", "softmax-corr-window", "random"])
 def test_scores_that_ignore_the_radius_do_not_compute_it(name: str) -> None:
-    make_router(name).decide(0, HeadOutput(torch.randn(16), no_growth))
+    make_router(name).decide(0, HeadOutput(torch.randn(16), no_reach))
     with pytest.raises(AssertionError):
-        make_router("interval").decide(0, HeadOutput(torch.randn(16), no_growth))
+        make_router("interval").decide(0, HeadOutput(torch.randn(16), no_reach))
 
 
 def test_the_whole_codebook_in_a_discrete_set_is_the_closed_form() -> None:

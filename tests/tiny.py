@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ciar.checkpoint import fingerprint, save_folder
-from ciar.head_output import HeadOutput
+from ciar.head_output import HeadOutput, reach_of
 from ciar.interval import interfuse
 from ciar.models.inter_head import DraftModel, InterHeadConfig
 from ciar.models.neighbours import NeighbourConfig, NeighbourEmbedding
@@ -216,4 +216,4 @@ def write_text(folder: Path) -> None:
 def random_head(vocab_size: int = 64, *, scale: float = 2.0, seed: int = 0) -> HeadOutput:
     generator = torch.Generator().manual_seed(seed)
     centre = torch.randn(vocab_size, generator=generator) * scale
-    return HeadOutput(centre, (torch.rand(vocab_size, generator=generator) * 6).expm1())
+    return HeadOutput(centre, reach_of(torch.rand(vocab_size, generator=generator) * 6))

@@ -6,15 +6,17 @@
     interval, U         the default score and the publication's, radius of rank 64 or a full matrix
     discrete k          U of the materialised solution set of k codes, radius of rank 64
 
-All run as the edge runs them (`ciar_edge.heads`), down to one float. Calls go through copies of the
-weights, so many that none is in a cache when its turn comes again.
+All run as the edge runs them (`ciar_edge.heads`), down to one float, and a few times in a row, as
+an edge does token after token. Calls go through copies of the weights, so many that none is in a
+cache when its turn comes again. The plain head reads the very weights that rank 64 does, less the
+radius.
 
     D width   V codebook
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -30,7 +32,8 @@ from ciar.uncertainty import discrete_uncertainty, entropy, interval_uncertainty
 from ciar_bench.interleaved import Call, Timing, peak_bytes, time_calls
 from ciar_bench.machine import cache_bytes
 from ciar_edge.heads import PreparedHeads
-from ciar_edge.matrix import Matrix, matrix
+from ciar_edge.huge_pages import in_huge_pages
+from ciar_edge.matrix import FloatMatrix, Int8Matrix, Matrix
 
 Weights = Literal["float32", "int8"]
 Score = Callable[[HeadOutput], Tensor]
@@ -80,11 +83,11 @@ class ScaleRow:
 class HeadSet:
     """The heads of a random draft: the centre alone, and with either radius."""
 
-    def __init__(self, dim: int, vocab_size: int, weights: Weights, device: torch.device) -> None:
-        heads = {r: new_head(dim, vocab_size, rank, weights, device) for r, rank in RANKS.items()}
-        self.vocab_size = vocab_size
-        self.plain = matrix(heads["rank 64"].centre.weight)
-        self.prepared = {radius: PreparedHeads(head) for radius, head in heads.items()}
+    def __init__(self, prepared: Mapping[Radius, PreparedHeads]) -> None:
+        self.prepared = prepared
+        centre = prepared["rank 64"]
+        self.vocab_size = centre.vocab_size
+        self.plain = first_outputs(centre.first, centre.vocab_size)
 
     def plain_output(self, hidden: Tensor) -> HeadOutput:
         """h [D] -> without radius."""
@@ -94,13 +97,18 @@ class HeadSet:
         """h [D] -> as the edge makes it."""
         heads = self.prepared[radius]
         centres, codes = heads(hidden[None])
-        return HeadOutput(centres[0], lambda: heads.growth(codes)[0])
+        return HeadOutput(centres[0], lambda: heads.reach(codes)[0])
 
     def num_bytes(self, radius: Radius | None) -> int:
         """Of weights."""
         if radius is None:
             return num_bytes(self.plain)
         return num_bytes(self.prepared[radius].first) + num_bytes(self.prepared[radius].radius)
+
+
+def random_heads(dim: int, vocab_size: int, weights: Weights, device: torch.device) -> HeadSet:
+    heads = {r: new_head(dim, vocab_size, rank, weights, device) for r, rank in RANKS.items()}
+    return HeadSet({radius: PreparedHeads(head) for radius, head in heads.items()})
 
 
 def new_head(
@@ -112,6 +120,31 @@ def new_head(
         weight = torch.randn_like(layer.weight) / math.sqrt(layer.in_features)
         layer.weight.data = dequantize_rows(*quantize_rows(weight)) if weights == "int8" else weight
     return head.requires_grad_(False)
+
+
+def first_outputs(product: Matrix, count: int) -> Matrix:
+    """A product without bias that stops early, of the same memory."""
+    found = copy(product)
+    if isinstance(found, FloatMatrix):
+        found.transposed = found.transposed[:, :count]
+    elif isinstance(found, Int8Matrix):
+        found.levels, found.scale = found.levels[:count], found.scale[:count]
+    return found
+
+
+def copy_of(heads: HeadSet) -> HeadSet:
+    """The same weights in other memory."""
+    return HeadSet({radius: copy_of_heads(one) for radius, one in heads.prepared.items()})
+
+
+def copy_of_heads(heads: PreparedHeads) -> PreparedHeads:
+    found = copy(heads)
+    found.first, found.radius = copy(heads.first), copy(heads.radius)
+    for product in (found.first, found.radius):
+        for name, value in vars(product).items():
+            if isinstance(value, Tensor):
+                setattr(product, name, in_huge_pages(value.clone()))
+    return found
 
 
 def num_bytes(product: Matrix) -> int:
@@ -178,9 +211,9 @@ def cold_copies(dim: int, vocab_size: int, weights: Weights, device: torch.devic
     """The same heads, so many that the centres alone of all but one take twice the largest cache:
     that much is read between two calls of the same weights, whatever they are of.
     """
-    first = HeadSet(dim, vocab_size, weights, device)
+    first = random_heads(dim, vocab_size, weights, device)
     others = math.ceil(2 * cache_bytes(device) / first.num_bytes(None))
-    return [first, *(deepcopy(first) for _ in range(others))]
+    return [first, *(copy_of(first) for _ in range(others))]
 
 
 def measure_row(

@@ -7,7 +7,7 @@ from itertools import groupby
 import torch
 
 from ciar_bench.head_scale import ScalePlan, ScaleRow
-from ciar_bench.interleaved import Timing
+from ciar_bench.interleaved import IN_A_ROW, Timing
 from ciar_bench.machine import cache_bytes, describe_machine
 
 MIB, KIB = 2**20, 2**10
@@ -22,11 +22,12 @@ def scale_markdown(rows: Sequence[ScaleRow], plan: ScalePlan) -> str:
         "# scale of the Inter-Head",
         "",
         f"{describe_machine()}, {device}; {date}. Random weights, one token a call; {clock}, "
-        f"median of {plan.rounds} interleaved rounds. In brackets the ratio to the plain head of "
-        "the same round: median, and the range without the tenth of rounds at either end. Calls "
-        f"go through copies of the weights that take more than twice the largest cache, "
-        f"{cache:.0f} MiB, so that they come from memory. Bytes of weights are computed, those of "
-        "temporaries measured: the most that torch has allocated at once.",
+        f"median of {plan.rounds} interleaved rounds of {IN_A_ROW} calls in a row, of which the "
+        "first does not count. In brackets the ratio to the plain head of the same round: median, "
+        "and the range without the tenth of rounds at either end. Calls go through copies of the "
+        f"weights that take more than twice the largest cache, {cache:.0f} MiB, so that they come "
+        "from memory. Bytes of weights are computed, those of temporaries measured: the most that "
+        "torch has allocated at once.",
         "",
     ]
     for (dim, weights), group in groupby(rows, key=lambda row: (row.dim, row.weights)):

@@ -1,10 +1,13 @@
 """Times of small calls against one of them, on a machine that others use too.
 
-A round calls all of them once, in an order of its own, because what ran before has filled the
-caches; a ratio is to the reference of the same round. On a CPU time is that of the calling thread,
-so that waiting for a core does not count; on a GPU it is that between two events.
+A round calls each of them a few times in a row, and all in an order of its own, because what ran
+before has filled the caches. The first call of a row does not count, the others' median does: what
+is called token after token finds its code where the last token left it. A ratio is to the reference
+of the same round. On a CPU time is that of the calling thread, so that waiting for a core does not
+count; on a GPU it is that between two events.
 """
 
+import itertools
 import random
 import statistics
 import time
@@ -16,6 +19,8 @@ from torch.profiler import ProfilerActivity, profile
 
 Call = Callable[[int], object]
 """What is timed, given how many calls there were before."""
+
+IN_A_ROW = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +39,12 @@ def time_calls(
     """`reference` is the name of one of the calls."""
     names = list(calls)
     seconds: dict[str, list[float]] = {name: [] for name in names}
+    count = itertools.count()
     for number in range(1 + rounds):  # the first one warms up
-        order = random.Random(number).sample(names, len(names))
-        for index, name in enumerate(order):
-            taken = seconds_of(calls[name], number * len(names) + index, device)
+        for name in random.Random(number).sample(names, len(names)):
+            row = [seconds_of(calls[name], next(count), device) for _ in range(IN_A_ROW)]
             if number > 0:
-                seconds[name].append(taken)
+                seconds[name].append(statistics.median(row[1:]))
     return {name: summarize(values, seconds[reference]) for name, values in seconds.items()}
 
 

@@ -284,7 +284,7 @@ class Drafter:
         hidden = torch.stack([draft.hidden for draft in drafts])
         head = HeadOutput.stack(
             [draft.head for draft in drafts],
-            lambda: self.model.heads.growth(torch.stack([draft.code for draft in drafts])),
+            lambda: self.model.heads.reach(torch.stack([draft.code for draft in drafts])),
         )
         return self.model.features(torch.cat([hidden, head.lower, head.upper], dim=1))
 
@@ -294,11 +294,11 @@ class Drafter:
         hidden = self._extend(wave)  # [m, D]
         heads, sampling, noise = self.model.heads, self._sampling, self._noise
         centres, codes = heads(hidden)
-        growths = Growths(heads, codes)
+        reaches = Reaches(heads, codes)
         for index, position in enumerate(wave):
             cell, centre = self.order.cells[position], centres[index]
             token = coupled_draw(centre, cell, sampling, noise)
-            head = HeadOutput(centre, partial(growths.row, index), token)
+            head = HeadOutput(centre, partial(reaches.row, index), token)
             parts = (cell, token, hidden[index], codes[index], head)
             self._drafts[position] = Draft(position, *parts)
 
@@ -342,7 +342,7 @@ class Drafter:
         return torch.cat([prompt, sees])
 
 
-class Growths:
+class Reaches:
     """Of the drafts of a wave: all are computed when one is asked for.
 
     codes: [m, R].
@@ -355,5 +355,5 @@ class Growths:
     def row(self, index: int) -> Tensor:
         """[V]"""
         if self._rows is None:
-            self._rows = self._heads.growth(self._codes)
+            self._rows = self._heads.reach(self._codes)
         return self._rows[index]

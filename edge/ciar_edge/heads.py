@@ -1,4 +1,4 @@
-"""The Inter-Head's weights laid out for drafting: a hidden state to centre logits and growths.
+"""The Inter-Head's weights laid out for drafting: a hidden state to centre logits and reaches.
 
 Behind a large centre head nothing is in the caches any more, and a torch call costs tens of
 microseconds however little it does. So the first layer of the radius shares the centre's product,
@@ -6,6 +6,7 @@ its activation is in part in the weights, and the rest is computed only for a sc
 it:
 
     gelu(x) = x/2 erfc(-x/sqrt 2) = z erfc(z) / -sqrt 2      z = x / -sqrt 2
+    r = softplus(raw)    tanh(r / 2) = sigmoid(raw - log 2)
 
     D width   V codebook   R radius width, or D where the radius is one full matrix
 """
@@ -15,6 +16,7 @@ import math
 import torch
 from torch import Tensor
 
+from ciar.head_output import MAX_REACH
 from ciar.models.inter_head import InterHead
 from ciar_edge.matrix import matrix
 
@@ -31,18 +33,20 @@ class PreparedHeads:
             first = torch.cat([first, head.radius_down.weight * _FACTOR])
             last = last * _FACTOR
         self.vocab_size = head.centre.out_features
+        self._sizes = [self.vocab_size, len(first) - self.vocab_size]  # V, R
         self.first = matrix(first)  # D -> V (+ R)
-        self.radius = matrix(last, head.radius_up.bias)  # R -> V
-        self.max_growth = math.expm1(head.max_radius)
+        self.radius = matrix(last, head.radius_up.bias - math.log(2))  # R -> V
+        self.max_reach = min(math.tanh(head.max_radius / 2), MAX_REACH)
 
     def __call__(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """h [n, D] -> centre logits [n, V] float32, and the codes z [n, R], or h, for `growth`."""
+        """h [n, D] -> centre logits [n, V] float32, and the codes z [n, R], or h, for `reach`."""
         outputs = self.first(hidden).float()
         if not self.has_codes:
             return outputs, hidden
-        return outputs[:, : self.vocab_size], outputs[:, self.vocab_size :]
+        centres, codes = torch.split_with_sizes(outputs, self._sizes, dim=1)
+        return centres, codes
 
-    def growth(self, codes: Tensor) -> Tensor:
-        """[n, R] -> e^r - 1 of the radii [n, V]: of r = softplus(raw) that is e^raw."""
+    def reach(self, codes: Tensor) -> Tensor:
+        """[n, R] -> tanh(r / 2) of the radii [n, V]."""
         raw = self.radius(codes.erfc().mul_(codes) if self.has_codes else codes)
-        return raw.exp_().clamp_(max=self.max_growth)
+        return raw.sigmoid_().clamp_max_(self.max_reach)

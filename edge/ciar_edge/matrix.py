@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ciar.errors import InvalidInput
 from ciar.int8 import dequantize_rows, quantize_rows
+from ciar_edge.huge_pages import in_huge_pages
 
 Matrix = Callable[[Tensor], Tensor]
 """x [n, in] -> [n, out], float32 or the bfloat16 that the int8 kernel gives.
@@ -39,7 +40,7 @@ class FloatMatrix:
     """Transposed: a row times a matrix streams faster than a matrix times a column."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        self.transposed = weight.t().contiguous()  # [in, out]
+        self.transposed = in_huge_pages(weight.t())  # [in, out]
         self.bias = bias
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -52,7 +53,7 @@ class Int8Matrix:
     """Int8 rows [out, in] and their scales [out]; x, scales and product are bfloat16."""
 
     def __init__(self, levels: Tensor, scale: Tensor, bias: Tensor | None = None) -> None:
-        self.levels, self.scale, self.bias = levels, scale.bfloat16(), bias
+        self.levels, self.scale, self.bias = in_huge_pages(levels), scale.bfloat16(), bias
 
     def __call__(self, x: Tensor) -> Tensor:
         product = torch._weight_int8pack_mm(x.bfloat16(), self.levels, self.scale)

@@ -1,13 +1,13 @@
 """What the Inter-Head predicts for a token, as intervals cheap enough for every token.
 
-InterFuse in its rational form: with p = softmax(c) and w = e^r - 1, the definition in
-`ciar.interval` becomes
+InterFuse without logits: with p = softmax(c) and t = tanh(r / 2), the definition in `ciar.interval`
+becomes
 
-    lower = p / (1 + w (1 - p))     upper = p (1 + w) / (1 + w p)
-    width = upper - lower = q w (w + 2) / (1 + w + q w^2),     q = p (1 - p)
+    lower = p (1 - t) / (1 + t (1 - 2 p))     upper = p (1 + t) / (1 - t (1 - 2 p))
+    width = upper - lower = 4 t q / (1 - t^2 + 4 t^2 q),     q = p (1 - p)
 
-without a subtraction of near-equal numbers: 1 - p of the most likely token is the sum of the
-others.
+The width subtracts no near-equal numbers but 1 - p of the likeliest code, which is right to a
+rounding of 1.
 
 A centre head of LlamaGen-XL streams 84 MB through the caches: what comes behind it finds neither
 its data nor its code there. So few torch calls count more than little arithmetic.
@@ -22,24 +22,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+MAX_REACH = 1 - 2**-20  # of a radius of 14.6, behind which any probability may lie
+
+
+def reach_of(radius: Tensor) -> Tensor:
+    """t = tanh(r / 2), float32."""
+    return (radius.float() / 2).tanh().clamp(max=MAX_REACH)
+
 
 class HeadOutput:
     """The Inter-Head's prediction, and what routers derive from it, computed when first asked for.
 
     centre: [..., V] logits.
-    growth: w = e^r - 1 of the radii, [..., V], or how to get it, so that a score that does not look
-        at it does not pay.
+    reach: t = tanh(r / 2) of the radii (`reach_of`), [..., V], from 0 to below 1, or how to get it,
+        so that a score that does not look at it does not pay.
     token: [...] the edge's own draw; the likeliest code if there is none.
     """
 
     def __init__(
         self,
         centre: Tensor,
-        growth: Tensor | Callable[[], Tensor],
+        reach: Tensor | Callable[[], Tensor],
         token: Tensor | int | None = None,
     ) -> None:
         self.centre = centre
-        self._growth = growth
+        self._reach = reach
         self._token = token
 
     @cached_property
@@ -49,33 +56,27 @@ class HeadOutput:
         return torch.as_tensor(self._token, device=self.centre.device)
 
     @cached_property
-    def growth(self) -> Tensor:
-        return self._growth() if callable(self._growth) else self._growth
+    def reach(self) -> Tensor:
+        return self._reach() if callable(self._reach) else self._reach
 
     @property
     def radius(self) -> Tensor:
-        return self.growth.log1p()
+        return 2 * self.reach.atanh()
 
     @cached_property
     def mid(self) -> Tensor:
         """p, [..., V]."""
         return self.centre.float().softmax(dim=-1)
 
-    @cached_property
-    def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        """p up to one half, and above it, each [..., V] and 0 elsewhere; the sum of the former.
+    @property
+    def rest(self) -> Tensor:
+        """1 - p, [..., V].
 
-        At most one code is above one half: for it alone 1 - p would cancel, and is that sum.
+        For a code above one half, of which there is one at most, it is the sum of the others.
         """
         over = F.hardshrink(self.mid, 0.5)
         under = self.mid - over
-        return under, over, under.sum(dim=-1, keepdim=True)
-
-    @property
-    def rest(self) -> Tensor:
-        """1 - p, [..., V]."""
-        under, over, others = self._parts
-        return torch.where(over > 0, others, 1 - under)
+        return torch.where(over > 0, under.sum(dim=-1, keepdim=True), 1 - under)
 
     @property
     def doubt(self) -> Tensor:
@@ -85,22 +86,18 @@ class HeadOutput:
     @cached_property
     def width(self) -> Tensor:
         """upper - lower, [..., V]."""
-        under, over, others = self._parts
-        w = self.growth
-        q = torch.addcmul(under, under, under, value=-1).addcmul_(over, others)
-        once = q.mul_(w)  # q w
-        twice = once * w  # q w^2
-        above = torch.add(twice, once, alpha=2)
-        return above.div_(twice.add_(w).add_(1))
+        p, t = self.mid, self.reach
+        s = torch.addcmul(p, p, p, value=-1).mul_(t)  # t q
+        return s.div_(torch.add(s, t, alpha=-0.25).mul_(t).add_(0.25))
 
     @classmethod
-    def stack(cls, heads: Sequence["HeadOutput"], growth: Callable[[], Tensor]) -> "HeadOutput":
+    def stack(cls, heads: Sequence["HeadOutput"], reach: Callable[[], Tensor]) -> "HeadOutput":
         """Heads of one token each as one of n; what all have computed is not computed again.
 
-        growth: of all, [n, V], for the case that one has not computed its own.
+        reach: of all, [n, V], for the case that one has not computed its own.
         """
-        head = cls(torch.stack([h.centre for h in heads]), growth)
-        for name in ("growth", "mid"):
+        head = cls(torch.stack([h.centre for h in heads]), reach)
+        for name in ("reach", "mid"):
             if all(name in vars(h) for h in heads):
                 setattr(head, name, torch.stack([getattr(h, name) for h in heads]))
         return head
@@ -111,11 +108,14 @@ class HeadOutput:
 
     @property
     def lower(self) -> Tensor:
-        """p / (1 + w - w p), [..., V]: right to e^r roundings, since what cancels stands by a 1."""
-        w = self.growth
-        return self.mid / torch.addcmul(w, w, self.mid, value=-1).add_(1)
+        """[..., V]"""
+        p, t = self.mid, self.reach
+        below = torch.addcmul(t, t, p, value=-2).add_(1)  # 1 + t (1 - 2 p)
+        return torch.addcmul(p, p, t, value=-1).div_(below)
 
     @property
     def upper(self) -> Tensor:
-        grown = self.mid * self.growth
-        return (self.mid + grown).div_(grown.add_(1))
+        """[..., V]"""
+        p, t = self.mid, self.reach
+        below = torch.rsub(t, 1).addcmul_(t, p, value=2)  # 1 - t (1 - 2 p)
+        return torch.addcmul(p, p, t).div_(below)

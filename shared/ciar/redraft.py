@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ciar.feed import Feed
-from ciar.head_output import HeadOutput
+from ciar.head_output import HeadOutput, reach_of
 from ciar.models.inter_head import DraftModel
 from ciar.models.kv_cache import KVCache, Segment
 
@@ -108,7 +108,7 @@ class Redraft:
         if not len(hidden):
             return hidden.new_zeros(0, self.model.head_config.feature_dim)
         centre, radius = self.model.inter_head(hidden)
-        codes: Tensor = self.model.phi(hidden, HeadOutput(centre, radius.expm1()))
+        codes: Tensor = self.model.phi(hidden, HeadOutput(centre, reach_of(radius)))
         return codes
 
     def _nothing(self, feed: Feed) -> Tensor:

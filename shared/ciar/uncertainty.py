@@ -34,16 +34,19 @@ def draw_doubt(head: HeadOutput) -> Tensor:
     """
     others = head.upper.scatter(-1, head.token[..., None], 0).sum(dim=-1)
     rest = head.of_token(head.rest)  # 1 - p_x
-    odds = (1 + head.of_token(head.growth) * rest) * others - rest
+    t = head.of_token(head.reach)
+    odds = (1 + 2 * t / (1 - t) * rest) * others - rest  # 1 + (e^r - 1) (1 - p_x) = p_x / lower_x
     return odds / (1 + odds)
 
 
 def interval_uncertainty(head: HeadOutput) -> Tensor:
     """The publication's U = ||width||_1 * std(width), population std over V, [...]."""
-    mean = head.width.mean(dim=-1, keepdim=True)
-    deviation = torch.linalg.vector_norm(head.width - mean, dim=-1)  # std sqrt(V)
-    score: Tensor = deviation * mean.squeeze(-1) * math.sqrt(head.centre.shape[-1])
-    return score
+    num_codes = head.centre.shape[-1]
+    total = head.width.sum(dim=-1, keepdim=True)
+    gaps = torch.add(head.width, total, alpha=-1 / num_codes)
+    distance = torch.linalg.vector_norm(gaps, dim=-1, keepdim=True)  # std sqrt(V)
+    score: Tensor = distance.mul_(total).mul_(1 / math.sqrt(num_codes))
+    return score.squeeze(-1)
 
 
 def scaled_uncertainty(head: HeadOutput) -> Tensor:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ciar.head_output import HeadOutput
+from ciar.head_output import HeadOutput, reach_of
 from ciar.models.inter_head import DraftModel
 from ciar.target import TargetModel
 from ciar.types import SamplingParams
@@ -46,7 +46,7 @@ def score_rows(name: str, choice: Choice) -> Tensor:
     The discrete ones know single tokens only.
     """
     score = TENSOR_SCORES[name]
-    columns = choice.centre, choice.radius.float().expm1(), choice.drafted
+    columns = choice.centre, reach_of(choice.radius), choice.drafted
     if name.startswith("discrete"):
         return torch.stack([score(HeadOutput(*row)) for row in zip(*columns, strict=True)])
     return score(HeadOutput(*columns))

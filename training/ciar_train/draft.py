@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ciar.families import make_draft
-from ciar.head_output import HeadOutput
+from ciar.head_output import HeadOutput, reach_of
 from ciar.interval import interfuse
 from ciar.models.embedding import LowRankEmbedding
 from ciar.models.inter_head import DraftModel, InterHeadConfig
@@ -399,7 +399,7 @@ def mean_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 def describe(p: Tensor, centre: Tensor, radius: Tensor) -> dict[str, Tensor]:
     """Per position [B, T]: distance to the cloud, scores, and the mass of p_C in the interval."""
-    interval, head = interfuse(centre, radius), HeadOutput(centre, radius.float().expm1())
+    interval, head = interfuse(centre, radius), HeadOutput(centre, reach_of(radius))
     inside = (p >= interval.lower) & (p <= interval.upper)
     return {
         "tv": total_variation(p, interval.mid),
