@@ -20,6 +20,7 @@ from ciar.uncertainty import interval_uncertainty, total_width
 from ciar_bench import cli, head_scale, interleaved, machine
 from ciar_bench.head_scale import (
     VARIANTS,
+    HeadSet,
     ScalePlan,
     ScaleRow,
     cold_copies,
@@ -186,6 +187,18 @@ def test_copies_are_not_in_a_cache_when_their_turn_comes_again(weights: Any) -> 
     copies = cold_copies(32, 256, weights, CPU)
     assert (len(copies) - 2) * copies[0].num_bytes(None) < 2**16
     assert (len(copies) - 1) * copies[0].num_bytes(None) >= 2**16
+    addresses = {address for heads in copies for address in addresses_of(heads)}
+    assert len(addresses) == len(copies) * len(addresses_of(copies[0]))
+    assert all(copy.num_bytes("rank 64") == copies[0].num_bytes("rank 64") for copy in copies)
+    found = [VARIANTS["U, rank 64"].run(heads, hidden()) for heads in copies]
+    assert found == [found[0]] * len(copies)
+
+
+def addresses_of(heads: HeadSet) -> set[int]:
+    """Of all that its products read."""
+    products = [p for one in heads.prepared.values() for p in (one.first, one.radius)]
+    tensors = [value for p in products for value in vars(p).values() if isinstance(value, Tensor)]
+    return {tensor.data_ptr() for tensor in tensors}
 
 
 def test_the_largest_cache_of_a_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

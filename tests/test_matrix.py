@@ -63,3 +63,11 @@ def test_a_row_of_zeros_stays_zero() -> None:
     stored[3] = 0.0
     assert int8_rows(stored) is not None
     assert float(matrix(stored)(torch.ones(1, 32))[0, 3]) == 0.0
+
+
+@pytest.mark.parametrize(("out", "row"), [(2048, 2048 + 64), (2049, 2049), (96, 96)])
+def test_rows_of_whole_pages_have_a_gap_behind_them(out: int, row: int) -> None:
+    kept, x = weight(out, 48), torch.randn(3, 48, generator=torch.Generator().manual_seed(1))
+    product = FloatMatrix(kept, torch.ones(out))
+    assert product.transposed.shape == (48, out) and product.transposed.stride() == (row, 1)
+    torch.testing.assert_close(product(x), x @ kept.t() + 1, rtol=1e-5, atol=1e-5)

@@ -32,7 +32,6 @@ from ciar.uncertainty import discrete_uncertainty, entropy, interval_uncertainty
 from ciar_bench.interleaved import Call, Timing, peak_bytes, time_calls
 from ciar_bench.machine import cache_bytes
 from ciar_edge.heads import PreparedHeads
-from ciar_edge.huge_pages import in_huge_pages
 from ciar_edge.matrix import FloatMatrix, Int8Matrix, Matrix
 
 Weights = Literal["float32", "int8"]
@@ -139,12 +138,16 @@ def copy_of(heads: HeadSet) -> HeadSet:
 
 def copy_of_heads(heads: PreparedHeads) -> PreparedHeads:
     found = copy(heads)
-    found.first, found.radius = copy(heads.first), copy(heads.radius)
-    for product in (found.first, found.radius):
-        for name, value in vars(product).items():
-            if isinstance(value, Tensor):
-                setattr(product, name, in_huge_pages(value.clone()))
+    found.first, found.radius = copy_of_product(heads.first), copy_of_product(heads.radius)
     return found
+
+
+def copy_of_product(product: Matrix) -> Matrix:
+    assert isinstance(product, FloatMatrix | Int8Matrix)
+    bias = None if product.bias is None else product.bias.clone()
+    if isinstance(product, FloatMatrix):
+        return FloatMatrix(product.transposed.t().clone(), bias)
+    return Int8Matrix(product.levels.clone(), product.scale.clone(), bias)
 
 
 def num_bytes(product: Matrix) -> int:
