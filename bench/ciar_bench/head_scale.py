@@ -1,19 +1,21 @@
 """`ciar-bench head-scale`: what a score costs behind the centre head as codebook and k grow.
 
-    plain               centre logits alone
-    plain again         the same once more: how far the measurement itself is off
+    plain               centre logits alone; their ratio says how far the measurement is off
     entropy             of the centre logits
     interval, U         the default score and the publication's, radius of rank 64 or a full matrix
     discrete k          U of the materialised solution set of k codes, radius of rank 64
 
 All run as the edge runs them (`ciar_edge.heads`), down to one float, and a few times in a row, as
-an edge does token after token. Calls go through copies of the weights, so many that none is in a
-cache when its turn comes again. The plain head reads the very weights that rank 64 does, less the
-radius.
+an edge does token after token. The plain head reads the weights that rank 64 does, less the radius.
+
+Each is measured against the plain head alone, by turns, and every call of either reads a copy of
+the weights that was read last before more than any cache holds. (Of copies that several variants
+share, what fewer of them read would be colder.)
 
     D width   V codebook
 """
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
@@ -98,6 +100,10 @@ class HeadSet:
         centres, codes = heads(hidden[None])
         return HeadOutput(centres[0], lambda: heads.reach(codes)[0])
 
+    @property
+    def products(self) -> list[Matrix]:
+        return [p for heads in self.prepared.values() for p in (heads.first, heads.radius)]
+
     def num_bytes(self, radius: Radius | None) -> int:
         """Of weights."""
         if radius is None:
@@ -151,7 +157,11 @@ def copy_of_product(product: Matrix) -> Matrix:
 
 
 def num_bytes(product: Matrix) -> int:
-    return sum(value.nbytes for value in vars(product).values() if isinstance(value, Tensor))
+    return sum(tensor.nbytes for tensor in tensors_of(product))
+
+
+def tensors_of(product: Matrix) -> list[Tensor]:
+    return [value for value in vars(product).values() if isinstance(value, Tensor)]
 
 
 @dataclass(frozen=True)
@@ -174,7 +184,6 @@ def discrete(num_codes: int) -> Variant:
 
 VARIANTS: Mapping[str, Variant] = {
     PLAIN: Variant(None),
-    "plain again": Variant(None),
     "entropy": Variant(entropy),
     "interval, rank 64": Variant(total_width, "rank 64"),
     "U, rank 64": Variant(interval_uncertainty, "rank 64"),
@@ -211,11 +220,9 @@ def measure_scale(
 
 
 def cold_copies(dim: int, vocab_size: int, weights: Weights, device: torch.device) -> list[HeadSet]:
-    """The same heads, so many that the centres alone of all but one take twice the largest cache:
-    that much is read between two calls of the same weights, whatever they are of.
-    """
+    """The same heads, so many that the centres of all but two take twice the largest cache."""
     first = random_heads(dim, vocab_size, weights, device)
-    others = math.ceil(2 * cache_bytes(device) / first.num_bytes(None))
+    others = 1 + math.ceil(2 * cache_bytes(device) / first.num_bytes(None))
     return [first, *(copy_of(first) for _ in range(others))]
 
 
@@ -223,20 +230,28 @@ def measure_row(
     copies: Sequence[HeadSet], dim: int, weights: Weights, rounds: int, device: torch.device
 ) -> ScaleRow:
     hidden = torch.randn(dim, device=device)
-    variants = variants_of(copies[0].vocab_size)
-    calls = {name: on_copies(variant, copies, hidden) for name, variant in variants.items()}
-    timings = time_calls(calls, PLAIN, rounds=rounds, device=device)
-    costs = {
-        name: Cost(
-            timing=timings[name],
-            weight_bytes=copies[0].num_bytes(variants[name].radius),
-            peak_bytes=peak_bytes(call, device),
+    costs: dict[str, Cost] = {}
+    for name, variant in variants_of(copies[0].vocab_size).items():
+        costs[name] = Cost(
+            timing=against_plain(variant, copies, hidden, rounds),
+            weight_bytes=copies[0].num_bytes(variant.radius),
+            peak_bytes=peak_bytes(on_copies(variant, copies, hidden), device),
         )
-        for name, call in calls.items()
-    }
     return ScaleRow(dim=dim, vocab_size=copies[0].vocab_size, weights=weights, costs=costs)
+
+
+def against_plain(
+    variant: Variant, copies: Sequence[HeadSet], hidden: Tensor, rounds: int
+) -> Timing:
+    """Every other copy is the plain head's."""
+    calls = {
+        "plain": on_copies(VARIANTS[PLAIN], copies[::2], hidden),
+        "variant": on_copies(variant, copies[1::2], hidden),
+    }
+    return time_calls(calls, "plain", rounds=rounds, device=hidden.device)["variant"]
 
 
 def on_copies(variant: Variant, copies: Sequence[HeadSet], hidden: Tensor) -> Call:
     """Every call with other weights."""
-    return lambda index: variant.run(copies[index % len(copies)], hidden)
+    turns = itertools.cycle(copies)
+    return lambda: variant.run(next(turns), hidden)

@@ -22,12 +22,12 @@ def scale_markdown(rows: Sequence[ScaleRow], plan: ScalePlan) -> str:
         "# scale of the Inter-Head",
         "",
         f"{describe_machine()}, {device}; {date}. Random weights, one token a call; {clock}, "
-        f"median of {plan.rounds} interleaved rounds of {IN_A_ROW} calls in a row, of which the "
-        "first does not count. In brackets the ratio to the plain head of the same round: median, "
-        "and the range without the tenth of rounds at either end. Calls go through copies of the "
-        f"weights that take more than twice the largest cache, {cache:.0f} MiB, so that they come "
-        "from memory. Bytes of weights are computed, those of temporaries measured: the most that "
-        "torch has allocated at once.",
+        f"median of {plan.rounds} rounds: {IN_A_ROW} calls in a row of the plain head and of the "
+        "other, of which the first does not count. In brackets the ratio to the plain head of the "
+        "same round: median, and the range without the tenth of rounds at either end; that of the "
+        "plain head is to itself. Calls go through copies of the weights that take more than twice "
+        f"the largest cache, {cache:.0f} MiB, so that they come from memory. Bytes of weights are "
+        "computed, those of temporaries measured: the most that torch has allocated at once.",
         "",
     ]
     for (dim, weights), group in groupby(rows, key=lambda row: (row.dim, row.weights)):
@@ -44,7 +44,7 @@ def section(title: str, rows: Sequence[ScaleRow]) -> list[str]:
         *table(
             "MiB of weights, KiB of temporaries",
             rows,
-            [name for name in names if name != "plain again"],
+            names,
             lambda row, name: (
                 f"{row.costs[name].weight_bytes / MIB:.1f}, {row.costs[name].peak_bytes / KIB:.0f}"
             ),

@@ -7,7 +7,6 @@ of the same round. On a CPU time is that of the calling thread, so that waiting 
 count; on a GPU it is that between two events.
 """
 
-import itertools
 import random
 import statistics
 import time
@@ -17,8 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-Call = Callable[[int], object]
-"""What is timed, given how many calls there were before."""
+Call = Callable[[], object]
 
 IN_A_ROW = 4
 
@@ -39,26 +37,25 @@ def time_calls(
     """`reference` is the name of one of the calls."""
     names = list(calls)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    count = itertools.count()
     for number in range(1 + rounds):  # the first one warms up
         for name in random.Random(number).sample(names, len(names)):
-            row = [seconds_of(calls[name], next(count), device) for _ in range(IN_A_ROW)]
+            row = [seconds_of(calls[name], device) for _ in range(IN_A_ROW)]
             if number > 0:
                 seconds[name].append(statistics.median(row[1:]))
     return {name: summarize(values, seconds[reference]) for name, values in seconds.items()}
 
 
-def seconds_of(call: Call, number: int, device: torch.device) -> float:
+def seconds_of(call: Call, device: torch.device) -> float:
     if device.type == "cuda":
         start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         start.record()
-        call(number)
+        call()
         end.record()
         end.synchronize()
         return float(start.elapsed_time(end)) / 1e3
     started = time.thread_time()
-    call(number)
+    call()
     return time.thread_time() - started
 
 
@@ -75,14 +72,14 @@ def summarize(seconds: Sequence[float], reference: Sequence[float]) -> Timing:
 
 def peak_bytes(call: Call, device: torch.device) -> int:
     """Most bytes that torch has allocated at once in a call, beyond what was there before."""
-    call(0)
+    call()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        call(0)
+        call()
         return torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        call(0)
+        call()
     assert profiler.profiler is not None
     events = profiler.profiler.kineto_results.events()
     held = peak = 0
