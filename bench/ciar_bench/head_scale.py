@@ -49,7 +49,7 @@ CODE_COUNTS = (10, 30, 100, 300, 1000)
 class ScalePlan:
     vocab_sizes: tuple[int, ...] = (1024, 4096, 16384, 65536)
     dims: tuple[int, ...] = (1280, 256)
-    rounds: int = 60
+    rounds: int = 30
 
     def __post_init__(self) -> None:
         for field in ("vocab_sizes", "dims"):
