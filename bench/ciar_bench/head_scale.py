@@ -100,10 +100,6 @@ class HeadSet:
         centres, codes = heads(hidden[None])
         return HeadOutput(centres[0], lambda: heads.reach(codes)[0])
 
-    @property
-    def products(self) -> list[Matrix]:
-        return [p for heads in self.prepared.values() for p in (heads.first, heads.radius)]
-
     def num_bytes(self, radius: Radius | None) -> int:
         """Of weights."""
         if radius is None:
@@ -245,10 +241,10 @@ def against_plain(
 ) -> Timing:
     """Every other copy is the plain head's."""
     calls = {
-        "plain": on_copies(VARIANTS[PLAIN], copies[::2], hidden),
+        PLAIN: on_copies(VARIANTS[PLAIN], copies[::2], hidden),
         "variant": on_copies(variant, copies[1::2], hidden),
     }
-    return time_calls(calls, "plain", rounds=rounds, device=hidden.device)["variant"]
+    return time_calls(calls, PLAIN, rounds=rounds, device=hidden.device)["variant"]
 
 
 def on_copies(variant: Variant, copies: Sequence[HeadSet], hidden: Tensor) -> Call:
