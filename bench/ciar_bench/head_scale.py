@@ -98,7 +98,7 @@ class HeadSet:
         """h [D] -> as the edge makes it."""
         heads = self.prepared[radius]
         centres, codes = heads(hidden[None])
-        return HeadOutput(centres[0], lambda: heads.reach(codes)[0])
+        return heads.outputs(centres, codes, [None])[0]
 
     def num_bytes(self, radius: Radius | None) -> int:
         """Of weights."""

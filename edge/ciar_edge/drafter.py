@@ -17,7 +17,6 @@ holds the weights as `matrix` lays them out, side by side where they share an in
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -290,17 +289,17 @@ class Drafter:
 
     @torch.inference_mode()
     def _draft(self, wave: range) -> None:
-        self.drafted += [self.order.cells[position] for position in wave]
         hidden = self._extend(wave)  # [m, D]
-        heads, sampling, noise = self.model.heads, self._sampling, self._noise
-        centres, codes = heads(hidden)
-        reaches = Reaches(heads, codes)
-        for index, position in enumerate(wave):
-            cell, centre = self.order.cells[position], centres[index]
-            token = coupled_draw(centre, cell, sampling, noise)
-            head = HeadOutput(centre, partial(reaches.row, index), token)
-            parts = (cell, token, hidden[index], codes[index], head)
-            self._drafts[position] = Draft(position, *parts)
+        centres, codes = self.model.heads(hidden)
+        cells = [self.order.cells[position] for position in wave]
+        tokens = [
+            coupled_draw(centre, cell, self._sampling, self._noise)
+            for centre, cell in zip(centres, cells, strict=True)
+        ]
+        outputs = self.model.heads.outputs(centres, codes, tokens)
+        parts = zip(wave, cells, tokens, hidden, codes, outputs, strict=True)
+        self._drafts.update((position, Draft(position, *rest)) for position, *rest in parts)
+        self.drafted += cells
 
     def _extend(self, wave: range) -> Tensor:
         """Cache what the wave depends on, and get the hidden states [m, D] that predict it."""
@@ -340,20 +339,3 @@ class Drafter:
         sees = F.pad(self.order.sees(rows), (num_condition, 0), value=True)
         prompt = torch.ones(len(x) - len(sees), first + len(x), dtype=torch.bool).tril()
         return torch.cat([prompt, sees])
-
-
-class Reaches:
-    """Of the drafts of a wave: all are computed when one is asked for.
-
-    codes: [m, R].
-    """
-
-    def __init__(self, heads: PreparedHeads, codes: Tensor) -> None:
-        self._heads, self._codes = heads, codes
-        self._rows: Tensor | None = None  # [m, V]
-
-    def row(self, index: int) -> Tensor:
-        """[V]"""
-        if self._rows is None:
-            self._rows = self._heads.reach(self._codes)
-        return self._rows[index]

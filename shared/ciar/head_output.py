@@ -15,6 +15,7 @@ its data nor its code there. So few torch calls count more than little arithmeti
     V codebook size; functions of tensors work on the last dimension
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
@@ -90,6 +91,19 @@ class HeadOutput:
         s = torch.addcmul(p, p, p, value=-1).mul_(t)  # t q
         return s.div_(torch.add(s, t, alpha=-0.25).mul_(t).add_(0.25))
 
+    @cached_property
+    def total(self) -> Tensor:
+        """||width||_1, [...]."""
+        return self.width.sum(dim=-1)
+
+    @cached_property
+    def spread(self) -> Tensor:
+        """Population standard deviation of the widths over V, [...]."""
+        num_codes = self.width.shape[-1]
+        gaps = torch.add(self.width, self.total[..., None], alpha=-1 / num_codes)
+        distance: Tensor = torch.linalg.vector_norm(gaps, dim=-1)
+        return distance.mul_(1 / math.sqrt(num_codes))
+
     @classmethod
     def stack(cls, heads: Sequence["HeadOutput"], reach: Callable[[], Tensor]) -> "HeadOutput":
         """Heads of one token each as one of n; what all have computed is not computed again.
@@ -98,9 +112,13 @@ class HeadOutput:
         """
         head = cls(torch.stack([h.centre for h in heads]), reach)
         for name in ("reach", "mid"):
-            if all(name in vars(h) for h in heads):
+            if all(h.has(name) for h in heads):
                 setattr(head, name, torch.stack([getattr(h, name) for h in heads]))
         return head
+
+    def has(self, name: str) -> bool:
+        """Whether the attribute has been computed."""
+        return name in vars(self)
 
     def of_token(self, values: Tensor) -> Tensor:
         """[..., V] -> [...]: the drawn token's."""

