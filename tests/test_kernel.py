@@ -303,6 +303,7 @@ def test_processes_that_compile_at_the_same_time(cache: Path) -> None:
         ("CIAR_KERNEL", "0", "CIAR_KERNEL is 0"),
         ("CC", "/nowhere/cc", "/nowhere/cc"),
         ("CC", "false", "false -std=gnu11"),
+        ("CC", "'cc", "No closing quotation"),
     ],
 )
 def test_without_a_compiler_torch_does_it(

@@ -1,6 +1,6 @@
 """`intervals.c`: what follows the heads' products in one call, where a C compiler is there.
 
-Compiled for this very processor when it is first needed (a third of a second), and kept in the
+Compiled for this very processor when it is first needed (0.1 to 0.4 s), and kept in the
 cache folder (`ciar.cache`) under a hash of all it depends on. The compiler is `CC`, or `cc`.
 Without one, without a place to keep the file, or with `CIAR_KERNEL=0`, `ciar.head_output` does the
 same in torch.
@@ -29,7 +29,7 @@ SOURCE = Path(__file__).with_name("intervals.c")
 CPU_INFO = Path("/proc/cpuinfo")
 FAST = ("-O3", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math")
 SWITCH = "CIAR_KERNEL"
-MAX_SECONDS = 60.0  # for a compiler; usual is a third of one
+MAX_SECONDS = 60.0  # for a compiler; usual is less than one
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def interval_kernel() -> IntervalKernel | None:
     """None where there is none; the log says why."""
     try:
         return IntervalKernel(_compiled())
-    except (KernelError, OSError, RuntimeError) as error:
+    except (KernelError, OSError, RuntimeError, ValueError) as error:
         log.info("intervals are computed in torch: %s", error)
         return None
 
@@ -90,7 +90,7 @@ def _compiled() -> Path:
     name = hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
     library = cache_folder() / "kernels" / f"{name}.so"
     if not library.exists():
-        library.parent.mkdir(parents=True, exist_ok=True)
+        library.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
             part = Path(scratch) / library.name
             _run([*command, str(SOURCE), "-o", str(part), "-lm"])
