@@ -1,7 +1,9 @@
 """The table of faults: every fault injected once or twice, on real processes."""
 
 import asyncio
+import gc
 import importlib.util
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -79,3 +81,33 @@ def test_the_bad_proxy_is_bad(run: Run, share: float) -> None:
             return first, end
 
     assert run(scenario()) == (b"hello", "silent" if share else "closed")
+
+
+@pytest.mark.parametrize("num_turns", range(12))
+def test_the_bad_proxy_leaves_nothing_open(run: Run, num_turns: int) -> None:
+    """Though it ends while a connection does, at whatever turn of that; else there are warnings."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.read(1))
+        with suppress(ConnectionError):
+            await reader.read(1)
+        writer.transport.abort()
+
+    async def scenario() -> None:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        target = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        calm = Treatment(life_seconds=1e6)
+        async with server, BadProxy(target, calm, seed=1).running() as proxy:
+            host, _, port = proxy.address.rpartition(":")
+            ends = [await asyncio.open_connection(host, int(port)) for _ in range(3)]
+            for reader, writer in ends:
+                writer.write(b"x")
+                assert await reader.read(1) == b"x"
+            for _, writer in ends:
+                writer.transport.abort()
+            for _ in range(num_turns):
+                await asyncio.sleep(0)
+        gc.collect()
+        await asyncio.sleep(0.01)
+
+    run(scenario())

@@ -54,10 +54,12 @@ class BadProxy:
         self._tasks.add(task)
         try:
             with suppress(asyncio.CancelledError, OSError):  # the proxy ends; nobody is there
-                await self._carry(reader, writer)
+                try:
+                    await self._carry(reader, writer)
+                finally:
+                    await abort(writer)
         finally:
             self._tasks.discard(task)
-            await abort(writer)
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there = await asyncio.open_connection(self._host, self._port)
@@ -80,8 +82,8 @@ class BadProxy:
         finally:
             for pipe in pipes:
                 pipe.cancel()
+            await abort(there[1])  # first, as the proxy may end while this does
             await asyncio.gather(*pipes, return_exceptions=True)
-            await abort(there[1])
 
     async def _pipe(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, is_dead: asyncio.Event
