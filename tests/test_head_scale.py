@@ -310,6 +310,16 @@ def test_the_command_prints_and_writes_tables(tmp_path: Path) -> None:
     assert len(json.loads(result.stdout)["rows"]) == 2
 
 
+@pytest.mark.parametrize(
+    ("kernel", "means"), [(None, "in torch"), (print, "by the compiled kernel")]
+)
+def test_the_heading_says_what_computed_the_intervals(
+    rows: list[ScaleRow], kernel: Any, means: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ciar_bench.head_scale_table.interval_kernel", lambda: kernel)
+    assert f"intervals {means};" in scale_markdown(rows, ScalePlan())
+
+
 def test_a_k_that_a_codebook_lacks_is_an_empty_cell(rows: list[ScaleRow]) -> None:
     text = scale_markdown(rows, ScalePlan(rounds=2))
     line = next(x for x in text.splitlines() if x.startswith("| discrete 100 |"))

@@ -9,19 +9,23 @@ import torch
 from ciar_bench.head_scale import ScalePlan, ScaleRow
 from ciar_bench.interleaved import IN_A_ROW, Timing
 from ciar_bench.machine import cache_bytes, describe_machine
+from ciar_edge.kernel import interval_kernel
 
 MIB, KIB = 2**20, 2**10
 
 
 def scale_markdown(rows: Sequence[ScaleRow], plan: ScalePlan) -> str:
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "1 thread"
-    clock = "CUDA events" if torch.cuda.is_available() else "CPU time of the thread"
-    cache = cache_bytes(torch.device("cuda" if torch.cuda.is_available() else "cpu")) / MIB
+    has_gpu = torch.cuda.is_available()
+    device = torch.cuda.get_device_name() if has_gpu else "1 thread"
+    clock = "CUDA events" if has_gpu else "CPU time of the thread"
+    cache = cache_bytes(torch.device("cuda" if has_gpu else "cpu")) / MIB
+    means = "in torch" if has_gpu or interval_kernel() is None else "by the compiled kernel"
     date = datetime.now(UTC).date()
     lines = [
         "# scale of the Inter-Head",
         "",
-        f"{describe_machine()}, {device}; {date}. Random weights, one token a call; {clock}, "
+        f"{describe_machine()}, {device}; {date}. Random weights, one token a call, intervals "
+        f"{means}; {clock}, "
         f"median of {plan.rounds} rounds: {IN_A_ROW} calls in a row of the plain head and of the "
         "other, of which the first does not count. In brackets the ratio to the plain head of the "
         "same round: median, and the range without the tenth of rounds at either end; that of the "
