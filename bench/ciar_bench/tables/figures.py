@@ -93,7 +93,7 @@ def draw_wall(path: Path, folders: dict[str, Path]) -> None:
             with Image.open(folder / f"{column:05d}.png") as image:
                 tile = image.convert("RGB").resize((TILE, TILE), Image.Resampling.LANCZOS)
             sheet.paste(tile, (LABEL + column * (TILE + GAP), top))
-    sheet.save(path, quality=WALL_QUALITY, optimize=True)
+    sheet.save(path, quality=WALL_QUALITY, optimize=True, progressive=True)
 
 
 def draw_sheet(path: Path, folder: Path) -> None:
@@ -112,7 +112,7 @@ def draw_sheet(path: Path, folder: Path) -> None:
         lines = textwrap.wrap(read_record(folder, index).prompt, 24, max_lines=3, placeholder="...")
         below = (left, top + SHEET_TILE + 2)
         pen.multiline_text(below, "\n".join(lines), fill="black", font=font(9), spacing=1)
-    sheet.save(path, quality=QUALITY, optimize=True)
+    sheet.save(path, quality=QUALITY, optimize=True, progressive=True)
 
 
 def draw_maps(path: Path, folder: Path, painter: Painter) -> None:
@@ -129,7 +129,7 @@ def draw_maps(path: Path, folder: Path, painter: Painter) -> None:
     for panel_image in half:
         sheet.paste(panel_image, (0, top))
         top += panel_image.height
-    sheet.save(path, quality=QUALITY, optimize=True)
+    sheet.save(path, quality=QUALITY, optimize=True, progressive=True)
 
 
 def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
@@ -152,7 +152,7 @@ def save(figure: Figure, path: Path) -> None:
     figure.savefig(drawn, format="png", dpi=DPI)
     with Image.open(drawn) as image:
         palette = image.convert("RGB").quantize(dither=Image.Dither.NONE)
-    palette.save(path, optimize=True)
+    palette.save(path, optimize=True, progressive=True)
 
 
 def font(size: int = 12) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
