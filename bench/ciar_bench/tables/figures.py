@@ -152,7 +152,7 @@ def save(figure: Figure, path: Path) -> None:
     figure.savefig(drawn, format="png", dpi=DPI)
     with Image.open(drawn) as image:
         palette = image.convert("RGB").quantize(dither=Image.Dither.NONE)
-    palette.save(path, optimize=True, progressive=True)
+    palette.save(path, optimize=True)
 
 
 def font(size: int = 12) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
