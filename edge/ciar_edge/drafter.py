@@ -293,12 +293,13 @@ class Drafter:
         centres, codes = self.model.heads(hidden)
         cells = [self.order.cells[position] for position in wave]
         tokens = [
-            coupled_draw(centre, cell, self._sampling, self._noise)
-            for centre, cell in zip(centres, cells, strict=True)
+            coupled_draw(centres[row], cell, self._sampling, self._noise)
+            for row, cell in enumerate(cells)
         ]
         outputs = self.model.heads.outputs(centres, codes, tokens)
-        parts = zip(wave, cells, tokens, hidden, codes, outputs, strict=True)
-        self._drafts.update((position, Draft(position, *rest)) for position, *rest in parts)
+        for row, position in enumerate(wave):
+            parts = (cells[row], tokens[row], hidden[row], codes[row], outputs[row])
+            self._drafts[position] = Draft(position, *parts)
         self.drafted += cells
 
     def _extend(self, wave: range) -> Tensor:
